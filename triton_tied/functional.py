@@ -1,0 +1,335 @@
+r"""The tied convolutions as functions: arguments are checked here, before anything runs.
+
+.. math:: y = \alpha \, (\mathrm{conv}(x, \mathrm{unpack}(packed)) + b) + r
+
+Mistakes raise what ``F.conv2d`` raises for them, with the offending values.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, per_axis, resolve
+from .packing import CHANNELS_LAST, SIGNS, Layout, check_symmetry
+from .preparation import prepare
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def tied_conv1d(
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: IntOrInts,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    symmetry: str = "self_adjoint",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """:func:`tied_conv2d` over ``(N, C, L)`` or ``(C, L)`` input."""
+    return _tied_conv(
+        1, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
+        symmetry, alpha, residual,
+    )  # fmt: skip
+
+
+def tied_conv2d(
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: IntOrInts,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    symmetry: str = "self_adjoint",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``alpha * (conv2d(input, W) + bias) + residual`` where W is the tied weight of ``packed``.
+
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The
+            output has its memory format.
+        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``.
+        bias: ``(C,)`` or None, of the dtype of ``input``.
+        kernel_size, stride, dilation: an int or a sequence of two.
+        padding: likewise, or "same" (stride 1 only) or "valid".
+        groups: divides C; the tie holds inside each group.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        symmetry: "self_adjoint" (``W[i,j,a,b] = W[j,i,KH-1-a,KW-1-b]``) or "skew_adjoint" (with
+            a minus sign). As a linear map the convolution is its own transpose, up to that sign,
+            with stride 1, an odd kernel, and zero or circular "same" padding; otherwise only the
+            weight is tied.
+        alpha: a plain number that scales the convolution and the bias.
+        residual: added at the end; of the shape and dtype of the output, or None.
+
+    Returns:
+        ``(N, C, H_out, W_out)`` or ``(C, H_out, W_out)``, sizes as in ``F.conv2d``.
+
+    Under autocast all tensors but float64 ones are cast to the autocast dtype, as in ``F.conv2d``.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an unknown symmetry or padding mode, a kernel size that is not positive.
+        RuntimeError: whatever ``F.conv2d`` refuses; ``packed`` of the wrong length; tensors of
+            different dtype or device; NotImplementedError for dtypes and layouts not supported.
+    """
+    return _tied_conv(
+        2, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
+        symmetry, alpha, residual,
+    )  # fmt: skip
+
+
+def tied_conv3d(
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: IntOrInts,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    symmetry: str = "self_adjoint",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """:func:`tied_conv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."""
+    return _tied_conv(
+        3, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
+        symmetry, alpha, residual,
+    )  # fmt: skip
+
+
+def _tied_conv(
+    dims: int,
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    kernel_size: IntOrInts,
+    stride: IntOrInts,
+    padding: Padding,
+    dilation: IntOrInts,
+    groups: int,
+    padding_mode: str,
+    symmetry: str,
+    alpha: float,
+    residual: Tensor | None,
+) -> Tensor:
+    tensors = {"input": input, "packed": packed, "bias": bias, "residual": residual}
+    described = {name: _describe(dims, name, t) for name, t in tensors.items() if t is not None}
+    autocast = _autocast_dtype(described["input"].device.type)
+    # The checks look at descriptions only, so that what passed once need not be checked again.
+    known = type(input) is Tensor and not torch.compiler.is_compiling()
+    layout, geometry, dtype = (_known_plan if known else _plan)(
+        tuple(described.items()),
+        autocast,
+        per_axis("kernel_size", kernel_size, dims),
+        per_axis("stride", stride, dims),
+        padding if isinstance(padding, str) else per_axis("padding", padding, dims),
+        per_axis("dilation", dilation, dims),
+        check_groups(groups),
+        padding_mode,
+        symmetry,
+    )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
+    weight = prepare(packed, layout, dtype, _is_channels_last(dims, input))
+    input = input.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    residual = None if residual is None else residual.to(dtype)
+    return reference.convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
+
+
+class _Description(NamedTuple):
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"tied_conv{dims}d(): argument {name!r} must be Tensor, not {type(tensor).__name__}"
+        )
+    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
+        raise NotImplementedError(
+            f"tied_conv{dims}d is not implemented for {name} of dtype {tensor.dtype} and "
+            f"layout {tensor.layout}: expected strided float64, float32, float16 or bfloat16"
+        )
+    return _Description(tensor.shape, tensor.dtype, tensor.device)
+
+
+def _plan(
+    tensors: tuple[tuple[str, _Description], ...],
+    autocast: torch.dtype | None,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+    symmetry: str,
+) -> tuple[Layout, Geometry, torch.dtype]:
+    """All checks that need no values. Returns the layout, the geometry and the compute dtype."""
+    given = dict(tensors)
+    check_padding_mode(padding_mode)
+    check_symmetry(symmetry)
+    geometry = resolve(kernel, stride, padding, dilation)
+    _check_rank(given["input"], len(kernel))
+    dtype = _check_types(given, autocast)
+    layout = _check_channels(given, kernel, groups, symmetry)
+    _check_walk(given, kernel, geometry)
+    return layout, geometry, dtype
+
+
+_known_plan = functools.lru_cache(maxsize=4096)(_plan)
+
+
+def _check_rank(input: _Description, dims: int) -> None:
+    if len(input.shape) not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"Expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input to "
+            f"tied_conv{dims}d, but got input of size: {list(input.shape)}"
+        )
+
+
+def _check_types(given: dict[str, _Description], autocast: torch.dtype | None) -> torch.dtype:
+    input = given["input"]
+    dtype = _after_autocast(input.dtype, autocast)
+    for name, tensor in given.items():
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but input is on {input.device} "
+                f"and {name} is on {tensor.device}"
+            )
+        if _after_autocast(tensor.dtype, autocast) != dtype:
+            raise RuntimeError(
+                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+    return dtype
+
+
+def _check_channels(
+    given: dict[str, _Description], kernel: tuple[int, ...], groups: int, symmetry: str
+) -> Layout:
+    shape = given["input"].shape
+    channels = shape[-len(kernel) - 1]
+    if channels < 1 or channels % groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected input{list(shape)} to have a positive number "
+            f"of channels divisible by {groups}, but got {channels} channels"
+        )
+    layout = Layout(channels, kernel, groups, symmetry)
+    if given["packed"].shape != (layout.size,):
+        raise RuntimeError(_wrong_length(shape, given["packed"].shape, layout))
+    if "bias" in given and given["bias"].shape != (channels,):
+        raise RuntimeError(
+            f"Given weight of size {list(layout.weight_shape)}, expected bias to be 1-dimensional "
+            f"with {channels} elements, but got bias of size {list(given['bias'].shape)} instead"
+        )
+    return layout
+
+
+def _wrong_length(input_shape: torch.Size, packed_shape: torch.Size, layout: Layout) -> str:
+    """What packed should have been, and what its length would be right for."""
+    expected = (
+        f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
+        f"but got packed of size {list(packed_shape)}"
+    )
+    if len(packed_shape) != 1:
+        return expected
+    size = packed_shape[0]
+    for symmetry in sorted(SIGNS, key=lambda name: name != layout.symmetry):
+        groups, kernel = layout.groups, layout.kernel_size
+        most = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
+        for group_channels in range(1, most):
+            other = Layout(group_channels * groups, kernel, groups, symmetry)
+            if other.size != size:
+                continue
+            if other.channels == layout.channels:
+                return f"{expected}, the length for symmetry={symmetry!r}"
+            return (
+                f"Given groups={groups}, weight of size {list(other.weight_shape)}, expected "
+                f"input{list(input_shape)} to have {other.channels} channels, but got "
+                f"{layout.channels} channels instead ({expected})"
+            )
+    return expected
+
+
+def _check_walk(
+    given: dict[str, _Description], kernel: tuple[int, ...], geometry: Geometry
+) -> None:
+    shape = given["input"].shape
+    spatial = shape[-len(kernel) :]
+    if min(min(pair) for pair in geometry.padding) < 0:
+        raise RuntimeError(
+            f"negative padding is not supported, got padding={[p for p, _ in geometry.padding]}"
+        )
+    padded, window = geometry.padded_size(spatial), geometry.window(kernel)
+    if min(spatial) < 1 or any(p < w for p, w in zip(padded, window, strict=True)):
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({_times(padded)}). "
+            f"Kernel size: ({_times(window)}). Kernel size can't be greater than actual input "
+            f"size, and no side of it can be empty, but got input of size {list(shape)}"
+        )
+    expected = [*shape[: -len(kernel)], *geometry.output_size(spatial, kernel)]
+    if "residual" in given and list(given["residual"].shape) != expected:
+        raise RuntimeError(
+            f"expected residual of the output's size {expected}, "
+            f"but got residual of size {list(given['residual'].shape)}"
+        )
+
+
+def check_groups(groups: int) -> int:
+    """Returns ``groups``; raises as ``F.conv2d`` does for what is not a positive int."""
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups must be an int, but got {groups!r}")
+    if groups < 1:
+        raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")
+    return groups
+
+
+def check_padding_mode(padding_mode: str) -> None:
+    """Raises ValueError unless ``padding_mode`` is one that ``nn.Conv2d`` knows."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(
+            f"padding_mode must be one of {set(PADDING_MODES)}, "
+            f"but got padding_mode={padding_mode!r}"
+        )
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    known = torch.amp.is_autocast_available(device_type)
+    if known and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _after_autocast(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
+    return dtype if autocast is None or dtype == torch.float64 else autocast
+
+
+def _is_channels_last(dims: int, input: Tensor) -> bool:
+    memory_format = CHANNELS_LAST.get(dims)
+    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
+        return False
+    return input.is_contiguous(memory_format=memory_format)
+
+
+def _times(sizes: list[int]) -> str:
+    return " x ".join(str(size) for size in sizes)

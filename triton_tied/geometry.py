@@ -1,0 +1,102 @@
+"""How a convolution walks over its input: stride, padding and dilation, one entry for each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+IntOrInts = int | Sequence[int]
+Padding = int | Sequence[int] | str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, dilation and padding with ints, strings and defaults resolved.
+
+    ``padding`` holds (before, after) for each axis. Either may be negative, which crops: with
+    stride 1 the input gradient of padding p is the same convolution with padding d(K-1) - p.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def symmetric_padding(self) -> tuple[int, ...] | None:
+        """One number an axis where ``F.conv2d`` can express the padding itself, else None."""
+        if all(before == after >= 0 for before, after in self.padding):
+            return tuple(before for before, _ in self.padding)
+        return None
+
+    @property
+    def flat_padding(self) -> list[int]:
+        """The order of ``F.pad``: last axis first."""
+        return [amount for pair in reversed(self.padding) for amount in pair]
+
+    def padded_size(self, spatial: Sequence[int]) -> list[int]:
+        return [size + sum(pair) for size, pair in zip(spatial, self.padding, strict=True)]
+
+    def window(self, kernel_size: Sequence[int]) -> list[int]:
+        """The extent of the dilated kernel: d(K-1) + 1."""
+        return [d * (k - 1) + 1 for k, d in zip(kernel_size, self.dilation, strict=True)]
+
+    def output_size(self, spatial: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
+        sizes = zip(self.padded_size(spatial), self.window(kernel_size), self.stride, strict=True)
+        return [(padded - window) // stride + 1 for padded, window, stride in sizes]
+
+
+def resolve(
+    kernel_size: tuple[int, ...], stride: IntOrInts, padding: Padding, dilation: IntOrInts
+) -> Geometry:
+    """The geometry of arguments as ``F.conv2d`` takes them: ints, sequences, "same", "valid".
+
+    Raises:
+        TypeError: a number that is not an integer.
+        RuntimeError: a sequence of another length, a non-positive stride or dilation, an unknown
+            padding string, or "same" with a stride.
+    """
+    dims = len(kernel_size)
+    strides = per_axis("stride", stride, dims)
+    dilations = per_axis("dilation", dilation, dims)
+    for name, values in (("stride", strides), ("dilation", dilations)):
+        if min(values) < 1:
+            raise RuntimeError(f"non-positive {name} is not supported, got {name}={list(values)}")
+    if isinstance(padding, str):
+        pairs = _named_padding(padding, kernel_size, strides, dilations)
+    else:
+        pairs = tuple((p, p) for p in per_axis("padding", padding, dims))
+    return Geometry(strides, pairs, dilations)
+
+
+def per_axis(name: str, value: IntOrInts, dims: int) -> tuple[int, ...]:
+    """An int, or a sequence of one int or of ``dims`` ints, as a tuple of ``dims``."""
+    if type(value) is int:
+        return (value,) * dims
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if values is None or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise TypeError(f"{name} must be an int or a sequence of ints, but got {value!r}")
+    if len(values) not in (1, dims):
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of {dims} values to match "
+            f"the convolution dimensions, but got {name}={list(values)}"
+        )
+    return values if len(values) == dims else values * dims
+
+
+def _named_padding(
+    padding: str, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    if padding == "valid":
+        return ((0, 0),) * len(kernel_size)
+    if padding != "same":
+        raise RuntimeError(
+            f"Invalid padding string: {padding!r}, should be one of {{'valid', 'same'}}"
+        )
+    if max(stride) > 1:
+        raise RuntimeError(
+            f"padding='same' is not supported for strided convolutions, got stride={list(stride)}"
+        )
+    total = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    return tuple((t // 2, t - t // 2) for t in total)  # the odd one goes after, as in F.conv2d

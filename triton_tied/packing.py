@@ -1,0 +1,384 @@
+r"""The algebra of tied weights: which numbers are free, where they lie, and the maps both ways.
+
+A weight of ``T = KH*KW`` taps, numbered row-major, is tied when ``W_t = s * W_{T-1-t}^T`` for the
+``C x C`` matrix ``W_t`` of every tap, with ``s = +1`` (self-adjoint) or ``s = -1`` (skew-adjoint):
+
+.. math:: W[i, j, a, b] = s \, W[j, i, K_H - 1 - a, K_W - 1 - b]
+
+Tap ``T-1-t`` is the opposite tap of ``t``. The free numbers, and so the packed vector, are:
+
+- the first ``T // 2`` taps, dense ``C x C`` matrices: the *pairs*;
+- for odd ``T`` the *centre*, its own opposite: the lower triangle of a symmetric or antisymmetric
+  matrix, with the diagonal if ``s = +1`` and without it if ``s = -1``.
+
+``packed = [pairs: group, tap, out, in | centre: group, lower triangle by rows]``, where ``C``
+stands for ``channels // groups``. This module is the only place that knows this order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a tied weight and of its packed vector.
+
+    Args:
+        channels: input and output channels of the convolution.
+        kernel_size: one number for each spatial dimension.
+        groups: the tie holds inside each group.
+        symmetry: "self_adjoint" or "skew_adjoint".
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, groups do not divide channels, or an unknown symmetry.
+    """
+
+    channels: int
+    kernel_size: tuple[int, ...]
+    groups: int = 1
+    symmetry: str = "self_adjoint"
+
+    def __post_init__(self) -> None:
+        sizes = {"channels": (self.channels,), "kernel_size": self.kernel_size}
+        sizes["groups"] = (self.groups,)
+        for name, values in sizes.items():
+            if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+                raise TypeError(f"{name} should be made of integers, got {_shown(values)}")
+            if not values or min(values) < 1:
+                raise ValueError(f"{name} should be positive, got {_shown(values)}")
+        if self.channels % self.groups:
+            raise ValueError(
+                f"channels should be divisible by groups, "
+                f"got channels={self.channels}, groups={self.groups}"
+            )
+        check_symmetry(self.symmetry)
+
+    @functools.cached_property
+    def sign(self) -> int:
+        return SIGNS[self.symmetry]
+
+    @functools.cached_property
+    def group_channels(self) -> int:
+        return self.channels // self.groups
+
+    @functools.cached_property
+    def taps(self) -> int:
+        return math.prod(self.kernel_size)
+
+    @functools.cached_property
+    def pairs(self) -> int:
+        return self.taps // 2
+
+    @functools.cached_property
+    def triangle(self) -> int:
+        """Free numbers in the centre of one group: 0 where there is no centre tap."""
+        c = self.group_channels
+        return c * (c + self.sign) // 2 if self.taps % 2 else 0
+
+    @functools.cached_property
+    def size(self) -> int:
+        return sum(self.part_sizes)
+
+    @functools.cached_property
+    def part_sizes(self) -> tuple[int, int]:
+        return math.prod(self.pairs_shape), self.groups * self.triangle
+
+    @functools.cached_property
+    def pairs_shape(self) -> tuple[int, int, int, int]:
+        return self.groups, self.pairs, self.group_channels, self.group_channels
+
+    @functools.cached_property
+    def channels_last_shape(self) -> tuple[int, ...]:
+        return (self.channels, *self.kernel_size, self.group_channels)
+
+    @functools.cached_property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.channels, self.group_channels, *self.kernel_size)
+
+    def __str__(self) -> str:
+        return (
+            f"channels={self.channels}, kernel_size={self.kernel_size}, "
+            f"groups={self.groups}, symmetry={self.symmetry!r}"
+        )
+
+
+def check_symmetry(symmetry: str) -> None:
+    """Raises ValueError unless ``symmetry`` is one of the two known."""
+    if symmetry not in SIGNS:
+        raise ValueError(f"symmetry must be one of {set(SIGNS)}, but got symmetry={symmetry!r}")
+
+
+def packed_size(
+    channels: int,
+    kernel_size: int | Sequence[int],
+    groups: int = 1,
+    symmetry: str = "self_adjoint",
+) -> int:
+    """How many free numbers a tied weight has.
+
+    Args:
+        channels: input and output channels.
+        kernel_size: a sequence with one number for each spatial dimension; an int ``k`` means the
+            two-dimensional ``(k, k)``.
+        groups: the tie holds inside each group.
+        symmetry: "self_adjoint" or "skew_adjoint".
+
+    Returns:
+        ``groups * (T//2 * C*C + (T%2) * C*(C+s)/2)`` with ``C = channels/groups`` and ``T`` taps.
+
+    Raises:
+        TypeError, ValueError: as :class:`Layout`.
+
+    >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
+    (18464, 18400)
+    """
+    return Layout(channels, _kernel_tuple(kernel_size), groups, symmetry).size
+
+
+def unpack(
+    packed: Tensor,
+    channels: int,
+    kernel_size: int | Sequence[int],
+    groups: int = 1,
+    symmetry: str = "self_adjoint",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """The dense weight that a packed vector stands for, tied to the last bit. Differentiable.
+
+    Args:
+        packed: ``(packed_size(...),)``, any floating dtype.
+        channels, kernel_size, groups, symmetry: as in :func:`packed_size`.
+        memory_format: of the result; ``torch.channels_last`` (2-D) or ``channels_last_3d`` (3-D)
+            costs no more than contiguous: the weight is written once, in this order.
+
+    Returns:
+        ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``.
+
+    Raises:
+        TypeError, ValueError: as :class:`Layout`; ``packed`` not of the right length; a memory
+            format that the kernel's number of dimensions does not have.
+    """
+    _check_floating("packed", packed)
+    layout = Layout(channels, _kernel_tuple(kernel_size), groups, symmetry)
+    if packed.shape != (layout.size,):
+        raise ValueError(
+            f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
+            f"but got packed of size {list(packed.shape)}"
+        )
+    known = (torch.contiguous_format, CHANNELS_LAST.get(len(layout.kernel_size)))
+    if memory_format not in known:
+        raise ValueError(
+            f"memory_format should be one of {[str(f) for f in known if f]} "
+            f"for kernel_size={layout.kernel_size}, got {memory_format}"
+        )
+    return expand(packed, layout, channels_last=memory_format is not torch.contiguous_format)
+
+
+def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Tensor:
+    """The packed vector of the tied weight nearest to ``weight``. Differentiable.
+
+    The orthogonal projection ``(W + s * flip(W)^T) / 2``, computed in float64 and rounded once:
+    exact where the weight is already tied.
+
+    Args:
+        weight: ``(channels, channels // groups, *kernel_size)``, any floating dtype.
+        groups: the tie holds inside each group.
+        symmetry: "self_adjoint" or "skew_adjoint".
+
+    Returns:
+        ``(packed_size(...),)`` of the dtype and device of ``weight``.
+
+    Raises:
+        TypeError, ValueError: as :class:`Layout`; ``weight`` not square, or without a kernel.
+    """
+    _check_floating("weight", weight)
+    if weight.dim() < 3 or groups < 1 or weight.shape[0] != weight.shape[1] * groups:
+        raise ValueError(
+            f"expected weight of size [channels, channels / groups, *kernel_size] with "
+            f"groups={groups}, but got weight of size {list(weight.shape)}"
+        )
+    layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
+    taps = _tap_matrices(weight.double(), layout)
+    nearest = ((taps + layout.sign * taps.flip(1).mT) / 2).to(weight.dtype)
+    centre = nearest[:, layout.pairs].flatten(1) if layout.taps % 2 else nearest
+    return _join(nearest[:, : layout.pairs], centre, layout)
+
+
+def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
+    """:func:`unpack` for checked arguments."""
+    if _is_transformed():
+        return _expand(packed, layout, channels_last)
+    return _Expand.apply(packed, layout, channels_last)
+
+
+def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
+    """The transpose of :func:`expand`, so its gradient: both places of a number are summed."""
+    if _is_transformed():
+        return _fold_plainly(dense, layout)
+    return _Fold.apply(dense, layout, channels_last)
+
+
+class _Expand(torch.autograd.Function):
+    """packed -> W. Linear: the derivative of each of the two maps is the other."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, *arguments: Any) -> Tensor:
+        ctx.arguments = arguments
+        return _expand(packed, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return fold(grad, *ctx.arguments), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return expand(tangent, *ctx.arguments)
+
+
+class _Fold(torch.autograd.Function):
+    """dW -> dpacked."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, *arguments: Any) -> Tensor:
+        ctx.arguments = arguments
+        return _fold(dense, arguments[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return expand(grad, *ctx.arguments), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return fold(tangent, *ctx.arguments)
+
+
+def _is_transformed() -> bool:
+    """Under torch.compile and torch.func, which see through plain operations only."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _expand(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    pairs, triangle = _split(packed, layout)
+    opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
+    centre = [_centre(triangle, layout)] if layout.taps % 2 else []
+    taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
+    # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
+    if channels_last:
+        return torch.stack(taps, 2).view(layout.channels_last_shape).movedim(-1, 1)
+    return torch.stack(taps, 3).view(layout.weight_shape)
+
+
+def _fold(dense: Tensor, layout: Layout) -> Tensor:
+    """:func:`_fold_plainly` with each part written once, where it belongs."""
+    taps = _tap_matrices(dense, layout)
+    packed = dense.new_empty(layout.size)
+    pairs, triangle = _split(packed, layout)
+    if layout.pairs:
+        opposite = taps.mT.unbind(1)[layout.taps - layout.pairs :]
+        torch.stack(opposite[::-1], 1, out=pairs)
+        torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
+    if layout.triangle:
+        index = _index(_build_triangle_index, layout, dense)
+        torch.index_select(_fold_centre(taps, layout), 1, index, out=triangle)
+    return packed
+
+
+def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
+    taps = _tap_matrices(dense, layout)
+    pairs = (taps + layout.sign * taps.flip(1).mT)[:, : layout.pairs]
+    return _join(pairs, _fold_centre(taps, layout), layout)
+
+
+def _fold_centre(taps: Tensor, layout: Layout) -> Tensor:
+    """``G + s * G^T`` for the strict lower triangle, G for the diagonal, which has one place."""
+    centre = taps.select(1, layout.pairs)
+    return torch.add(centre, centre.triu(1).mT, alpha=layout.sign).flatten(1)
+
+
+def _join(pairs: Tensor, centre: Tensor, layout: Layout) -> Tensor:
+    """``(group, tap, out, in)`` pairs and ``(group, out * in)`` centre -> packed."""
+    parts = [pairs.reshape(-1)]
+    if layout.taps % 2:
+        index = _build_triangle_index(layout.group_channels, layout.sign, centre.device)
+        parts.append(centre.index_select(1, index).reshape(-1))
+    return torch.cat(parts)
+
+
+def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
+    pairs, triangle = packed.split_with_sizes(layout.part_sizes)
+    return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle)
+
+
+def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
+    """The dense weight as ``(group, tap, out, in)``: a view where its memory allows."""
+    c = layout.group_channels
+    return dense.reshape(layout.groups, c, c, layout.taps).movedim(3, 1)
+
+
+def _centre(triangle: Tensor, layout: Layout) -> Tensor:
+    """``(group, triangle)`` -> the full centre ``(group, out, in)``, by one gather."""
+    source = triangle
+    if layout.sign < 0:
+        zero = triangle.new_zeros(layout.groups, 1)
+        source = torch.cat([triangle, triangle.neg(), zero], 1)
+    index = _index(_build_square_index, layout, triangle)
+    c = layout.group_channels
+    return source.index_select(1, index).view(layout.groups, c, c)
+
+
+def _build_square_index(c: int, sign: int, device: torch.device) -> Tensor:
+    """For each entry of the centre, row-major, its place in ``triangle`` (s = +1) or in
+    ``[triangle, -triangle, 0]`` (s = -1)."""
+    row = torch.arange(c, dtype=torch.int32, device=device)
+    low, high = torch.minimum(row[:, None], row), torch.maximum(row[:, None], row)
+    index = high * (high + sign) // 2 + low
+    if sign < 0:
+        size = c * (c - 1) // 2
+        index = torch.where(row[:, None] < row, index + size, index)
+        index.fill_diagonal_(2 * size)
+    return index.flatten()
+
+
+def _build_triangle_index(c: int, sign: int, device: torch.device) -> Tensor:
+    """For each number of ``triangle`` its place in the centre, row-major."""
+    row, column = torch.tril_indices(c, c, min(sign, 0), dtype=torch.int32, device=device)
+    return row * c + column
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_index(build: Any, c: int, sign: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        return build(c, sign, device)
+
+
+def _index(build: Any, layout: Layout, like: Tensor) -> Tensor:
+    arguments = (layout.group_channels, layout.sign, like.device)
+    plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed()
+    # A table made for a fake or traced tensor must not outlive the trace: it is not kept.
+    return _cached_index(build, *arguments) if plain else build(*arguments)
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"expected {name} of a floating-point dtype, but got {tensor.dtype}")
+
+
+def _kernel_tuple(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
+    return (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+
+
+def _shown(values: tuple) -> Any:
+    return values[0] if len(values) == 1 else values

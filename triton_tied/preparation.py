@@ -1,0 +1,75 @@
+"""What a convolution derives from ``packed`` before it can start, and its explicit reuse.
+
+On the reference path that is the dense weight. It is made anew on every call, so that nothing can
+be stale, unless the caller opens a :func:`cached` block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .packing import Layout, expand
+
+
+class _Entry(NamedTuple):
+    packed: Tensor  # held, so that its id stays its own
+    stamp: tuple[int, int]
+    weight: Tensor
+
+
+_entries: ContextVar[dict[tuple, _Entry] | None] = ContextVar("triton_tied_cached", default=None)
+
+
+@contextlib.contextmanager
+def cached() -> Iterator[None]:
+    """Inside this block each packed vector is expanded once, however often it is applied.
+
+    Under autograd too: twelve applications then cost one expansion and, in the backward, one fold
+    of the summed weight gradient. An in-place update of ``packed``, an optimizer step or a new
+    ``packed.data`` is noticed and the weight made anew. A write *through* ``packed.data`` hides
+    from autograd's version counter and is not noticed: open a new block after one. Blocks may be
+    nested; all end with the outermost. Inside ``torch.compile`` and ``torch.func`` transforms
+    nothing is reused. Also usable as a decorator.
+    """
+    if _entries.get() is not None:
+        yield
+        return
+    entries: dict[tuple, _Entry] = {}
+    # Fused optimizers do not bump the version counter of what they update.
+    hook = register_optimizer_step_post_hook(lambda *_: entries.clear())
+    token = _entries.set(entries)
+    try:
+        yield
+    finally:
+        _entries.reset(token)
+        hook.remove()
+
+
+def prepare(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """The dense weight in the compute dtype and the memory order of the input."""
+    entries = None if torch.compiler.is_compiling() else _entries.get()
+    stamp = None if entries is None else _stamp(packed)
+    if entries is None or stamp is None:
+        return expand(packed.to(dtype), layout, channels_last)
+    tracked = torch.is_grad_enabled() and packed.requires_grad
+    key = (id(packed), layout, dtype, channels_last, tracked, torch.is_inference_mode_enabled())
+    entry = entries.get(key)
+    if entry is None or entry.stamp != stamp:
+        entry = _Entry(packed, stamp, expand(packed.to(dtype), layout, channels_last))
+        entries[key] = entry
+    return entry.weight
+
+
+def _stamp(packed: Tensor) -> tuple[int, int] | None:
+    """Changes when the values may have; None where PyTorch cannot tell."""
+    try:
+        return packed._version, packed.data_ptr()
+    except RuntimeError:  # inference tensors keep no version, torch.func's wrappers no storage
+        return None

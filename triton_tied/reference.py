@@ -1,0 +1,87 @@
+r"""The tied convolutions in plain PyTorch, unpack then ``F.conv``: the definition of right.
+
+.. math:: y = \alpha \, (\mathrm{conv}(x, W) + b) + r, \qquad W = \mathrm{unpack}(packed)
+
+Every argument is as in :mod:`triton_tied.functional`, where they are checked; here only PyTorch's
+own checks apply, and a negative padding crops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
+from .packing import Layout, expand
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    groups: int,
+    padding_mode: str = "zeros",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``alpha * (conv(input, weight) + bias) + residual`` with a dense weight."""
+    padding = geometry.symmetric_padding if padding_mode == "zeros" else None
+    if padding is None:
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        input = F.pad(input, geometry.flat_padding, mode=mode)
+        padding = (0,) * len(geometry.stride)
+    output = _CONVOLUTIONS[len(geometry.stride)](
+        input, weight, bias, geometry.stride, padding, geometry.dilation, groups
+    )
+    if residual is not None:
+        return residual.add(output, alpha=alpha)
+    return output if alpha == 1.0 else output * alpha
+
+
+def _tied_conv(
+    dims: int,
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: IntOrInts,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    symmetry: str = "self_adjoint",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    kernel = per_axis("kernel_size", kernel_size, dims)
+    layout = Layout(input.shape[-dims - 1], kernel, groups, symmetry)
+    geometry = resolve(kernel, stride, padding, dilation)
+    weight = expand(packed, layout)
+    return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
+
+
+def tied_conv1d(
+    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    """:func:`triton_tied.tied_conv1d` in plain PyTorch."""
+    return _tied_conv(1, input, packed, bias, **options)
+
+
+def tied_conv2d(
+    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    """:func:`triton_tied.tied_conv2d` in plain PyTorch."""
+    return _tied_conv(2, input, packed, bias, **options)
+
+
+def tied_conv3d(
+    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    """:func:`triton_tied.tied_conv3d` in plain PyTorch."""
+    return _tied_conv(3, input, packed, bias, **options)
