@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
+_GATHERED = 2**18  # dense numbers at most: a table takes 4 bytes for each
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -65,45 +66,45 @@ class Layout:
             )
         check_symmetry(self.symmetry)
 
-    @functools.cached_property
+    @property
     def sign(self) -> int:
         return SIGNS[self.symmetry]
 
-    @functools.cached_property
+    @property
     def group_channels(self) -> int:
         return self.channels // self.groups
 
-    @functools.cached_property
+    @property
     def taps(self) -> int:
         return math.prod(self.kernel_size)
 
-    @functools.cached_property
+    @property
     def pairs(self) -> int:
         return self.taps // 2
 
-    @functools.cached_property
+    @property
     def triangle(self) -> int:
         """Free numbers in the centre of one group: 0 where there is no centre tap."""
         c = self.group_channels
         return c * (c + self.sign) // 2 if self.taps % 2 else 0
 
-    @functools.cached_property
+    @property
     def size(self) -> int:
         return sum(self.part_sizes)
 
-    @functools.cached_property
+    @property
     def part_sizes(self) -> tuple[int, int]:
         return math.prod(self.pairs_shape), self.groups * self.triangle
 
-    @functools.cached_property
+    @property
     def pairs_shape(self) -> tuple[int, int, int, int]:
         return self.groups, self.pairs, self.group_channels, self.group_channels
 
-    @functools.cached_property
+    @property
     def channels_last_shape(self) -> tuple[int, ...]:
         return (self.channels, *self.kernel_size, self.group_channels)
 
-    @functools.cached_property
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.channels, self.group_channels, *self.kernel_size)
 
@@ -212,20 +213,25 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
     taps = _tap_matrices(weight.double(), layout)
     nearest = ((taps + layout.sign * taps.flip(1).mT) / 2).to(weight.dtype)
-    centre = nearest[:, layout.pairs].flatten(1) if layout.taps % 2 else nearest
-    return _join(nearest[:, : layout.pairs], centre, layout)
+    return _join(nearest, nearest[:, layout.pairs] if layout.taps % 2 else None, layout)
 
 
 def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
-    """:func:`unpack` for checked arguments."""
-    if _is_transformed():
+    """:func:`unpack` for checked arguments.
+
+    A small weight is bound by the number of operations: it is gathered in one, by a table. A large
+    one is bound by memory traffic: each number is written once, and in the backward read once.
+    """
+    if math.prod(layout.weight_shape) <= _GATHERED:
+        return _gather(packed, layout, channels_last)
+    if _is_transformed(packed):
         return _expand(packed, layout, channels_last)
     return _Expand.apply(packed, layout, channels_last)
 
 
 def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
     """The transpose of :func:`expand`, so its gradient: both places of a number are summed."""
-    if _is_transformed():
+    if _is_transformed(dense):
         return _fold_plainly(dense, layout)
     return _Fold.apply(dense, layout, channels_last)
 
@@ -264,56 +270,66 @@ class _Fold(torch.autograd.Function):
         return fold(tangent, *ctx.arguments)
 
 
-def _is_transformed() -> bool:
-    """Under torch.compile and torch.func, which see through plain operations only."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def _is_transformed(tensor: Tensor) -> bool:
+    """Under torch.compile, torch.func or batched gradients, which take plain operations only."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
+def _gather(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    source = packed
+    if layout.sign < 0:
+        source = torch.cat([packed, packed.neg(), packed.new_zeros(1)])
+    index = _table(packed, _build_gather_index, layout, channels_last)
+    return _as_weight(source.index_select(0, index), layout, channels_last)
 
 
 def _expand(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
     opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
-    centre = [_centre(triangle, layout)] if layout.taps % 2 else []
+    centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
     taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
     # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
-    if channels_last:
-        return torch.stack(taps, 2).view(layout.channels_last_shape).movedim(-1, 1)
-    return torch.stack(taps, 3).view(layout.weight_shape)
+    return _as_weight(torch.stack(taps, 2 if channels_last else 3), layout, channels_last)
 
 
-def _fold(dense: Tensor, layout: Layout) -> Tensor:
-    """:func:`_fold_plainly` with each part written once, where it belongs."""
-    taps = _tap_matrices(dense, layout)
-    packed = dense.new_empty(layout.size)
-    pairs, triangle = _split(packed, layout)
-    if layout.pairs:
-        opposite = taps.mT.unbind(1)[layout.taps - layout.pairs :]
-        torch.stack(opposite[::-1], 1, out=pairs)
-        torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
-    if layout.triangle:
-        index = _index(_build_triangle_index, layout, dense)
-        torch.index_select(_fold_centre(taps, layout), 1, index, out=triangle)
-    return packed
+def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
+    """``(group, triangle)`` -> the full centre ``(group, out, in)``, by one gather."""
+    source = triangle
+    if layout.sign < 0:
+        zero = triangle.new_zeros(layout.groups, 1)
+        source = torch.cat([triangle, triangle.neg(), zero], 1)
+    c = layout.group_channels
+    index = _table(triangle, _build_centre_index, c, layout.sign)
+    return source.index_select(1, index).view(layout.groups, c, c)
 
 
 def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
     taps = _tap_matrices(dense, layout)
-    pairs = (taps + layout.sign * taps.flip(1).mT)[:, : layout.pairs]
-    return _join(pairs, _fold_centre(taps, layout), layout)
+    both = taps + layout.sign * taps.flip(1).mT
+    return _join(both, _fold_centre(taps, layout), layout)
 
 
-def _fold_centre(taps: Tensor, layout: Layout) -> Tensor:
+def _fold_centre(taps: Tensor, layout: Layout) -> Tensor | None:
     """``G + s * G^T`` for the strict lower triangle, G for the diagonal, which has one place."""
+    if layout.taps % 2 == 0:
+        return None
     centre = taps.select(1, layout.pairs)
-    return torch.add(centre, centre.triu(1).mT, alpha=layout.sign).flatten(1)
+    both = torch.add(centre, centre.mT, alpha=layout.sign)
+    both.diagonal(dim1=1, dim2=2).copy_(centre.diagonal(dim1=1, dim2=2))
+    return both
 
 
-def _join(pairs: Tensor, centre: Tensor, layout: Layout) -> Tensor:
-    """``(group, tap, out, in)`` pairs and ``(group, out * in)`` centre -> packed."""
-    parts = [pairs.reshape(-1)]
-    if layout.taps % 2:
-        index = _build_triangle_index(layout.group_channels, layout.sign, centre.device)
-        parts.append(centre.index_select(1, index).reshape(-1))
-    return torch.cat(parts)
+def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
+    """``(group, tap, out, in)`` and the ``(group, out, in)`` of the centre -> packed."""
+    pairs = taps[:, : layout.pairs].reshape(-1)
+    if centre is None:
+        return pairs
+    index = _build_triangle_index(taps.device, layout.group_channels, layout.sign)
+    return torch.cat([pairs, centre.reshape(layout.groups, -1).index_select(1, index).reshape(-1)])
 
 
 def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -328,18 +344,43 @@ def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
     return dense.reshape(layout.groups, c, c, layout.taps).movedim(3, 1)
 
 
-def _centre(triangle: Tensor, layout: Layout) -> Tensor:
-    """``(group, triangle)`` -> the full centre ``(group, out, in)``, by one gather."""
-    source = triangle
-    if layout.sign < 0:
-        zero = triangle.new_zeros(layout.groups, 1)
-        source = torch.cat([triangle, triangle.neg(), zero], 1)
-    index = _index(_build_square_index, layout, triangle)
-    c = layout.group_channels
-    return source.index_select(1, index).view(layout.groups, c, c)
+def _as_weight(numbers: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    """Numbers in memory order, seen as the dense weight."""
+    if channels_last:
+        return numbers.view(layout.channels_last_shape).movedim(-1, 1)
+    return numbers.view(layout.weight_shape)
 
 
-def _build_square_index(c: int, sign: int, device: torch.device) -> Tensor:
+def _fold(dense: Tensor, layout: Layout) -> Tensor:
+    """:func:`_fold_plainly` with each part written once, in its place."""
+    taps = _tap_matrices(dense, layout)
+    packed = dense.new_empty(layout.size)
+    pairs, triangle = _split(packed, layout)
+    if layout.pairs:
+        opposite = taps.mT.unbind(1)[layout.taps - layout.pairs :]
+        torch.stack(opposite[::-1], 1, out=pairs)
+        torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
+    centre = _fold_centre(taps, layout)
+    if centre is not None:
+        index = _table(dense, _build_triangle_index, layout.group_channels, layout.sign)
+        torch.index_select(centre.reshape(layout.groups, -1), 1, index, out=triangle)
+    return packed
+
+
+def _table(like: Tensor, build: Callable[..., Any], *key: Any) -> Any:
+    """``build(device, *key)``, kept for the next call."""
+    if type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like):
+        return _kept_table(build, like.device, *key)
+    return build(like.device, *key)  # made for a fake or traced tensor, it must not outlive that
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_table(build: Callable[..., Any], *key: Any) -> Any:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        return build(*key)
+
+
+def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     """For each entry of the centre, row-major, its place in ``triangle`` (s = +1) or in
     ``[triangle, -triangle, 0]`` (s = -1)."""
     row = torch.arange(c, dtype=torch.int32, device=device)
@@ -352,23 +393,20 @@ def _build_square_index(c: int, sign: int, device: torch.device) -> Tensor:
     return index.flatten()
 
 
-def _build_triangle_index(c: int, sign: int, device: torch.device) -> Tensor:
+def _build_triangle_index(device: torch.device, c: int, sign: int) -> Tensor:
     """For each number of ``triangle`` its place in the centre, row-major."""
     row, column = torch.tril_indices(c, c, min(sign, 0), dtype=torch.int32, device=device)
     return row * c + column
 
 
-@functools.lru_cache(maxsize=64)
-def _cached_index(build: Any, c: int, sign: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
-        return build(c, sign, device)
-
-
-def _index(build: Any, layout: Layout, like: Tensor) -> Tensor:
-    arguments = (layout.group_channels, layout.sign, like.device)
-    plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed()
-    # A table made for a fake or traced tensor must not outlive the trace: it is not kept.
-    return _cached_index(build, *arguments) if plain else build(*arguments)
+def _build_gather_index(device: torch.device, layout: Layout, channels_last: bool) -> Tensor:
+    """For each dense number, in memory order, its place in ``packed`` (s = +1) or in
+    ``[packed, -packed, 0]`` (s = -1): what becomes of the packed vector 1, 2, 3, ..."""
+    packed = torch.arange(1, layout.size + 1, dtype=torch.int32, device=device)
+    dense = _expand(packed, layout, channels_last)
+    signed = (dense.movedim(1, -1) if channels_last else dense).flatten()
+    place = torch.where(signed < 0, layout.size - signed, signed) - 1
+    return place.masked_fill_(signed == 0, 2 * layout.size)
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:

@@ -1,0 +1,26 @@
+import os
+
+import hypothesis
+import pytest
+import torch
+
+import triton_tied.packing
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_data():
+    """Another seed each time; a failure names it, and TRITON_TIED_SEED repeats it."""
+    seed = int(os.environ.get("TRITON_TIED_SEED", torch.seed() % 2**32))
+    torch.manual_seed(seed)
+    print(f"TRITON_TIED_SEED={seed}")
+
+
+@pytest.fixture(params=["gathered", "written"])
+def expansion(request, monkeypatch):
+    """Both ways in which a weight is expanded, whatever its size."""
+    if request.param == "written":
+        monkeypatch.setattr(triton_tied.packing, "_GATHERED", 0)
+    return request.param
