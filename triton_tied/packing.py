@@ -415,7 +415,7 @@ def _check_floating(name: str, tensor: Tensor) -> None:
 
 
 def _kernel_tuple(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
-    return (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    return tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
 
 
 def _shown(values: tuple) -> Any:
