@@ -148,6 +148,17 @@ def test_weights_made_without_gradient_are_not_reused_with_it(layer, x):
         assert layer.packed.grad.any()
 
 
+def test_frozen_weights_made_in_inference_mode_are_not_saved_for_a_backward(layer, x):
+    layer.requires_grad_(False)
+    with tt.cached():
+        with torch.inference_mode():
+            layer(x)
+        x.requires_grad_()
+        layer(x).sum().backward()
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_layers_layouts_and_dtypes_do_not_mix(x, counts):
     layers = [tt.TiedConv2d(4, 3, padding=1, symmetry=s) for s in ("self_adjoint", "skew_adjoint")]
     x = x.float()

@@ -184,6 +184,21 @@ def test_output_has_the_memory_format_of_the_input(dims, dtype):
         )
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_weight_is_made_in_the_memory_format_of_the_input(dims, monkeypatch):
+    convolve, seen = reference.convolve, []
+
+    def spy(input, weight, *rest):
+        seen.append(weight.is_contiguous(memory_format=FORMATS[dims]))
+        return convolve(input, weight, *rest)
+
+    monkeypatch.setattr(reference, "convolve", spy)
+    x, packed = torch.randn(2, 8, *[6] * dims), torch.randn(tt.packed_size(8, (3,) * dims))
+    for memory_format in (torch.contiguous_format, FORMATS[dims]):
+        TIED[dims](x.contiguous(memory_format=memory_format), packed, kernel_size=3)
+    assert seen == [False, True]
+
+
 @pytest.mark.parametrize(
     "use",
     [
