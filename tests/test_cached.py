@@ -182,6 +182,16 @@ def test_functional_calls_share_the_block(x, counts):
     assert counts["expand"] == 1
 
 
+def test_what_is_made_from_a_temporary_is_forgotten_with_it(x):
+    packed = torch.randn(tt.packed_size(4, 3), dtype=torch.float64)
+    with tt.cached():
+        for _ in range(5):
+            tt.tied_conv2d(x, packed * 2, kernel_size=3)
+        assert len(preparation._entries.get()) == 0
+        tt.tied_conv2d(x, packed, kernel_size=3)
+        assert len(preparation._entries.get()) == 1
+
+
 def test_inference_tensors_are_never_stale(x):
     with torch.inference_mode(), tt.cached():
         packed = torch.randn(tt.packed_size(4, 3), dtype=torch.float64)

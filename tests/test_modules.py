@@ -185,6 +185,44 @@ def test_dense_weight_is_differentiable_and_an_ordinary_tensor_to_others():
     )
 
 
+def test_dense_weight_is_shown_copied_and_saved_as_an_ordinary_tensor(tmp_path):
+    layer = tt.TiedConv2d(4, 3)
+    weight = layer.weight.detach()
+    assert repr(weight).startswith("tensor(")
+    torch.save(weight, tmp_path / "weight.pt")
+    for other in (copy.deepcopy(weight), torch.load(tmp_path / "weight.pt")):
+        assert type(other) is torch.Tensor and torch.equal(other, weight)
+    kept = layer.weight
+    kept.retain_grad()
+    kept.sum().backward()
+    assert torch.equal(kept.grad, torch.ones(4, 4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+    ],
+)
+def test_hooks_that_would_overwrite_the_tied_weight_are_refused(overwrite):
+    layer = tt.TiedConv2d(4, 3)
+    with pytest.raises((KeyError, ValueError), match="weight"):
+        overwrite(layer)
+    layer(torch.randn(1, 4, 5, 5))
+    assert is_tied(layer)
+
+
+def test_exported_layer_computes_the_same_for_any_batch():
+    layer, x = tt.TiedConv2d(4, 3, padding=1, padding_mode="circular"), torch.randn(2, 4, 6, 6)
+    batch = {"input": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(layer, (x,), dynamic_shapes=batch).module()
+    for sample in (x, torch.randn(5, 4, 6, 6)):
+        torch.testing.assert_close(exported(sample), layer(sample))
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 def test_layer_is_its_own_transpose_up_to_the_sign(padding_mode, symmetry):

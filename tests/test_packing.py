@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_tied as tt
 from triton_tied import packing
@@ -195,9 +196,9 @@ def test_transforms_of_torch_func(expansion):
     close(dual.tangent, torch.func.jvp(truth, (packed,), (tangent,))[1])
 
 
-@pytest.mark.parametrize("first", ["func.grad", "vmap", "inference", "fake", "compile"])
+@pytest.mark.parametrize("first", ["func.grad", "vmap", "inference", "fake", "make_fx", "compile"])
 def test_tables_made_inside_a_transform_do_not_outlive_it(first, expansion):
-    packing._kept_table.cache_clear()
+    packing._tables.clear()
     layout = (3, (3, 3), 1, "skew_adjoint")
     packed = random_packed(*layout)
 
@@ -214,12 +215,25 @@ def test_tables_made_inside_a_transform_do_not_outlive_it(first, expansion):
     elif first == "fake":
         with FakeTensorMode() as mode:
             loss(mode.from_tensor(packed))
+    elif first == "make_fx":
+        make_fx(lambda x: x * loss(packed), tracing_mode="fake")(torch.ones(1))
     else:
         torch.compile(loss, backend="eager", fullgraph=True)(packed)
     weight = tt.unpack(packed.requires_grad_(), *layout)
     assert torch.equal(weight, oracle.expand(packed, *layout))
     weight.square().sum().backward()
     torch.testing.assert_close(packed.grad, torch.func.grad(loss)(packed.detach()))
+
+
+def test_tables_are_kept_in_bounded_number(monkeypatch):
+    packing._tables.clear()
+    monkeypatch.setattr(packing, "_MOST_TABLES", 3)
+    for channels in range(2, 8):
+        layout = (channels, (3, 3), 1, "skew_adjoint")
+        packed = random_packed(*layout)
+        for _ in range(2):
+            assert torch.equal(tt.unpack(packed, *layout), oracle.expand(packed, *layout))
+        assert len(packing._tables) <= 3
 
 
 def test_unpack_works_on_fake_and_meta_tensors_after_real_ones(expansion):

@@ -307,6 +307,8 @@ class _ReadOnlyWeight(Tensor):
                 f"or write into layer.packed"
             )
         with torch._C.DisableTorchFunctionSubclass():
+            if name in ("__repr__", "__deepcopy__", "__reduce_ex__"):  # shown, copied, saved plain
+                args = (args[0].as_subclass(Tensor), *args[1:])
             result = func(*args, **kwargs)
         # ``.data`` and ``.detach()`` are the usual way to write behind autograd's back
         if name in ("detach", "__get__") and isinstance(result, Tensor):

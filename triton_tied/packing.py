@@ -17,7 +17,6 @@ stands for ``channels // groups``. This module is the only place that knows this
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from torch import Tensor
 
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 _GATHERED = 2**18  # dense numbers at most: a table takes 4 bytes for each
+_MOST_TABLES = 64
+_tables: dict[tuple, Tensor] = {}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -367,17 +368,20 @@ def _fold(dense: Tensor, layout: Layout) -> Tensor:
     return packed
 
 
-def _table(like: Tensor, build: Callable[..., Any], *key: Any) -> Any:
+def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     """``build(device, *key)``, kept for the next call."""
-    if type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like):
-        return _kept_table(build, like.device, *key)
-    return build(like.device, *key)  # made for a fake or traced tensor, it must not outlive that
-
-
-@functools.lru_cache(maxsize=64)
-def _kept_table(build: Callable[..., Any], *key: Any) -> Any:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
-        return build(*key)
+    place = (build, like.device, *key)
+    plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
+    table = _tables.get(place) if plain else None
+    if table is None:
+        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+            table = build(*place[1:])
+        # One made for a fake or traced tensor must not outlive that.
+        if plain and type(table) is Tensor:
+            if len(_tables) >= _MOST_TABLES:
+                _tables.pop(next(iter(_tables)), None)
+            _tables[place] = table
+    return table
 
 
 def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:

@@ -14,17 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .packing import Layout, expand
 
 
 class _Entry(NamedTuple):
-    packed: Tensor  # held, so that its id stays its own
     stamp: tuple[int, int]
     weight: Tensor
 
 
-_entries: ContextVar[dict[tuple, _Entry] | None] = ContextVar("triton_tied_cached", default=None)
+# packed -> how it was prepared -> the result; forgotten with packed, should it be a temporary
+_Entries = WeakTensorKeyDictionary
+_entries: ContextVar[_Entries | None] = ContextVar("triton_tied_cached", default=None)
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def cached() -> Iterator[None]:
     if _entries.get() is not None:
         yield
         return
-    entries: dict[tuple, _Entry] = {}
+    entries = _Entries()
     # Fused optimizers do not bump the version counter of what they update.
     hook = register_optimizer_step_post_hook(lambda *_: entries.clear())
     token = _entries.set(entries)
@@ -59,11 +61,12 @@ def prepare(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: b
     if entries is None or stamp is None:
         return expand(packed.to(dtype), layout, channels_last)
     tracked = torch.is_grad_enabled() and packed.requires_grad
-    key = (id(packed), layout, dtype, channels_last, tracked, torch.is_inference_mode_enabled())
-    entry = entries.get(key)
+    key = (layout, dtype, channels_last, tracked, torch.is_inference_mode_enabled())
+    prepared: dict[tuple, _Entry] = entries.setdefault(packed, {})
+    entry = prepared.get(key)
     if entry is None or entry.stamp != stamp:
-        entry = _Entry(packed, stamp, expand(packed.to(dtype), layout, channels_last))
-        entries[key] = entry
+        entry = _Entry(stamp, expand(packed.to(dtype), layout, channels_last))
+        prepared[key] = entry
     return entry.weight
 
 
