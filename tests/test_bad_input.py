@@ -184,7 +184,7 @@ OUR_LAYERS = [
     ({"channels": 8, "kernel_size": 0}, ValueError, "kernel_size.*positive.*0"),
     ({"channels": 0, "kernel_size": 3}, ValueError, "channels.*positive.*0"),
     ({"channels": 8.0, "kernel_size": 3}, TypeError, "channels.*8.0"),
-    ({"channels": 8, "kernel_size": (3, 3, 3)}, RuntimeError, r"\[3, 3, 3\]"),
+    ({"channels": 8, "kernel_size": (3, 3, 3)}, ValueError, r"\[3, 3, 3\]"),
     ({"channels": 8, "kernel_size": 3, "stride": 0}, ValueError, "non-positive stride"),
     ({"channels": 8, "kernel_size": 3, "dilation": 0}, ValueError, "non-positive dilation"),
     ({"channels": 8, "kernel_size": 3, "padding": -1}, ValueError, "negative padding.*-1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from . import functional
 from .geometry import IntOrInts, Padding, per_axis, resolve
 from .packing import Layout, pack, unpack
+
+_Layer = TypeVar("_Layer", bound="_TiedConv")
 
 
 class _TiedConv(nn.Module):
@@ -39,8 +41,8 @@ class _TiedConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kernel = per_axis("kernel_size", kernel_size, self.dims)
         try:
+            kernel = per_axis("kernel_size", kernel_size, self.dims)
             geometry = resolve(kernel, stride, padding, dilation)
         except RuntimeError as error:
             raise ValueError(str(error)) from None  # as nn.Conv2d does for the arguments it checks
@@ -133,7 +135,7 @@ class _TiedConv(nn.Module):
         return ", ".join([*shown, f"packed={self._layout.size} of {dense}"])
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, symmetry: str = "self_adjoint") -> Any:
+    def from_conv(cls: type[_Layer], conv: nn.Module, symmetry: str = "self_adjoint") -> _Layer:
         """The tied layer nearest to a dense one: its weight is projected, see :func:`pack`.
 
         Stride, padding, padding mode, dilation, groups, bias, dtype, device and training mode are
@@ -173,7 +175,7 @@ class _TiedConv(nn.Module):
                 tied.bias.copy_(conv.bias)
         return tied.train(conv.training)
 
-    def to_conv(self) -> Any:
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         """The dense ``nn.Conv`` that computes the same; nothing is shared with it."""
         conv: Any = nn.utils.skip_init(
             self.dense,
