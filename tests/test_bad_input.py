@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,9 @@ OPTIONS = [
     ({"padding": None}, TypeError, "padding.*None"),
     ({"dilation": 2.0}, TypeError, "dilation.*2.0"),
     ({"groups": 1.0}, TypeError, "groups.*1.0"),
+    ({"groups": None}, TypeError, "groups.*None"),
+    ({"stride": range(1, 3)}, TypeError, r"stride.*range\(1, 3\)"),
+    ({"stride": b"\x01\x01"}, TypeError, "stride.*b'"),
 ]
 
 
@@ -89,6 +93,8 @@ TENSORS = [
     ((SPARSE, W), {"x": SPARSE}, RuntimeError, "torch.sparse_coo"),
     (([1, 2], W), {"x": [1, 2]}, TypeError, "'input' must be Tensor, not list"),
     ((X, [1, 2]), {"packed": [1, 2]}, TypeError, "'packed' must be Tensor, not list"),
+    ((None, W), {"x": None}, TypeError, "'input' must be Tensor, not NoneType"),
+    ((X, None), {"packed": None}, TypeError, "'packed' must be Tensor, not NoneType"),
     ((X, W, 1.0), {"bias": 1.0}, TypeError, "'bias' must be Tensor, not float"),
 ]  # fmt: skip
 
@@ -114,6 +120,8 @@ OURS = [  # what F.conv2d accepts, or does not have
     ({"kernel_size": 0}, ValueError, r"kernel_size should be positive, got \(0, 0\)"),
     ({"kernel_size": (3, -1)}, ValueError, r"kernel_size should be positive, got \(3, -1\)"),
     ({"symmetry": "hermitian"}, ValueError, "symmetry must be one of.*'hermitian'"),
+    ({"symmetry": ["self_adjoint"]}, ValueError, r"symmetry must be one of.*\['self_adjoint'\]"),
+    ({"padding_mode": ["zeros"]}, ValueError, r"padding_mode must be one of.*\['zeros'\]"),
     ({"padding_mode": "mirror"}, ValueError, "padding_mode must be one of.*'mirror'"),
     ({"alpha": "1"}, TypeError, "alpha must be a plain number.*'1'"),
     ({"alpha": True}, TypeError, "alpha must be a plain number.*True"),
@@ -158,6 +166,17 @@ def test_what_passed_as_an_int_does_not_let_its_equals_pass(monkeypatch):
         for mistake in mistakes:
             with pytest.raises(TypeError, match=name):
                 call(**{name: mistake})
+
+
+def test_integers_of_numpy_and_lists_are_taken_as_the_dense_convolution_takes_them(monkeypatch):
+    monkeypatch.undo()
+    x, packed = torch.randn(1, 8, 6, 6), torch.randn(tt.packed_size(np.int64(8), [3, 3]))
+    weight = tt.unpack(packed, 8, 3)
+    for options in ({"stride": np.int64(2)}, {"padding": [1]}, {"dilation": (np.int32(2), 1)}):
+        expected = F.conv2d(x, weight, groups=np.int64(1), **options)
+        actual = call(x, packed, kernel_size=np.int64(3), groups=np.int64(1), **options)
+        assert torch.equal(actual, expected)
+    assert tt.TiedConv2d(np.int64(8), np.int64(3), groups=np.int64(2)).channels == 8
 
 
 @pytest.mark.parametrize("padding_mode, padding", [("reflect", 10), ("circular", 11)])
@@ -243,10 +262,16 @@ def test_from_conv_refuses_an_unknown_symmetry():
         (lambda: tt.pack(torch.zeros(4, 4)), ValueError, r"\[4, 4\]"),
         (lambda: tt.pack(torch.zeros(0, 0, 3, 3)), ValueError, "channels.*positive.*0"),
         (lambda: tt.pack(torch.zeros(4, 4, 3, 0)), ValueError, r"positive.*\(3, 0\)"),
-        (lambda: tt.pack(torch.zeros(4, 4, 3, 3).long()), TypeError, "int64"),
+        (lambda: tt.pack(torch.zeros(4, 4, 3, 3).long()), NotImplementedError, "int64"),
         (lambda: tt.pack(torch.zeros(4, 4, 3, 3), symmetry="even"), ValueError, "'even'"),
+        (lambda: tt.pack(torch.zeros(4, 4, 3, 3), groups="1"), TypeError, "groups.*'1'"),
+        (lambda: tt.pack([1.0]), TypeError, "'weight' must be Tensor, not list"),
+        (lambda: tt.pack(SPARSE), NotImplementedError, "sparse_coo"),
+        (lambda: tt.unpack(None, 8, 3), TypeError, "'packed' must be Tensor, not NoneType"),
+        (lambda: tt.packed_size(8, b"33"), TypeError, "kernel_size.*b'33'"),
+        (lambda: tt.packed_size("8", 3), TypeError, "channels.*'8'"),
         (lambda: tt.unpack(PACKED[1:], 8, 3), ValueError, r"292 elements.*\[291\]"),
-        (lambda: tt.unpack(PACKED.long(), 8, 3), TypeError, "int64"),
+        (lambda: tt.unpack(PACKED.long(), 8, 3), NotImplementedError, "int64"),
         (lambda: tt.unpack(PACKED, 8, (3, 3), 3), ValueError, "channels=8, groups=3"),
         (
             lambda: tt.unpack(PACKED, 8, 3, memory_format=torch.channels_last_3d),
@@ -272,6 +297,9 @@ def test_checkpoint_of_the_wrong_shape_is_refused():
         layer.load_state_dict(nn.Conv2d(8, 8, 5).state_dict())
     with pytest.raises(RuntimeError, match="size mismatch for packed"):
         layer.load_state_dict(tt.TiedConv2d(8, 5).state_dict())
+    for wrong, message in (([1.0], "not list"), (torch.zeros(8, 8, 3, 3).long(), "int64")):
+        with pytest.raises(RuntimeError, match=f"While loading the dense weight.*{message}"):
+            layer.load_state_dict({"weight": wrong, "bias": torch.zeros(8)})
     with pytest.raises(RuntimeError, match="Missing key.*bias"):
         layer.load_state_dict({"packed": layer.packed.detach()})
 
@@ -285,7 +313,15 @@ def test_checkpoint_of_the_wrong_shape_is_refused():
         lambda w: w.__setitem__(0, 1),
         lambda w: torch.add(w, 1, out=w),
         lambda w: torch.Tensor.add_(w, 1),
+        lambda w: w.__iadd__(1),
+        lambda w: w[0].zero_(),
+        lambda w: w.view(-1).data[0].zero_(),
+        lambda w: w.unbind()[1].fill_(1),
+        lambda w: F.relu(w, inplace=True),
+        lambda w: torch._foreach_mul_([w], 2),
+        lambda w: setattr(w, "data", torch.zeros(4, 4, 3, 3)),
     ],
+    ids=range(13),
 )
 def test_writing_into_the_dense_weight_raises(write):
     layer = tt.TiedConv2d(4, 3)
@@ -295,7 +331,11 @@ def test_writing_into_the_dense_weight_raises(write):
     assert torch.equal(layer.packed, before)
 
 
-def test_assigning_a_weight_of_the_wrong_shape_raises():
+def test_assigning_what_is_no_weight_raises():
     layer = tt.TiedConv2d(4, 3)
+    with pytest.raises(TypeError, match="'weight' must be Tensor, not NoneType"):
+        layer.weight = None
+    with pytest.raises(NotImplementedError, match="int64"):
+        layer.weight = torch.zeros(4, 4, 3, 3).long()
     with pytest.raises(ValueError, match=r"\[4, 4, 3, 3\], but got weight of size \[4, 4, 5, 5\]"):
         layer.weight = torch.zeros(4, 4, 5, 5)

@@ -14,12 +14,20 @@ NAMES = ("bias", "stride", "padding", "dilation", "groups")
 
 
 def square_samples(op, dtype):
-    """(input, bias?, kernel size, options) of each sample, its weight made C x C/groups."""
+    """Each sample with its weight made C x C/groups: (input, bias?, kernel size, options), and
+    why the others were dropped."""
+    used, dropped = [], []
     for sample in op.sample_inputs("cpu", dtype):
         weight, *rest = sample.args
         options = {**dict(zip(NAMES, rest, strict=False)), **sample.kwargs}
         has_bias = options.pop("bias", None) is not None
-        yield sample.input.detach(), has_bias, tuple(weight.shape[2:]), options
+        kernel = tuple(weight.shape[2:])
+        channels, groups = sample.input.shape[-len(kernel) - 1], options.get("groups", 1)
+        if channels % groups or channels == 0:
+            dropped.append(f"groups={groups} do not divide {channels} channels")
+            continue
+        used.append((sample.input.detach(), has_bias, kernel, options))
+    return used, dropped
 
 
 def run(function, tensors, grad):
@@ -28,19 +36,24 @@ def run(function, tensors, grad):
     return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output))]
 
 
-def test_all_three_operators_have_samples():
+def test_all_three_operators_have_samples_of_every_kind():
     assert sorted(op.name for op in OPERATORS) == sorted(DIMS)
     for op in OPERATORS:
-        assert len(list(square_samples(op, torch.float64))) >= 8
+        used, dropped = square_samples(op, torch.float64)
+        assert len(used) >= 8
+        assert len(dropped) <= len(used) // 10, dropped
+        assert {x.dim() - DIMS[op.name] for x, *_ in used} == {1, 2}  # without and with a batch
+        assert {has_bias for _, has_bias, *_ in used} == {True, False}
+        assert {"same", "valid"} <= {str(options.get("padding")) for *_, options in used}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
-def test_samples_equal_the_reference(op, dtype, symmetry):
+def test_samples_equal_the_dense_convolution_in_float64(op, dtype, symmetry):
     dims = DIMS[op.name]
-    for x, has_bias, kernel, options in square_samples(op, dtype):
+    for x, has_bias, kernel, options in square_samples(op, dtype)[0]:
         channels, groups = x.shape[-dims - 1], options.get("groups", 1)
         layout = (channels, kernel, groups, symmetry)
         tensors = [x, torch.randn(tt.packed_size(*layout), dtype=dtype)]
@@ -58,5 +71,10 @@ def test_samples_equal_the_reference(op, dtype, symmetry):
         truth = run(dense, [t.double() for t in tensors], grad)
         baseline, actual = run(dense, tensors, grad), run(tied, tensors, grad)
         for a, b, t in zip(actual, baseline, truth, strict=True):
-            assert a.shape == t.shape and a.dtype == dtype
+            assert a.dtype == dtype
             oracle.assert_as_good_as(a, b, t, dtype)
+            if dtype == torch.float64:
+                # Entry by entry. An entry that cancels keeps the roundings of its terms: up to
+                # 1300 of them (see oracle.FLOORS), each of the size of the largest entry.
+                scale = t.abs().max().item() if t.numel() else 0.0
+                torch.testing.assert_close(a, t, rtol=4e-15, atol=4e-15 * scale)

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, per_axis, resolve
-from .packing import CHANNELS_LAST, SIGNS, Layout, check_symmetry
+from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
+from .packing import CHANNELS_LAST, SIGNS, Layout, check_supported, check_symmetry
 from .preparation import prepare
-
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tied_conv1d(
@@ -130,8 +128,10 @@ def _tied_conv(
     alpha: float,
     residual: Tensor | None,
 ) -> Tensor:
-    tensors = {"input": input, "packed": packed, "bias": bias, "residual": residual}
-    described = {name: _describe(dims, name, t) for name, t in tensors.items() if t is not None}
+    tensors = {"input": input, "packed": packed}
+    optional = {"bias": bias, "residual": residual}
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
     autocast = _autocast_dtype(described["input"].device.type)
     # The checks look at descriptions only, so that what passed once need not be checked again.
     known = type(input) is Tensor and not torch.compiler.is_compiling()
@@ -143,9 +143,9 @@ def _tied_conv(
         padding if isinstance(padding, str) else per_axis("padding", padding, dims),
         per_axis("dilation", dilation, dims),
         check_groups(groups),
-        padding_mode,
-        symmetry,
+        check_symmetry(symmetry),
     )
+    check_padding_mode(padding_mode)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
     weight = prepare(packed, layout, dtype, _is_channels_last(dims, input))
@@ -162,15 +162,7 @@ class _Description(NamedTuple):
 
 
 def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"tied_conv{dims}d(): argument {name!r} must be Tensor, not {type(tensor).__name__}"
-        )
-    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
-        raise NotImplementedError(
-            f"tied_conv{dims}d is not implemented for {name} of dtype {tensor.dtype} and "
-            f"layout {tensor.layout}: expected strided float64, float32, float16 or bfloat16"
-        )
+    check_supported(f"tied_conv{dims}d", name, tensor)
     return _Description(tensor.shape, tensor.dtype, tensor.device)
 
 
@@ -182,13 +174,10 @@ def _plan(
     padding: tuple[int, ...] | str,
     dilation: tuple[int, ...],
     groups: int,
-    padding_mode: str,
     symmetry: str,
 ) -> tuple[Layout, Geometry, torch.dtype]:
     """All checks that need no values. Returns the layout, the geometry and the compute dtype."""
     given = dict(tensors)
-    check_padding_mode(padding_mode)
-    check_symmetry(symmetry)
     geometry = resolve(kernel, stride, padding, dilation)
     _check_rank(given["input"], len(kernel))
     dtype = _check_types(given, autocast)
@@ -297,8 +286,7 @@ def _check_walk(
 
 def check_groups(groups: int) -> int:
     """Returns ``groups``; raises as ``F.conv2d`` does for what is not a positive int."""
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"groups must be an int, but got {groups!r}")
+    groups = as_integer("groups", groups)
     if groups < 1:
         raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")
     return groups
@@ -306,7 +294,7 @@ def check_groups(groups: int) -> int:
 
 def check_padding_mode(padding_mode: str) -> None:
     """Raises ValueError unless ``padding_mode`` is one that ``nn.Conv2d`` knows."""
-    if padding_mode not in PADDING_MODES:
+    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
         raise ValueError(
             f"padding_mode must be one of {set(PADDING_MODES)}, "
             f"but got padding_mode={padding_mode!r}"

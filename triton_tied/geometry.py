@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -71,18 +73,32 @@ def resolve(
 
 
 def per_axis(name: str, value: IntOrInts, dims: int) -> tuple[int, ...]:
-    """An int, or a sequence of one int or of ``dims`` ints, as a tuple of ``dims``."""
+    """An int, or a list or tuple of one int or of ``dims`` ints, as a tuple of ``dims``."""
     if type(value) is int:
         return (value,) * dims
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-    if values is None or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-        raise TypeError(f"{name} must be an int or a sequence of ints, but got {value!r}")
-    if len(values) not in (1, dims):
+    if not isinstance(value, list | tuple):
+        return (as_integer(name, value),) * dims
+    if len(value) not in (1, dims):
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of {dims} values to match "
-            f"the convolution dimensions, but got {name}={list(values)}"
+            f"the convolution dimensions, but got {name}={list(value)}"
         )
+    values = tuple(as_integer(name, v, value) for v in value)
     return values if len(values) == dims else values * dims
+
+
+def as_integer(name: str, value: Any, shown: Any = None) -> int:
+    """``value`` as an int, if it is one or, as NumPy's integers are, an equal of one.
+
+    Raises:
+        TypeError: it is not, or it is a bool; worded with ``shown``, if given, as the argument.
+    """
+    if type(value) is int:
+        return value
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        return operator.index(value)
+    shown = value if shown is None else shown
+    raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
 
 
 def _named_padding(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import functional
 from .geometry import IntOrInts, Padding, per_axis, resolve
-from .packing import Layout, pack, unpack
+from .packing import check_supported, make_layout, pack, unpack
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
 
@@ -47,15 +47,15 @@ class _TiedConv(nn.Module):
         except RuntimeError as error:
             raise ValueError(str(error)) from None  # as nn.Conv2d does for the arguments it checks
         functional.check_padding_mode(padding_mode)
-        self._layout = Layout(channels, kernel, groups, symmetry)
-        self.channels = channels
+        self._layout = make_layout(channels, kernel, groups, symmetry)
+        self.channels = self._layout.channels
         self.kernel_size = kernel
         self.stride = geometry.stride
         self.padding = padding if isinstance(padding, str) else geometry.symmetric_padding
         if self.padding is None:
             raise ValueError(f"negative padding is not supported, got padding={padding}")
         self.dilation = geometry.dilation
-        self.groups = groups
+        self.groups = self._layout.groups
         self.padding_mode = padding_mode
         self.symmetry = symmetry
         factory = {"device": device, "dtype": dtype}
@@ -98,6 +98,7 @@ class _TiedConv(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":  # nn.Module would register a Parameter over the property
+            check_supported(type(self).__name__, name, value)
             value = value.detach()
         super().__setattr__(name, value)
 
@@ -213,7 +214,7 @@ class _TiedConv(nn.Module):
             state_dict = dict(state_dict)
             try:
                 state_dict[packed] = self._pack_exactly(state_dict.pop(dense))
-            except ValueError as error:
+            except (TypeError, ValueError, NotImplementedError) as error:
                 error_msgs.append(f"While loading the dense weight {dense!r}: {error}")
                 state_dict[packed] = self.packed.detach()  # reported above, so not missing as well
         super()._load_from_state_dict(
@@ -221,6 +222,7 @@ class _TiedConv(nn.Module):
         )
 
     def _pack_exactly(self, weight: Tensor) -> Tensor:
+        check_supported("load_state_dict", "weight", weight)
         if weight.shape != self._layout.weight_shape:
             raise ValueError(
                 f"expected size {list(self._layout.weight_shape)}, got {list(weight.shape)}"
@@ -291,8 +293,12 @@ class TiedConv3d(_TiedConv):
     convolve = staticmethod(functional.tied_conv3d)
 
 
+_IN_PLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
+
+
 class _ReadOnlyWeight(Tensor):
-    """Refuses in-place operations: the layer would not see them. What it computes is a Tensor."""
+    """Refuses in-place operations: the layer would not see them. What is computed from it is a
+    plain Tensor."""
 
     @classmethod
     def __torch_function__(
@@ -300,9 +306,12 @@ class _ReadOnlyWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        target = kwargs.get("out", args[0] if args else None)
-        writes = "out" in kwargs or name == "__setitem__" or name.strip("_") + "_" == name
-        if writes and name != "requires_grad_" and isinstance(target, cls):
+        targets = kwargs.get("out", args[0] if args else None)
+        targets = targets if isinstance(targets, list | tuple) else [targets]
+        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
+        writes = in_place or "out" in kwargs or kwargs.get("inplace", False)
+        if writes and any(isinstance(target, cls) for target in targets):
             raise RuntimeError(
                 f"{name}: the dense weight of a tied layer is computed from layer.packed, so that "
                 f"writing into it would change nothing. Assign to layer.weight, which projects, "
@@ -311,8 +320,15 @@ class _ReadOnlyWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if name in ("__repr__", "__deepcopy__", "__reduce_ex__"):  # shown, copied, saved plain
                 args = (args[0].as_subclass(Tensor), *args[1:])
-            result = func(*args, **kwargs)
-        # ``.data`` and ``.detach()`` are the usual way to write behind autograd's back
-        if name in ("detach", "__get__") and isinstance(result, Tensor):
-            return result.as_subclass(cls)
-        return result
+            return _guard_views(cls, func(*args, **kwargs), args)
+
+
+def _guard_views(cls: type, result: Any, args: tuple) -> Any:
+    """What shares the weight's memory (``.data``, ``[0]``, ``.view(-1)``) is as read-only."""
+    if isinstance(result, list | tuple) and type(result) in (list, tuple):
+        return type(result)(_guard_views(cls, item, args) for item in result)
+    weights = [a for a in args if isinstance(a, Tensor) and isinstance(a, cls)]
+    shared = [weight.untyped_storage()._cdata for weight in weights]
+    if isinstance(result, Tensor) and result.untyped_storage()._cdata in shared:
+        return result.as_subclass(cls)
+    return result

@@ -25,6 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .geometry import as_integer
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 _GATHERED = 2**18  # dense numbers at most: a table takes 4 bytes for each
 _MOST_TABLES = 64
@@ -43,7 +46,6 @@ class Layout:
         symmetry: "self_adjoint" or "skew_adjoint".
 
     Raises:
-        TypeError: a size is not an integer.
         ValueError: a size is not positive, groups do not divide channels, or an unknown symmetry.
     """
 
@@ -53,13 +55,10 @@ class Layout:
     symmetry: str = "self_adjoint"
 
     def __post_init__(self) -> None:
-        sizes = {"channels": (self.channels,), "kernel_size": self.kernel_size}
-        sizes["groups"] = (self.groups,)
-        for name, values in sizes.items():
-            if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-                raise TypeError(f"{name} should be made of integers, got {_shown(values)}")
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} should be positive, got {_shown(values)}")
+        for name in ("channels", "kernel_size", "groups"):
+            value = getattr(self, name)
+            if not value or min(value if name == "kernel_size" else (value,)) < 1:
+                raise ValueError(f"{name} should be positive, got {value}")
         if self.channels % self.groups:
             raise ValueError(
                 f"channels should be divisible by groups, "
@@ -116,10 +115,44 @@ class Layout:
         )
 
 
-def check_symmetry(symmetry: str) -> None:
-    """Raises ValueError unless ``symmetry`` is one of the two known."""
-    if symmetry not in SIGNS:
+def make_layout(
+    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: str
+) -> Layout:
+    """The layout of arguments as users give them; an int ``kernel_size`` k means ``(k, k)``.
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: as :class:`Layout`.
+    """
+    many = isinstance(kernel_size, list | tuple)
+    kernel = tuple(kernel_size) if many else (kernel_size,) * 2  # type: ignore[arg-type]
+    return Layout(
+        as_integer("channels", channels),
+        tuple(as_integer("kernel_size", k, kernel_size) for k in kernel),
+        as_integer("groups", groups),
+        symmetry,
+    )
+
+
+def check_supported(function: str, name: str, tensor: Tensor) -> None:
+    """Raises TypeError for what is no tensor, NotImplementedError for what is not supported."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{function}(): argument {name!r} must be Tensor, not {type(tensor).__name__}"
+        )
+    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise NotImplementedError(
+            f"{function} is not implemented for {name} of dtype {tensor.dtype} and layout {kind}: "
+            f"expected strided float64, float32, float16 or bfloat16"
+        )
+
+
+def check_symmetry(symmetry: str) -> str:
+    """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
+    if not isinstance(symmetry, str) or symmetry not in SIGNS:
         raise ValueError(f"symmetry must be one of {set(SIGNS)}, but got symmetry={symmetry!r}")
+    return symmetry
 
 
 def packed_size(
@@ -141,12 +174,12 @@ def packed_size(
         ``groups * (T//2 * C*C + (T%2) * C*(C+s)/2)`` with ``C = channels/groups`` and ``T`` taps.
 
     Raises:
-        TypeError, ValueError: as :class:`Layout`.
+        TypeError, ValueError: as :func:`make_layout`.
 
     >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
     (18464, 18400)
     """
-    return Layout(channels, _kernel_tuple(kernel_size), groups, symmetry).size
+    return make_layout(channels, kernel_size, groups, symmetry).size
 
 
 def unpack(
@@ -169,11 +202,12 @@ def unpack(
         ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``.
 
     Raises:
-        TypeError, ValueError: as :class:`Layout`; ``packed`` not of the right length; a memory
-            format that the kernel's number of dimensions does not have.
+        TypeError, ValueError: as :func:`make_layout`; ``packed`` not of the right length; a
+            memory format that the kernel's number of dimensions does not have.
+        NotImplementedError: a dtype or tensor layout that is not supported.
     """
-    _check_floating("packed", packed)
-    layout = Layout(channels, _kernel_tuple(kernel_size), groups, symmetry)
+    check_supported("unpack", "packed", packed)
+    layout = make_layout(channels, kernel_size, groups, symmetry)
     if packed.shape != (layout.size,):
         raise ValueError(
             f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
@@ -203,9 +237,11 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
         ``(packed_size(...),)`` of the dtype and device of ``weight``.
 
     Raises:
-        TypeError, ValueError: as :class:`Layout`; ``weight`` not square, or without a kernel.
+        TypeError, ValueError: as :func:`make_layout`; ``weight`` not square, or without a kernel.
+        NotImplementedError: a dtype or tensor layout that is not supported.
     """
-    _check_floating("weight", weight)
+    check_supported("pack", "weight", weight)
+    groups = as_integer("groups", groups)
     if weight.dim() < 3 or groups < 1 or weight.shape[0] != weight.shape[1] * groups:
         raise ValueError(
             f"expected weight of size [channels, channels / groups, *kernel_size] with "
@@ -411,16 +447,3 @@ def _build_gather_index(device: torch.device, layout: Layout, channels_last: boo
     signed = (dense.movedim(1, -1) if channels_last else dense).flatten()
     place = torch.where(signed < 0, layout.size - signed, signed) - 1
     return place.masked_fill_(signed == 0, 2 * layout.size)
-
-
-def _check_floating(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"expected {name} of a floating-point dtype, but got {tensor.dtype}")
-
-
-def _kernel_tuple(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
-
-
-def _shown(values: tuple) -> Any:
-    return values[0] if len(values) == 1 else values
