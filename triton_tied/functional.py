@@ -152,7 +152,9 @@ def _tied_conv(
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
-    return reference.convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
+    return reference.convolve(
+        input, weight, bias, geometry, layout.groups, padding_mode, alpha, residual
+    )
 
 
 class _Description(NamedTuple):
