@@ -13,6 +13,15 @@ OPERATORS = [op for op in op_db if op.name in DIMS and not op.variant_test_name]
 NAMES = ("bias", "stride", "padding", "dilation", "groups")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The samples are tiny: on a busy machine threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def square_samples(op, dtype):
     """Each sample with its weight made C x C/groups: (input, bias?, kernel size, options), and
     why the others were dropped."""

@@ -148,12 +148,15 @@ def _tied_conv(
     check_padding_mode(padding_mode)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
-    weight = prepare(packed, layout, dtype, _is_channels_last(dims, input))
+    channels_last = _is_channels_last(dims, input)
+    if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
+        input, geometry = reference.pad(input, geometry, padding_mode)
+    weight = prepare(packed, layout, dtype, channels_last)
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
     return reference.convolve(
-        input, weight, bias, geometry, layout.groups, padding_mode, alpha, residual
+        input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
     )
 
 

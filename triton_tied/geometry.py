@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,8 +96,9 @@ def as_integer(name: str, value: Any, shown: Any = None) -> int:
     """
     if type(value) is int:
         return value
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        return operator.index(value)
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
     shown = value if shown is None else shown
     raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
 

@@ -306,7 +306,8 @@ class _ReadOnlyWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        targets = kwargs.get("out", args[0] if args else None)
+        given = (*args, *kwargs.values())  # torch.nn.init passes its tensor by keyword
+        targets = kwargs.get("out", given[0] if given else None)
         targets = targets if isinstance(targets, list | tuple) else [targets]
         in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
         in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
@@ -320,14 +321,14 @@ class _ReadOnlyWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if name in ("__repr__", "__deepcopy__", "__reduce_ex__"):  # shown, copied, saved plain
                 args = (args[0].as_subclass(Tensor), *args[1:])
-            return _guard_views(cls, func(*args, **kwargs), args)
+            return _guard_views(cls, func(*args, **kwargs), given)
 
 
-def _guard_views(cls: type, result: Any, args: tuple) -> Any:
+def _guard_views(cls: type, result: Any, given: tuple) -> Any:
     """What shares the weight's memory (``.data``, ``[0]``, ``.view(-1)``) is as read-only."""
     if isinstance(result, list | tuple) and type(result) in (list, tuple):
-        return type(result)(_guard_views(cls, item, args) for item in result)
-    weights = [a for a in args if isinstance(a, Tensor) and isinstance(a, cls)]
+        return type(result)(_guard_views(cls, item, given) for item in result)
+    weights = [t for t in given if isinstance(t, Tensor) and isinstance(t, cls)]
     shared = [weight.untyped_storage()._cdata for weight in weights]
     if isinstance(result, Tensor) and result.untyped_storage()._cdata in shared:
         return result.as_subclass(cls)

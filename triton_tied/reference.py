@@ -8,6 +8,7 @@ own checks apply, and a negative padding crops.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,10 +31,9 @@ def convolve(
     residual: Tensor | None = None,
 ) -> Tensor:
     """``alpha * (conv(input, weight) + bias) + residual`` with a dense weight."""
-    padding = geometry.symmetric_padding if padding_mode == "zeros" else None
-    if padding is None:
-        mode = "constant" if padding_mode == "zeros" else padding_mode
-        input = F.pad(input, geometry.flat_padding, mode=mode)
+    padding = geometry.symmetric_padding
+    if padding_mode != "zeros" or padding is None:
+        input, geometry = pad(input, geometry, padding_mode)
         padding = (0,) * len(geometry.stride)
     output = _CONVOLUTIONS[len(geometry.stride)](
         input, weight, bias, geometry.stride, padding, geometry.dilation, groups
@@ -41,6 +41,13 @@ def convolve(
     if residual is not None:
         return residual.add(output, alpha=alpha)
     return output if alpha == 1.0 else output * alpha
+
+
+def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, Geometry]:
+    """A padded (or cropped) copy of the input, and the geometry that is left to the convolution."""
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    unpadded = replace(geometry, padding=((0, 0),) * len(geometry.stride))
+    return F.pad(input, geometry.flat_padding, mode=mode), unpadded
 
 
 def _tied_conv(
