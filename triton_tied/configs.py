@@ -1,0 +1,56 @@
+"""How a kernel cuts a problem into tiles: the choices that do not change the result's meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Loader = Literal["pointer", "descriptor"]
+Roles = Literal["pixels_first", "weights_first"]
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """Tiles of the convolution.
+
+    Args:
+        box: images, rows and columns of a tile of pixels; powers of two.
+        BLOCK_N, BLOCK_K: out- and in-channels of a tile, powers of two, at least 16.
+        num_warps, num_stages: as Triton has them.
+        loader: pixels by masked "pointer" loads, or by a "descriptor" (bulk copies, sm_90).
+        roles: the first operand of the matrix product: "pixels_first" or "weights_first".
+        accumulators: 2 sums the opposite taps apart; s = -1 always does.
+    """
+
+    box: tuple[int, int, int]
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int = 4
+    num_stages: int = 3
+    loader: Loader = "pointer"
+    roles: Roles = "pixels_first"
+    accumulators: int = 1
+
+    @property
+    def BLOCK_M(self) -> int:
+        return math.prod(self.box)
+
+
+@dataclass(frozen=True)
+class WeightGradConfig:
+    """Tiles of the packed weight gradient: as :class:`ConvConfig`, where ``box`` is what one step
+    of the sum reads, and ``splits`` programs share the pixels of one tile of the gradient."""
+
+    box: tuple[int, int, int]
+    BLOCK_N: int
+    BLOCK_K: int
+    splits: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+    loader: Loader = "pointer"
+    accumulators: int = 1
+
+    @property
+    def BLOCK_M(self) -> int:
+        return math.prod(self.box)

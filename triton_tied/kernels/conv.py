@@ -1,0 +1,135 @@
+"""The tied convolution, forward and, by its symmetry, input gradient."""
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    box_pixels,
+    box_start,
+    inside,
+    load_centre,
+    load_matrix,
+    load_pixels,
+    pixel_offsets,
+)
+
+
+@triton.jit
+def multiply(x, w, acc, ROLES: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """acc + x w^T for x [M, K] and w [N, K]; where the weights come first acc is transposed."""
+    if ROLES == "weights_first":
+        acc = tl.dot(w, tl.trans(x), acc, input_precision=INPUT_PRECISION)
+    else:
+        acc = tl.dot(x, tl.trans(w), acc, input_precision=INPUT_PRECISION)
+    return acc
+
+
+@triton.jit
+def conv_kernel(
+    x, packed, centre, bias, residual, y,
+    n, h, w, out_h, out_w,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    stride_yn, stride_yc, stride_yh, stride_yw,
+    padding_h, padding_w, alpha,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SIGN: tl.constexpr,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    LOADER: tl.constexpr, ROLES: tl.constexpr, ACCUMULATORS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y[m] = alpha (sum over pairs t of P_t x[m + t] + s P_t^T x[m + opposite t] + centre x[m]
+    + bias) + residual, as a matrix product: M = pixels of a box, N = out-channels, K = taps x
+    in-channels. CHANNELS counts those of one group; ``packed`` is [pairs: group, tap, out, in |
+    centre: group, lower triangle]. ``centre``, if given, is the unpacked one [group, out, in]."""
+    PAIRS: tl.constexpr = KERNEL_H * KERNEL_W // 2
+    BLOCK_M: tl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
+    K_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
+    N_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
+    # Where one tile covers a matrix, the tile that is read serves both of its taps.
+    ONE_TILE: tl.constexpr = K_BLOCKS == 1 and BLOCK_N == BLOCK_K
+    # s = -1 is applied to a sum of its own: a negated operand would have to leave shared memory.
+    TWO_SUMS: tl.constexpr = SIGN < 0 or ACCUMULATORS == 2
+
+    pid = tl.program_id(0)
+    offs_n = pid % N_BLOCKS * BLOCK_N
+    group = pid // N_BLOCKS % GROUPS
+    image, row, column = box_start(
+        pid // (N_BLOCKS * GROUPS), out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W
+    )
+    first, end = group * CHANNELS, (group + 1) * CHANNELS
+    top, left = row - padding_h, column - padding_w
+
+    if ROLES == "weights_first":
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    opposite_acc = acc
+    for step in tl.range(0, PAIRS * K_BLOCKS):
+        tap = step // K_BLOCKS
+        k = step % K_BLOCKS * BLOCK_K
+        a, b = tap // KERNEL_W * DILATION_H, tap % KERNEL_W * DILATION_W
+        x_tap = load_pixels(
+            x, image, top + a, left + b, first + k, end, None,
+            n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
+            LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
+        )  # fmt: skip
+        a, b = (KERNEL_H - 1) * DILATION_H - a, (KERNEL_W - 1) * DILATION_W - b
+        x_opposite = load_pixels(
+            x, image, top + a, left + b, first + k, end, None,
+            n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
+            LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
+        )  # fmt: skip
+        matrix = group * PAIRS + tap
+        w_tap = load_matrix(packed, matrix, offs_n, k, CHANNELS, WIDE, BLOCK_N, BLOCK_K)
+        if ONE_TILE:
+            w_opposite = w_tap
+        else:
+            w_opposite = load_matrix(packed, matrix, k, offs_n, CHANNELS, WIDE, BLOCK_K, BLOCK_N)
+        acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)
+        if TWO_SUMS:
+            opposite_acc = multiply(
+                x_opposite, tl.trans(w_opposite), opposite_acc, ROLES, INPUT_PRECISION
+            )
+        else:
+            acc = multiply(x_opposite, tl.trans(w_opposite), acc, ROLES, INPUT_PRECISION)
+
+    if KERNEL_H * KERNEL_W % 2 == 1:
+        top += KERNEL_H // 2 * DILATION_H
+        left += KERNEL_W // 2 * DILATION_W
+        triangles = packed + GROUPS * PAIRS * CHANNELS * CHANNELS
+        for k in tl.range(0, CHANNELS, BLOCK_K):
+            x_tap = load_pixels(
+                x, image, top, left, first + k, end, None,
+                n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
+                LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
+            )  # fmt: skip
+            if centre is not None:
+                w_tap = load_matrix(centre, group, offs_n, k, CHANNELS, WIDE, BLOCK_N, BLOCK_K)
+            else:
+                w_tap = load_centre(
+                    triangles, group, offs_n, k, CHANNELS, SIGN, WIDE, BLOCK_N, BLOCK_K
+                )
+            acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)
+
+    if TWO_SUMS:
+        acc += SIGN * opposite_acc
+    if ROLES == "weights_first":
+        acc = tl.trans(acc)
+    images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
+    channels = first + offs_n + tl.arange(0, BLOCK_N)
+    live = inside(images, rows, columns, n, out_h, out_w)[:, None] & (channels < end)[None, :]
+    if bias is not None:
+        acc += tl.load(bias + channels, mask=channels < end, other=0.0).to(tl.float32)[None, :]
+    acc *= alpha
+    if WIDE:
+        channels = channels.to(tl.int64)
+    if residual is not None:
+        offsets = pixel_offsets(images, rows, columns, stride_rn, stride_rh, stride_rw, WIDE)
+        offsets = offsets[:, None] + (channels * stride_rc)[None, :]
+        acc += tl.load(residual + offsets, mask=live, other=0.0).to(tl.float32)
+    offsets = pixel_offsets(images, rows, columns, stride_yn, stride_yh, stride_yw, WIDE)
+    offsets = offsets[:, None] + (channels * stride_yc)[None, :]
+    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=live)

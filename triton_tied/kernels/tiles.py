@@ -1,0 +1,127 @@
+"""What the kernels share: boxes of pixels, and tiles of the packed weight."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def box_start(
+    box, out_h, out_w, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """First image, row and column of a box; boxes are numbered by image, row, column."""
+    boxes_h = tl.cdiv(out_h, BLOCK_H)
+    boxes_w = tl.cdiv(out_w, BLOCK_W)
+    image = box // (boxes_h * boxes_w) * BLOCK_I
+    row = box // boxes_w % boxes_h * BLOCK_H
+    column = box % boxes_w * BLOCK_W
+    return image, row, column
+
+
+@triton.jit
+def box_pixels(
+    image, row, column, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """Image, row and column of each pixel of a box: three [M]."""
+    offs_m = tl.arange(0, BLOCK_I * BLOCK_H * BLOCK_W)
+    images = image + offs_m // (BLOCK_H * BLOCK_W)
+    rows = row + offs_m // BLOCK_W % BLOCK_H
+    columns = column + offs_m % BLOCK_W
+    return images, rows, columns
+
+
+@triton.jit
+def inside(images, rows, columns, n, h, w):
+    """Which pixels lie in n images of h x w: [M]."""
+    return (images < n) & (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+
+
+@triton.jit
+def pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE: tl.constexpr):
+    """[M], of 64 bits where the tensor is WIDE."""
+    if WIDE:
+        images, rows, columns = images.to(tl.int64), rows.to(tl.int64), columns.to(tl.int64)
+    return images * stride_n + rows * stride_h + columns * stride_w
+
+
+@triton.jit
+def load_pixels(
+    x, image, row, column, channel, channel_end, live,
+    n, h, w, stride_n, stride_c, stride_h, stride_w,
+    LOADER: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A box of pixels and a block of channels as [M, C]; zero outside the images, from channel_end
+    on, and where ``live`` (None, or [M]) does not hold. ``x`` is a pointer, or a descriptor of
+    (N, H, W, C) memory, or of (N, C, H, W) memory."""
+    if LOADER == "pointer":
+        images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
+        mask = inside(images, rows, columns, n, h, w)
+        if live is not None:
+            mask = mask & live
+        channels = channel + tl.arange(0, BLOCK_C)
+        mask = mask[:, None] & (channels < channel_end)[None, :]
+        if WIDE:
+            channels = channels.to(tl.int64)
+        offsets = pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE)
+        tile = tl.load(x + offsets[:, None] + (channels * stride_c)[None, :], mask=mask, other=0.0)
+    else:
+        if LOADER == "channels_last_descriptor":
+            tile = x.load([image, row, column, channel])
+            tile = tl.reshape(tile, (BLOCK_I * BLOCK_H * BLOCK_W, BLOCK_C))
+        else:
+            tile = x.load([image, channel, row, column])  # BLOCK_I is 1
+            tile = tl.trans(tl.reshape(tile, (BLOCK_C, BLOCK_H * BLOCK_W)))
+        if live is not None:
+            tile = tl.where(live[:, None], tile, 0.0)
+    return tile
+
+
+@triton.jit
+def load_matrix(
+    matrices, matrix, row, column, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
+):  # fmt: skip
+    """A tile of one of many C x C matrices, [row, column]; zero outside it."""
+    rows = row + tl.arange(0, BLOCK_ROW)
+    columns = column + tl.arange(0, BLOCK_COLUMN)
+    if WIDE:
+        rows = rows.to(tl.int64)
+        matrix = matrix.to(tl.int64)
+    mask = (rows < CHANNELS)[:, None] & (columns < CHANNELS)[None, :]
+    offsets = (matrix * CHANNELS * CHANNELS + rows * CHANNELS)[:, None] + columns[None, :]
+    return tl.load(matrices + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def triangle_size(CHANNELS: tl.constexpr, SIGN: tl.constexpr):
+    """Free numbers in the centre of one group."""
+    return CHANNELS * (CHANNELS + SIGN) // 2
+
+
+@triton.jit
+def triangle_offsets(rows, columns, SIGN: tl.constexpr):
+    """Where the lower triangle, by rows, holds [row, column] or its mirror image."""
+    low, high = tl.minimum(rows, columns), tl.maximum(rows, columns)
+    return high * (high + SIGN) // 2 + low
+
+
+@triton.jit
+def load_centre(
+    triangles, group, row, column, CHANNELS: tl.constexpr, SIGN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
+):  # fmt: skip
+    """A tile of the centre matrix of a group, gathered from its lower triangle."""
+    rows = (row + tl.arange(0, BLOCK_ROW))[:, None]
+    columns = (column + tl.arange(0, BLOCK_COLUMN))[None, :]
+    mask = (rows < CHANNELS) & (columns < CHANNELS)
+    if SIGN < 0:
+        mask = mask & (rows != columns)
+    start = group
+    if WIDE:
+        start = group.to(tl.int64)
+    start = start * triangle_size(CHANNELS, SIGN)
+    offsets = start + triangle_offsets(rows, columns, SIGN)
+    tile = tl.load(triangles + offsets, mask=mask, other=0.0)
+    if SIGN < 0:
+        tile = tl.where(rows < columns, -tile, tile)
+    return tile

@@ -1,0 +1,112 @@
+"""The gradient of the packed vector: no dense one is ever made."""
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    box_pixels,
+    box_start,
+    inside,
+    load_pixels,
+    triangle_offsets,
+    triangle_size,
+)
+
+
+@triton.jit
+def weight_grad_kernel(
+    x, grad, partial,
+    n, h, w, out_h, out_w,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    stride_gn, stride_gc, stride_gh, stride_gw, stride_partial,
+    padding_h, padding_w, alpha,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SIGN: tl.constexpr,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    LOADER: tl.constexpr, MASKED: tl.constexpr, ACCUMULATORS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """dP_t = sum over pixels m of grad[m] x[m + t]^T + s x[m + opposite t] grad[m]^T: a matrix
+    product with M = out-channels, N = in-channels, K = pixels. The centre is a pair with itself,
+    its diagonal halved and its upper triangle left away. Each split sums its own boxes of pixels
+    into row ``split`` of ``partial`` [SPLITS, packed]. MASKED: boxes reach beyond the output."""
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    PAIRS: tl.constexpr = TAPS // 2
+    MATRICES: tl.constexpr = (TAPS + 1) // 2
+    N_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
+    K_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
+    ONE_TILE: tl.constexpr = N_BLOCKS == 1 and BLOCK_N == BLOCK_K
+    TWO_SUMS: tl.constexpr = SIGN < 0 or ACCUMULATORS == 2
+
+    pid = tl.program_id(0)
+    tap = pid % MATRICES  # of one split all taps run side by side, on the same pixels
+    k = pid // MATRICES % K_BLOCKS * BLOCK_K
+    offs_n = pid // (MATRICES * K_BLOCKS) % N_BLOCKS * BLOCK_N
+    group = pid // (MATRICES * K_BLOCKS * N_BLOCKS) % GROUPS
+    split = pid // (MATRICES * K_BLOCKS * N_BLOCKS * GROUPS)
+    if tap == PAIRS and offs_n + BLOCK_N <= k:
+        return  # the upper triangle of the centre
+    first, end = group * CHANNELS, (group + 1) * CHANNELS
+    a, b = tap // KERNEL_W * DILATION_H, tap % KERNEL_W * DILATION_W
+    opposite_a, opposite_b = (KERNEL_H - 1) * DILATION_H - a, (KERNEL_W - 1) * DILATION_W - b
+
+    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    opposite_acc = acc
+    boxes = tl.cdiv(n, BLOCK_I) * tl.cdiv(out_h, BLOCK_H) * tl.cdiv(out_w, BLOCK_W)
+    for box in tl.range(split, boxes, SPLITS):
+        image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
+        live = None
+        if MASKED:
+            images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
+            live = inside(images, rows, columns, n, out_h, out_w)
+        top, left = row - padding_h, column - padding_w
+        grad_out = load_pixels(
+            grad, image, row, column, first + offs_n, end, None,
+            n, out_h, out_w, stride_gn, stride_gc, stride_gh, stride_gw,
+            LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N,
+        )  # fmt: skip
+        x_in = load_pixels(
+            x, image, top + a, left + b, first + k, end, live,
+            n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
+            LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
+        )  # fmt: skip
+        x_out = load_pixels(
+            x, image, top + opposite_a, left + opposite_b, first + offs_n, end, live,
+            n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
+            LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N,
+        )  # fmt: skip
+        if ONE_TILE:
+            grad_in = grad_out
+        else:
+            grad_in = load_pixels(
+                grad, image, row, column, first + k, end, None,
+                n, out_h, out_w, stride_gn, stride_gc, stride_gh, stride_gw,
+                LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
+            )  # fmt: skip
+        acc = tl.dot(tl.trans(grad_out), x_in, acc, input_precision=INPUT_PRECISION)
+        if TWO_SUMS:
+            opposite_acc = tl.dot(
+                tl.trans(x_out), grad_in, opposite_acc, input_precision=INPUT_PRECISION
+            )
+        else:
+            acc = tl.dot(tl.trans(x_out), grad_in, acc, input_precision=INPUT_PRECISION)
+
+    if TWO_SUMS:
+        acc += SIGN * opposite_acc
+    acc *= alpha
+    rows = (offs_n + tl.arange(0, BLOCK_N))[:, None]
+    columns = (k + tl.arange(0, BLOCK_K))[None, :]
+    mask = (rows < CHANNELS) & (columns < CHANNELS)
+    target = partial + split.to(tl.int64) * stride_partial
+    if tap < PAIRS:
+        start = (group * PAIRS + tap).to(tl.int64) * CHANNELS * CHANNELS
+        offsets = start + rows * CHANNELS + columns
+    else:
+        acc = tl.where(rows == columns, acc * 0.5, acc)
+        mask = mask & ((rows > columns) | ((rows == columns) & (SIGN > 0)))
+        start = group.to(tl.int64) * triangle_size(CHANNELS, SIGN)
+        start += GROUPS * PAIRS * CHANNELS * CHANNELS
+        offsets = start + triangle_offsets(rows, columns, SIGN)
+    tl.store(target + offsets, acc.to(partial.dtype.element_ty), mask=mask)
