@@ -14,9 +14,22 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
-from .packing import CHANNELS_LAST, SIGNS, Layout, check_supported, check_symmetry
+from .geometry import (
+    PADDING_MODES,
+    Geometry,
+    IntOrInts,
+    Padding,
+    as_integer,
+    is_channels_last,
+    per_axis,
+    resolve,
+)
+from .packing import SIGNS, Layout, check_supported, check_symmetry
+from .paths import HAS_TRITON, why_reference
 from .preparation import prepare
+
+if HAS_TRITON:
+    from . import fused
 
 
 def tied_conv1d(
@@ -148,13 +161,17 @@ def _tied_conv(
     check_padding_mode(padding_mode)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
-    channels_last = _is_channels_last(dims, input)
-    if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
-        input, geometry = reference.pad(input, geometry, padding_mode)
-    weight = prepare(packed, layout, dtype, channels_last)
+    channels_last = is_channels_last(dims, input)
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
+    if why_reference(input.device, dtype, geometry.stride) is None:
+        return fused.convolve(
+            input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
+        )
+    if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
+        input, geometry = reference.pad(input, geometry, padding_mode)
+    weight = prepare(packed, layout, dtype, channels_last)
     return reference.convolve(
         input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
     )
@@ -315,13 +332,6 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 def _after_autocast(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
     return dtype if autocast is None or dtype == torch.float64 else autocast
-
-
-def _is_channels_last(dims: int, input: Tensor) -> bool:
-    memory_format = CHANNELS_LAST.get(dims)
-    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
-        return False
-    return input.is_contiguous(memory_format=memory_format)
 
 
 def _times(sizes: list[int]) -> str:

@@ -1,4 +1,5 @@
-"""How a convolution walks over its input: stride, padding and dilation, one entry for each axis."""
+"""How a convolution walks over its input: stride, padding and dilation, one entry for each axis;
+and the memory formats that it knows."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 IntOrInts = int | Sequence[int]
@@ -101,6 +106,14 @@ def as_integer(name: str, value: Any, shown: Any = None) -> int:
             return operator.index(value)
     shown = value if shown is None else shown
     raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
+
+
+def is_channels_last(dims: int, input: Tensor) -> bool:
+    """Whether a batched input asks for a channels-last output; one of both formats does not."""
+    memory_format = CHANNELS_LAST.get(dims)
+    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
+        return False
+    return input.is_contiguous(memory_format=memory_format)
 
 
 def _named_padding(

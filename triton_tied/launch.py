@@ -40,7 +40,7 @@ def conv(
     """
     n, channels, *image = x.shape
     sizes = geometry.output_size(image, layout.kernel_size)
-    y = _empty_image((n, channels, *sizes), x, channels_last)
+    y = empty_image((n, channels, *sizes), x, channels_last)
     if y.numel() == 0:
         return y
     (before_h, _), (before_w, _) = geometry.padding
@@ -114,6 +114,12 @@ def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
             BLOCK_K=_CENTRE_BLOCK,
         )
     return centre
+
+
+def empty_image(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
+    """Memory for a result of ``shape``, of the dtype and on the device of ``like``."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def _source(
@@ -212,11 +218,6 @@ def _input_precision(dtype: torch.dtype) -> str:
 
 def _count_boxes(sizes: Sequence[int], box: Sequence[int]) -> int:
     return math.prod(triton.cdiv(size, side) for size, side in zip(sizes, box, strict=True))
-
-
-def _empty_image(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:

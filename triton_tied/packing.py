@@ -25,14 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import as_integer
+from .geometry import CHANNELS_LAST, as_integer
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 _GATHERED = 2**18  # dense numbers at most: a table takes 4 bytes for each
 _MOST_TABLES = 64
 _tables: dict[tuple, Tensor] = {}
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -271,6 +270,11 @@ def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
     if _is_transformed(dense):
         return _fold_plainly(dense, layout)
     return _Fold.apply(dense, layout, channels_last)
+
+
+def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
+    """The centre tap alone: ``(groups, C, C)`` of C = channels/groups."""
+    return _expand_centre(_split(packed, layout)[1], layout)
 
 
 class _Expand(torch.autograd.Function):

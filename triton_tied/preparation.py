@@ -1,27 +1,32 @@
 """What a convolution derives from ``packed`` before it can start, and its explicit reuse.
 
-On the reference path that is the dense weight. It is made anew on every call, so that nothing can
-be stale, unless the caller opens a :func:`cached` block.
+On the reference path that is the dense weight; on the kernels' path it is the cast of a mixed
+precision and, where that pays, the unpacked centre tap. It is made anew on every call, so that
+nothing can be stale, unless the caller opens a :func:`cached` block.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import paths
 from .packing import Layout, expand
+
+if paths.HAS_TRITON:
+    from . import autotune, ops
 
 
 class _Entry(NamedTuple):
     stamp: tuple[int, int]
-    weight: Tensor
+    prepared: Any
 
 
 # packed -> how it was prepared -> the result; forgotten with packed, should it be a temporary
@@ -56,18 +61,45 @@ def cached() -> Iterator[None]:
 
 def prepare(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: bool) -> Tensor:
     """The dense weight in the compute dtype and the memory order of the input."""
+    key = (layout, dtype, channels_last)
+    return _reuse(packed, key, lambda: expand(packed.to(dtype), layout, channels_last))
+
+
+def prepare_for_kernels(
+    packed: Tensor, layout: Layout, dtype: torch.dtype, pixels: int
+) -> tuple[Tensor, Tensor | None]:
+    """``packed`` in the compute dtype, and its unpacked centre where that pays."""
+
+    def make() -> tuple[Tensor, Tensor | None]:
+        cast = packed.to(dtype)
+        if layout.taps % 2 == 0 or torch._C._are_functorch_transforms_active():
+            return cast, None
+        if _entries.get() is None and not autotune.unpacks_centre(layout, pixels):
+            return cast, None
+        # Derived from packed, so no gradient goes through it; saved, it serves the backward too.
+        c, groups = layout.group_channels, layout.groups
+        return cast, ops.unpack_centre(cast.detach(), c, groups, layout.pairs, layout.symmetry)
+
+    return _reuse(packed, (layout, dtype, "kernels"), make)
+
+
+_Prepared = TypeVar("_Prepared")
+
+
+def _reuse(packed: Tensor, how: tuple, make: Callable[[], _Prepared]) -> _Prepared:
+    """What ``make`` makes of ``packed``, or what it made of it before in the same block."""
     entries = None if torch.compiler.is_compiling() else _entries.get()
     stamp = None if entries is None else _stamp(packed)
     if entries is None or stamp is None:
-        return expand(packed.to(dtype), layout, channels_last)
+        return make()
     tracked = torch.is_grad_enabled() and packed.requires_grad
-    key = (layout, dtype, channels_last, tracked, torch.is_inference_mode_enabled())
-    prepared: dict[tuple, _Entry] = entries.setdefault(packed, {})
-    entry = prepared.get(key)
+    key = (*how, tracked, torch.is_inference_mode_enabled())
+    known: dict[tuple, _Entry] = entries.setdefault(packed, {})
+    entry = known.get(key)
     if entry is None or entry.stamp != stamp:
-        entry = _Entry(stamp, expand(packed.to(dtype), layout, channels_last))
-        prepared[key] = entry
-    return entry.weight
+        entry = _Entry(stamp, make())
+        known[key] = entry
+    return entry.prepared
 
 
 def _stamp(packed: Tensor) -> tuple[int, int] | None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
-from .packing import Layout, expand
+from .packing import Layout, expand, fold
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLUTION_WEIGHT_GRADS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
 
 def convolve(
@@ -48,6 +50,23 @@ def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, G
     mode = "constant" if padding_mode == "zeros" else padding_mode
     unpadded = replace(geometry, padding=((0, 0),) * len(geometry.stride))
     return F.pad(input, geometry.flat_padding, mode=mode), unpadded
+
+
+def weight_grad(
+    input: Tensor, grad: Tensor, layout: Layout, geometry: Geometry, alpha: float
+) -> Tensor:
+    """The gradient of the packed vector in ``alpha * conv(input, expand(packed))``."""
+    padded, unpadded = pad(input, geometry, "zeros")
+    dense = _CONVOLUTION_WEIGHT_GRADS[len(geometry.stride)](
+        padded,
+        layout.weight_shape,
+        grad,
+        unpadded.stride,
+        (0,) * len(geometry.stride),
+        unpadded.dilation,
+        layout.groups,
+    )
+    return fold(dense, layout) * alpha
 
 
 def _tied_conv(
