@@ -89,11 +89,13 @@ def test_output_and_gradients_are_as_good_as_dense(dtype, problem, small, seed):
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_reference_is_the_same_function(dims):
-    x = torch.randn(2, 6, *[7] * dims)
-    packed = torch.randn(tt.packed_size(6, (3,) * dims, 2, "skew_adjoint"))
+    # to the bit in float64, which the reference serves wherever kernels run
+    x = torch.randn(2, 6, *[7] * dims, dtype=torch.float64)
+    size = tt.packed_size(6, (3,) * dims, 2, "skew_adjoint")
+    packed = torch.randn(size, dtype=torch.float64)
     options = {"kernel_size": 3, "padding": 1, "groups": 2, "symmetry": "skew_adjoint"}
     name = f"tied_conv{dims}d"
-    bias, residual = torch.randn(6), torch.randn_like(x)
+    bias, residual = torch.randn(6, dtype=torch.float64), torch.randn_like(x)
     more = {"alpha": -0.5, "residual": residual, "padding_mode": "circular"}
     ours = getattr(tt, name)(x, packed, bias, **options, **more)
     assert torch.equal(ours, getattr(reference, name)(x, packed, bias, **options, **more))
@@ -193,7 +195,8 @@ def test_weight_is_made_in_the_memory_format_of_the_input(dims, monkeypatch):
         return convolve(input, weight, *rest)
 
     monkeypatch.setattr(reference, "convolve", spy)
-    x, packed = torch.randn(2, 8, *[6] * dims), torch.randn(tt.packed_size(8, (3,) * dims))
+    x = torch.randn(2, 8, *[6] * dims, dtype=torch.float64)
+    packed = torch.randn(tt.packed_size(8, (3,) * dims), dtype=torch.float64)
     for memory_format in (torch.contiguous_format, FORMATS[dims]):
         TIED[dims](x.contiguous(memory_format=memory_format), packed, kernel_size=3)
     assert seen == [False, True]

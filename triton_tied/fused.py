@@ -81,15 +81,11 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """An opaque operator would drop them without a word."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     given = (tensor for tensor in tensors if tensor is not None)
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
-        raise NotImplementedError(
-            "forward-mode automatic differentiation is not implemented for the kernels; "
-            "triton_tied.reference has it, on every device"
-        )
+        ops.refuse_forward_mode()
 
 
 def _as_image(layout: Layout, geometry: Geometry) -> tuple[Layout, Geometry]:

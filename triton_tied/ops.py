@@ -180,42 +180,36 @@ def _(*arguments: Any, **_: Any) -> int:
 # ---- derivatives, of any order
 
 
-def _adjoint_padding(ctx: Any) -> list[int]:
-    """d(K-1) - padding; a wrapped border stays as it is."""
-    if ctx.circular:
-        return ctx.padding
-    window = [d * (k - 1) for k, d in zip(ctx.kernel_size, ctx.dilation, strict=True)]
-    return [window[1 - i // 2] - amount for i, amount in enumerate(ctx.padding)]
-
-
-def _adjoint(ctx: Any, x: Tensor, grad: Tensor, packed: Tensor, centre: Tensor | None) -> Tensor:
+def _adjoint(
+    x: Tensor, grad: Tensor, packed: Tensor, centre: Tensor | None, options: Sequence[Any]
+) -> Tensor:
     """The transposed convolution of ``grad``, in the memory format of x."""
+    kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
+    if not circular:  # a wrapped border stays as it is
+        height, width = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
+        windows = (width, width, height, height)
+        padding = [window - amount for window, amount in zip(windows, padding, strict=True)]
     return apply(
-        conv, grad, packed, centre, None, None, ctx.kernel_size, _adjoint_padding(ctx),
-        ctx.dilation, ctx.groups, ctx.symmetry, ctx.circular, SIGNS[ctx.symmetry] * ctx.alpha,
-        is_channels_last(2, x),
+        conv, grad, packed, centre, None, None, kernel_size, padding, dilation, groups, symmetry,
+        circular, SIGNS[symmetry] * alpha, is_channels_last(2, x),
     )  # fmt: skip
-
-
-_SHARED = ("kernel_size", "padding", "dilation", "groups", "symmetry", "circular", "alpha")
 
 
 def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, packed, centre, _, _, *options, _ = inputs
     ctx.save_for_backward(x, packed, centre)
-    for name, value in zip(_SHARED, options, strict=True):
-        setattr(ctx, name, value)
+    ctx.options = options
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
     x, packed, centre = ctx.saved_tensors
-    needs_x, needs_packed, _, needs_bias, needs_residual = ctx.needs_input_grad[:5]
-    options = [getattr(ctx, name) for name in _SHARED]
+    needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+    alpha = ctx.options[-1]
     return (
-        _adjoint(ctx, x, grad, packed, centre) if needs_x else None,
-        apply(weight_grad, x, grad, *options) if needs_packed else None,
+        _adjoint(x, grad, packed, centre, ctx.options) if needs_x else None,
+        apply(weight_grad, x, grad, *ctx.options) if needs_packed else None,
         None,
-        grad.sum((0, 2, 3)) * ctx.alpha if needs_bias else None,
+        grad.sum((0, 2, 3)) * alpha if needs_bias else None,
         grad if needs_residual else None,
         *(None,) * 8,
     )
@@ -224,21 +218,19 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, grad, *options = inputs
     ctx.save_for_backward(x, grad)
-    for name, value in zip(_SHARED, options, strict=True):
-        setattr(ctx, name, value)
+    ctx.options = options
 
 
 def _weight_grad_backward(ctx: Any, direction: Tensor) -> tuple:
     x, grad = ctx.saved_tensors
-    needs_x, needs_grad = ctx.needs_input_grad[:2]
-    options = [getattr(ctx, name) for name in _SHARED]
-    return (
-        _adjoint(ctx, x, grad, direction, None) if needs_x else None,
-        apply(conv, x, direction, None, None, None, *options, is_channels_last(2, grad))
-        if needs_grad
-        else None,
-        *(None,) * 7,
-    )
+    needs_x, needs_grad, *_ = ctx.needs_input_grad
+    along_x = along_grad = None
+    if needs_x:
+        along_x = _adjoint(x, grad, direction, None, ctx.options)
+    if needs_grad:
+        channels_last = is_channels_last(2, grad)
+        along_grad = apply(conv, x, direction, None, None, None, *ctx.options, channels_last)
+    return along_x, along_grad, *(None,) * 7
 
 
 conv.register_autograd(_conv_backward, setup_context=_keep_conv)
@@ -285,10 +277,19 @@ weight_grad.register_vmap(_vmap_weight_grad)
 # ---- torch.func: it takes no operator's registered formula, only an autograd.Function
 
 
+def refuse_forward_mode(*_: Any) -> None:
+    """An opaque operator would drop a tangent without a word."""
+    raise NotImplementedError(
+        "forward-mode automatic differentiation is not implemented for the kernels; "
+        "triton_tied.reference has it, on every device"
+    )
+
+
 class _Conv(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: conv(*arguments))
     setup_context = staticmethod(_keep_conv)
     backward = staticmethod(_conv_backward)
+    jvp = staticmethod(refuse_forward_mode)
     vmap = staticmethod(_vmap_conv)
 
 
@@ -296,6 +297,7 @@ class _WeightGrad(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: weight_grad(*arguments))
     setup_context = staticmethod(_keep_weight_grad)
     backward = staticmethod(_weight_grad_backward)
+    jvp = staticmethod(refuse_forward_mode)
     vmap = staticmethod(_vmap_weight_grad)
 
 
@@ -305,5 +307,10 @@ _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight
 def apply(operator: Callable, *arguments: Any) -> Tensor:
     """The operator, in the form that a ``torch.func`` transform takes where one is active."""
     if torch._C._are_functorch_transforms_active():
-        return _FUNCTIONS[operator].apply(*arguments)
+        return _apply_function(operator, *arguments)
     return operator(*arguments)
+
+
+@torch.compiler.disable(reason="the compiler cannot trace an autograd.Function of this operator")
+def _apply_function(operator: Callable, *arguments: Any) -> Tensor:
+    return _FUNCTIONS[operator].apply(*arguments)

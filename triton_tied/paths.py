@@ -15,6 +15,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)
 
 
+@torch.compiler.assume_constant_result
 @functools.lru_cache(maxsize=1024)
 def why_reference(
     device: torch.device, dtype: torch.dtype, stride: tuple[int, ...] = (1, 1)

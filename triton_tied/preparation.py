@@ -70,11 +70,13 @@ def prepare_for_kernels(
 ) -> tuple[Tensor, Tensor | None]:
     """``packed`` in the compute dtype, and its unpacked centre where that pays."""
 
+    reused = _known_entries() is not None
+
     def make() -> tuple[Tensor, Tensor | None]:
         cast = packed.to(dtype)
         if layout.taps % 2 == 0 or torch._C._are_functorch_transforms_active():
             return cast, None
-        if _entries.get() is None and not autotune.unpacks_centre(layout, pixels):
+        if not reused and not autotune.unpacks_centre(layout, pixels):
             return cast, None
         # Derived from packed, so no gradient goes through it; saved, it serves the backward too.
         c, groups = layout.group_channels, layout.groups
@@ -83,12 +85,16 @@ def prepare_for_kernels(
     return _reuse(packed, (layout, dtype, "kernels"), make)
 
 
+def _known_entries() -> _Entries | None:
+    return None if torch.compiler.is_compiling() else _entries.get()
+
+
 _Prepared = TypeVar("_Prepared")
 
 
 def _reuse(packed: Tensor, how: tuple, make: Callable[[], _Prepared]) -> _Prepared:
     """What ``make`` makes of ``packed``, or what it made of it before in the same block."""
-    entries = None if torch.compiler.is_compiling() else _entries.get()
+    entries = _known_entries()
     stamp = None if entries is None else _stamp(packed)
     if entries is None or stamp is None:
         return make()

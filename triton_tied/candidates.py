@@ -1,0 +1,104 @@
+"""The configs that may be picked: a committed list, every entry of which was compiled for its
+target and found good by ``make inspect``. Needs neither Triton nor a GPU."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from .configs import ConvConfig, WeightGradConfig
+
+Kernel = Literal["conv", "weight_grad"]
+Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
+# "float32" is TF32, where the target has it; "float32_ieee" is exact.
+Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
+
+# What a problem may ask of the compiled code, beyond the plain one: images of channels-last
+# memory, pixels of a multiple of 16 channels, an unpacked centre, s = +1, boxes that end with the
+# output, offsets of 32 bits.
+Need = Literal[
+    "two_sums",  # s = -1
+    "gathered_centre",  # convolution: the centre comes from its triangle
+    "ragged_boxes",  # weight gradient: boxes reach beyond the output
+    "scattered",  # "pointer": any other memory, or another number of channels
+    "planar",  # "descriptor": (N, C, H, W) memory
+    "wide",  # offsets of 64 bits
+]
+
+FILE = Path(__file__).with_name("candidates.json")
+LIMIT = 40  # entries for one kernel, target and dtype
+_CONFIGS: dict[str, type[ConvConfig] | type[WeightGradConfig]] = {
+    "conv": ConvConfig,
+    "weight_grad": WeightGradConfig,
+}
+
+
+class Candidate(NamedTuple):
+    """A config; the needs that it does not serve (where it would spill registers); and the most
+    registers per thread and bytes of shared memory per program of what it does serve."""
+
+    config: ConvConfig | WeightGradConfig
+    not_for: frozenset[str]
+    registers: int
+    shared_bytes: int
+
+
+def candidates(
+    kernel: Kernel, target: Target, dtype: Dtype, needs: Collection[Need] = ()
+) -> tuple[ConvConfig | WeightGradConfig, ...]:
+    """The configs that serve ``needs``, at most 40; KeyError for an unknown name.
+
+    Whether a "descriptor" can read an image is for :func:`triton_tied.launch.why_no_descriptor`.
+    ``splits`` is 1 in all: it is not a matter of compiled code.
+    """
+    return _serving(kernel, target, dtype, frozenset(needs))
+
+
+@functools.cache
+def _serving(
+    kernel: str, target: str, dtype: str, needs: frozenset[str]
+) -> tuple[ConvConfig | WeightGradConfig, ...]:
+    found = committed()[kernel, target, dtype]
+    return tuple(candidate.config for candidate in found if not candidate.not_for & needs)
+
+
+@functools.cache
+def committed() -> dict[tuple[str, str, str], tuple[Candidate, ...]]:
+    """All of them, by kernel, target and dtype."""
+    return {
+        (kernel, target, dtype): tuple(_read(_CONFIGS[kernel], row) for row in rows)
+        for kernel, targets in read_file()["candidates"].items()
+        for target, dtypes in targets.items()
+        for dtype, rows in dtypes.items()
+    }
+
+
+def _read(cls: type[ConvConfig] | type[WeightGradConfig], row: dict[str, Any]) -> Candidate:
+    config = cls(**{**row["config"], "box": tuple(row["config"]["box"])})
+    return Candidate(config, frozenset(row["not_for"]), row["registers"], row["shared_bytes"])
+
+
+@functools.cache
+def read_file() -> dict[str, Any]:
+    """``source``: the hash of the kernels that were compiled; ``triton``: by which version; and
+    ``candidates``: kernel -> target -> dtype -> rows."""
+    return json.loads(FILE.read_text())
+
+
+def source_hash() -> str:
+    """SHA-256 of the kernels' source."""
+    digest = hashlib.sha256()
+    for path in sorted(FILE.with_name("kernels").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def target_of(capability: tuple[int, int]) -> Target | None:
+    """The target whose list serves an NVIDIA GPU of this compute capability. None for one that
+    nothing was compiled for: there the "pointer" configs of sm_80 are the safest."""
+    targets: dict[int, Target] = {8: "sm_80", 9: "sm_90", 10: "sm_100"}
+    return targets.get(capability[0])

@@ -1,0 +1,230 @@
+"""One kernel compiled for a target that need not be there, and what its machine code holds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .configs import ConvConfig, WeightGradConfig
+from .kernels.conv import conv_kernel
+from .kernels.unpack import centre_kernel
+from .kernels.weight_grad import weight_grad_kernel
+from .paths import INTERPRETED
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_TYPES = {"float32": "fp32", "float32_ieee": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_MATRIX = {"sm_80": r"\bHMMA", "sm_90": r"\bHGMMA", "sm_100": r"\bUTC\w*MMA", "gfx942": r"v_mfma"}
+_POINTERS = {"x", "grad", "packed", "centre", "bias", "residual", "y", "partial"}
+_SPLITS = 8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What compiled code depends on, besides a config: a 3x3 kernel, ``channels`` in a group,
+    the ``sign``, images in "channels_last" or "planar" memory or, for pointers, of any strides
+    ("scattered"); the centre gathered from its triangle or unpacked; a residual; boxes that reach
+    beyond the output; offsets of 64 bits."""
+
+    channels: int
+    sign: int = 1
+    memory: str = "channels_last"
+    gathered_centre: bool = False
+    residual: bool = False
+    ragged_boxes: bool = False
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """What machine code holds.
+
+    Args:
+        registers: for each thread, of 32 bits. On gfx942 those of both kinds together.
+        spill_bytes: of each thread's memory of its own; 0 unless registers ran out.
+        shared_bytes: of shared memory, for each program.
+        matrix_instructions: wgmma (sm_90), mma (sm_80), tcgen05.mma (sm_100), mfma (gfx942).
+        bulk_copies, async_copies_16b: TMA loads; 16-byte cp.async.
+        matrix_waits: for wgmma, sm_90 only.
+        register_operands: wgmma whose first operand comes from registers, sm_90 only.
+    """
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    matrix_instructions: int
+    bulk_copies: int
+    async_copies_16b: int
+    matrix_waits: int | None
+    register_operands: int
+
+
+class DoesNotCompile(RuntimeError):
+    """The compiler, or the assembler, gave up."""
+
+
+def compile_config(
+    config: ConvConfig | WeightGradConfig, target: str, dtype: str, problem: Problem
+) -> Code:
+    """Compiles the kernel that a config is for, and reads the result.
+
+    Raises:
+        DoesNotCompile: with the compiler's last words.
+        RuntimeError: where Triton interprets its kernels.
+    """
+    kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return _compile(kernel, _constants(config, dtype, problem), dtype, target, options, problem)
+
+
+def compile_centre(block: int, target: str, dtype: str) -> Code:
+    """Compiles the kernel that unpacks the centre, for tiles of ``block`` squared."""
+    problem = Problem(channels=2 * block)
+    names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "PAIRS": 4}
+    constants = {**names, "BLOCK_N": block, "BLOCK_K": block}
+    return _compile(centre_kernel, constants, dtype, target, {}, problem)
+
+
+def _compile(
+    kernel: Any,
+    constants: dict[str, Any],
+    dtype: str,
+    target: str,
+    options: dict[str, int],
+    problem: Problem,
+) -> Code:
+    if INTERPRETED:
+        raise RuntimeError(
+            "nothing is compiled where TRITON_INTERPRET is set: "
+            "expected it unset when triton_tied is imported"
+        )
+    signature, attributes = _signature(kernel, constants, dtype, problem)
+    source = ASTSource(kernel, signature, constants, attributes)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
+            compiled = triton.compile(source, target=TARGETS[target], options=options)
+    except Exception as error:
+        words = str(error).strip().splitlines() or [""]
+        raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
+    return _read_amdgcn(compiled) if target == "gfx942" else _read_sass(compiled, target)
+
+
+def _constants(
+    config: ConvConfig | WeightGradConfig, dtype: str, problem: Problem
+) -> dict[str, Any]:
+    """Arguments that are compiled in, as :mod:`triton_tied.launch` gives them."""
+    descriptor = f"{problem.memory}_descriptor"
+    constants: dict[str, Any] = {
+        "CHANNELS": problem.channels,
+        "GROUPS": 1,
+        "SIGN": problem.sign,
+        "KERNEL_H": 3,
+        "KERNEL_W": 3,
+        "DILATION_H": 1,
+        "DILATION_W": 1,
+        "LOADER": "pointer" if config.loader == "pointer" else descriptor,
+        "ACCUMULATORS": config.accumulators,
+        "INPUT_PRECISION": "ieee" if dtype == "float32_ieee" else "tf32",
+        "WIDE": problem.wide,
+        "BLOCK_I": config.box[0],
+        "BLOCK_H": config.box[1],
+        "BLOCK_W": config.box[2],
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_K": config.BLOCK_K,
+    }
+    unit = {"channels_last": "c", "planar": "w"}.get(problem.memory)
+    images = "xry" if isinstance(config, ConvConfig) else "xg"
+    constants |= {f"stride_{image}{unit}": 1 for image in images if unit}
+    if isinstance(config, WeightGradConfig):
+        return {**constants, "MASKED": problem.ragged_boxes, "SPLITS": _SPLITS}
+    absent = [name for name in ("centre", "residual") if not _is_given(name, problem)]
+    return {**constants, "ROLES": config.roles, **dict.fromkeys(absent)}
+
+
+def _is_given(name: str, problem: Problem) -> bool:
+    return problem.residual if name == "residual" else not problem.gathered_centre
+
+
+def _signature(
+    kernel: Any, constants: dict[str, Any], dtype: str, problem: Problem
+) -> tuple[dict[str, str], dict[tuple[int], list]]:
+    """Types of the arguments, and which of them Triton would see to be divisible by 16."""
+    signature, attributes = {}, {}
+    blocks = [constants.get(f"BLOCK_{axis}") for axis in "IHWK"]
+    if "planar" in constants.get("LOADER", ""):
+        blocks = [blocks[axis] for axis in (0, 3, 1, 2)]
+    for i, name in enumerate(kernel.arg_names):
+        aligned = name in _POINTERS
+        if name in constants or kernel.params[i].is_constexpr:
+            signature[name] = "constexpr"
+            continue
+        if name in ("x", "grad") and constants["LOADER"] != "pointer":
+            signature[name], aligned = f"tensordesc<{_TYPES[dtype]}{blocks}>", False
+        elif name in _POINTERS:
+            signature[name] = "*fp32" if name == "partial" else f"*{_TYPES[dtype]}"
+        elif name == "alpha":
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            aligned = name.startswith("stride") and problem.memory == "channels_last"
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return signature, attributes
+
+
+def _read_sass(compiled: Any, target: str) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        sass = _cuobjdump("-sass", file.name)
+        usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _cuobjdump("-res-usage", file.name)))
+    products = re.findall(r"ttng\.warp_group_dot .* : (\S+)", compiled.asm["ttgir"])
+    waits = len(re.findall(r"WARPGROUP\.DEPBAR", sass))
+    spilled = 0 if not re.search(r"\b(LDL|STL)\b", sass) else 1
+    return Code(
+        registers=int(usage["REG"]),
+        spill_bytes=max(int(usage["STACK"]) + int(usage["LOCAL"]), spilled),
+        shared_bytes=compiled.metadata.shared,
+        matrix_instructions=len(re.findall(_MATRIX[target], sass)),
+        bulk_copies=len(re.findall(r"\bUTMALDG", sass)),
+        async_copies_16b=len(re.findall(r"\bLDGSTS\.\S*128", sass)),
+        matrix_waits=waits if target == "sm_90" else None,
+        register_operands=sum(not product.startswith("!ttg.memdesc") for product in products),
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    command = [triton.knobs.nvidia.cuobjdump.path, option, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _read_amdgcn(compiled: Any) -> Code:
+    text = compiled.asm["amdgcn"]
+
+    def metadata(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1])
+
+    return Code(
+        registers=metadata("vgpr_count"),
+        spill_bytes=max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count")),
+        shared_bytes=compiled.metadata.shared,
+        matrix_instructions=len(re.findall(_MATRIX["gfx942"], text)),
+        bulk_copies=0,
+        async_copies_16b=0,
+        matrix_waits=None,
+        register_operands=0,
+    )
