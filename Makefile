@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench inspect
 
 demo: .venv/installed
 	$(BIN)/python -m triton_tied check
@@ -17,6 +17,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python bench/cpu.py
+
+inspect: .venv/installed
+	$(BIN)/python -m triton_tied inspect --write
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

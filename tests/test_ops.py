@@ -122,9 +122,7 @@ TRANSFORMED = {
     "grad": lambda f, x, p: torch.func.grad(lambda x: f(x, p).square().sum())(x),
     "vjp": lambda f, x, p: torch.func.vjp(f, x, p)[1](torch.ones_like(f(x, p))),
     "jacrev": lambda f, x, p: torch.func.jacrev(f, (0, 1))(x, p),
-    "second": lambda f, x, p: torch.func.jacrev(
-        torch.func.grad(lambda p: f(x, p).pow(3).sum())
-    )(p),
+    "second": lambda f, x, p: torch.func.jacrev(torch.func.grad(lambda p: f(x, p).pow(3).sum()))(p),
     "vmap over images": lambda f, x, p: torch.func.vmap(f, (0, None))(x.expand(3, *x.shape), p),
     "vmap over a later axis": lambda f, x, p: torch.func.vmap(f, (1, None))(
         torch.stack([x, 2 * x], 1), p

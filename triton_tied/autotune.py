@@ -1,23 +1,246 @@
-"""Which config serves a problem."""
+"""Which config serves a problem: the caller's, the user's table, the shipped table, the cost model.
+
+With ``torch.backends.cudnn.benchmark`` a problem without an entry is timed on first use, as cuDNN
+does; otherwise the cost model chooses, at once and the same way every time. Nothing is timed in
+deterministic mode, while a CUDA graph is captured, or on the CPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import torch
+import triton
 from torch import Tensor
 
+from . import gpus, table, trial
+from .candidates import Dtype, Kernel
 from .configs import ConvConfig, WeightGradConfig
-from .geometry import Geometry
+from .cost import Sieved, serves, sieve
+from .geometry import Geometry, memory_of
+from .launch import extent, input_precision
 from .packing import Layout
+from .problem import Centre, Problem
+from .table import Entry, Origin
+from .tuner import Config, Tuned
+
+# A centre gathered from its triangle costs each program scattered reads; an unpacked one a launch.
+# Where the one begins to pay is a guess.
+_SMALL_CENTRE = 64
+_FEW_PIXELS = 2**14
+
+_DTYPES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+_chosen: dict[tuple, Config] = {}
+_tables: dict[str, dict[str, Entry]] = {}
+_tuning = threading.RLock()
+_override: ContextVar[dict[str, Config] | None] = ContextVar("triton_tied_configs", default=None)
+_recorded: ContextVar[dict[Problem, None] | None] = ContextVar("triton_tied_seen", default=None)
 
 
-def conv_config(x: Tensor, layout: Layout, geometry: Geometry) -> ConvConfig:
-    return ConvConfig((1, 8, 16), 64, 32)
+def unpacks_centre(layout: Layout, pixels: int) -> bool:
+    """Whether a convolution should unpack its centre first, though nothing else would use it."""
+    return layout.group_channels >= _SMALL_CENTRE and pixels >= _FEW_PIXELS
+
+
+def conv_config(x: Tensor, layout: Layout, geometry: Geometry, unpacked: bool) -> ConvConfig:
+    """For a convolution of ``x``; ``unpacked``: its centre tap is."""
+    centre: Centre = "unpacked" if unpacked else "gathered"
+    return _choose("conv", layout, geometry, centre, x)  # type: ignore[return-value]
 
 
 def weight_grad_config(
     x: Tensor, grad: Tensor, layout: Layout, geometry: Geometry
 ) -> WeightGradConfig:
-    return WeightGradConfig((1, 8, 8), 64, 32, splits=4)
+    """For the packed gradient of a convolution of ``x`` with output gradient ``grad``."""
+    return _choose("weight_grad", layout, geometry, "none", x, grad)  # type: ignore[return-value]
 
 
-def unpacks_centre(layout: Layout, pixels: int) -> bool:
-    return layout.group_channels >= 64 and pixels >= 16384
+def _choose(
+    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+) -> Config:
+    record(kernel, layout, geometry, centre, *images)
+    override = _override.get()
+    if override is not None and kernel in override:
+        return override[kernel]
+    x = images[0]
+    key = (
+        kernel, layout, geometry, centre, x.dtype, x.device, input_precision(x.dtype),
+        torch.backends.cudnn.benchmark,
+        *((image.shape, image.stride(), image.data_ptr() % 16) for image in images),
+    )  # fmt: skip
+    config = _chosen.get(key)
+    if config is None:
+        problem = describe(kernel, layout, geometry, centre, *images)
+        config, final = _find(problem, x.device)
+        if final:
+            _chosen[key] = config
+    return config
+
+
+def describe(
+    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+) -> Problem:
+    """The problem of reading these images."""
+    x = images[0]
+    return Problem(
+        kernel,
+        dtype_of(x.dtype),
+        layout,
+        (x.shape[0], x.shape[2], x.shape[3]),
+        geometry,
+        memory_of(*images),
+        centre if layout.taps % 2 else "none",
+        not any(image.data_ptr() % 16 for image in images),
+        max(extent(image) for image in images) >= 2**31,
+    )
+
+
+def dtype_of(dtype: torch.dtype) -> Dtype:
+    """The list of candidates that serves a dtype, under PyTorch's setting for TF32."""
+    if dtype == torch.float32 and input_precision(dtype) == "ieee":
+        return "float32_ieee"
+    return _DTYPES[dtype]
+
+
+def config_for(problem: Problem, device: torch.device | str | None = None) -> Config:
+    """The config that serves a problem on a device, by default the current GPU. Nothing is timed.
+
+    Raises:
+        KeyError: no kernel was compiled for a problem like this.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    entry = _entry(problem, device)
+    return entry.config if entry else sieve(problem, gpus.of_device(device)).candidates[0].config
+
+
+@contextlib.contextmanager
+def using(
+    *, conv: ConvConfig | None = None, weight_grad: WeightGradConfig | None = None
+) -> Iterator[None]:
+    """Inside this block the kernels take these configs, whatever the problem.
+
+    A config that cannot serve a problem raises ValueError at the launch.
+    """
+    given = {"conv": conv, "weight_grad": weight_grad}
+    token = _override.set({name: config for name, config in given.items() if config is not None})
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def _find(problem: Problem, device: torch.device) -> tuple[Config, bool]:
+    """The config, and whether that is the last word while tables stay as they are."""
+    entry = _entry(problem, device)
+    if entry:
+        return entry.config, True
+    if not torch.backends.cudnn.benchmark or device.type != "cuda":
+        return config_for(problem, device), True
+    if torch.are_deterministic_algorithms_enabled() or torch.cuda.is_current_stream_capturing():
+        return config_for(problem, device), False
+    tuned = tune_problem(problem, device)
+    return tuned.winner or config_for(problem, device), True
+
+
+def tune_problem(
+    problem: Problem,
+    device: torch.device,
+    budget_s: float = float("inf"),
+    progress: Callable[[str], None] = lambda text: None,
+    again: bool = False,
+) -> Tuned:
+    """Times a problem on a GPU and keeps the winner in the user's table.
+
+    Another process that is tuning the same kind of GPU is waited for, and its choice taken, unless
+    ``again``.
+    """
+    origin = origin_of(device)
+    path = table.path_of(origin)
+    with _tuning, table.locked(path):
+        _tables.pop(origin.gpu, None)
+        known = None if again else _entry(problem, device)
+        if known:
+            return Tuned({known.config: known.median_us})
+        sieved = sieve(problem, gpus.of_device(device))
+        tuned = trial.tune_on(device, problem, sieved, budget_s, progress)
+        if tuned.winner is not None:
+            table.save(path, origin, {problem.key: _as_entry(sieved, tuned)})
+        forget()
+    return tuned
+
+
+def _as_entry(sieved: Sieved, tuned: Tuned) -> Entry:
+    predicted = {candidate.config: candidate.predicted_us for candidate in sieved.candidates}
+    winner, first = tuned.winner, sieved.candidates[0].config
+    assert winner is not None
+    first_us = tuned.medians.get(first, float("nan"))
+    return Entry(winner, tuned.medians[winner], first_us, predicted[winner])
+
+
+def _entry(problem: Problem, device: torch.device) -> Entry | None:
+    """What a table holds for the problem's key, if it serves this very problem."""
+    origin = origin_of(device)
+    if origin.gpu not in _tables:
+        shipped = table.load(table.path_of(origin, table.SHIPPED), origin)
+        _tables[origin.gpu] = {**shipped, **table.load(table.path_of(origin), origin)}
+    entry = _tables[origin.gpu].get(problem.key)
+    if entry is None or not serves(problem, gpus.of_device(device), entry.config):
+        return None
+    return entry
+
+
+def forget() -> None:
+    """Reads the tables anew at the next choice."""
+    _tables.clear()
+    _chosen.clear()
+
+
+def record(
+    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+) -> None:
+    """Notes a problem, where a block asked for it."""
+    found = _recorded.get()
+    if found is not None:
+        found[describe(kernel, layout, geometry, centre, *images)] = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[Problem, None]]:
+    """Collects the problems that are met inside this block, in order, each once."""
+    found: dict[Problem, None] = {}
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)
+
+
+@functools.lru_cache(maxsize=16)
+def origin_of(device: torch.device) -> Origin:
+    """What the figures of a device's table depend on."""
+    if device.type != "cuda":
+        return Origin("cpu", "", 0, torch.__version__, triton.__version__, "")
+    properties = torch.cuda.get_device_properties(device)
+    return Origin(
+        properties.name,
+        f"{properties.major}.{properties.minor}",
+        properties.multi_processor_count,
+        torch.__version__,
+        triton.__version__,
+        _assembler_version(),
+    )
+
+
+def _assembler_version() -> str:
+    if torch.version.hip:
+        return f"hip {torch.version.hip}"
+    return triton.knobs.nvidia.ptxas.version

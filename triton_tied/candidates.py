@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ Kernel = Literal["conv", "weight_grad"]
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 # "float32" is TF32, where the target has it; "float32_ieee" is exact.
 Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
+_LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 
 # What a problem may ask of the compiled code, beyond the plain one: images of channels-last
 # memory, pixels of a multiple of 16 channels, an unpacked centre, s = +1, boxes that end with the
@@ -47,45 +47,35 @@ class Candidate(NamedTuple):
     shared_bytes: int
 
 
-def candidates(
-    kernel: Kernel, target: Target, dtype: Dtype, needs: Collection[Need] = ()
-) -> tuple[ConvConfig | WeightGradConfig, ...]:
-    """The configs that serve ``needs``, at most 40; KeyError for an unknown name.
+def list_of(kernel: Kernel, target: Target, dtype: Dtype) -> tuple[Candidate, ...]:
+    """All there are, at most 40, with what is known of them. ``splits`` is 1 in all: it is no
+    matter of compiled code.
 
-    Whether a "descriptor" can read an image is for :func:`triton_tied.launch.why_no_descriptor`.
-    ``splits`` is 1 in all: it is not a matter of compiled code.
+    Raises:
+        KeyError: "float32" on gfx942, which has no TF32.
     """
-    return _serving(kernel, target, dtype, frozenset(needs))
-
-
-@functools.cache
-def _serving(
-    kernel: str, target: str, dtype: str, needs: frozenset[str]
-) -> tuple[ConvConfig | WeightGradConfig, ...]:
-    found = committed()[kernel, target, dtype]
-    return tuple(candidate.config for candidate in found if not candidate.not_for & needs)
+    return committed()[kernel, target, _LISTS.get(dtype, dtype)]
 
 
 @functools.cache
 def committed() -> dict[tuple[str, str, str], tuple[Candidate, ...]]:
-    """All of them, by kernel, target and dtype."""
-    return {
-        (kernel, target, dtype): tuple(_read(_CONFIGS[kernel], row) for row in rows)
-        for kernel, targets in read_file()["candidates"].items()
-        for target, dtypes in targets.items()
-        for dtype, rows in dtypes.items()
-    }
-
-
-def _read(cls: type[ConvConfig] | type[WeightGradConfig], row: dict[str, Any]) -> Candidate:
-    config = cls(**{**row["config"], "box": tuple(row["config"]["box"])})
-    return Candidate(config, frozenset(row["not_for"]), row["registers"], row["shared_bytes"])
+    """All of them, by kernel, target and list: "half", "float32" or "float32_ieee"."""
+    found: dict[tuple[str, str, str], tuple[Candidate, ...]] = {}
+    for row in read_file()["candidates"]:
+        key = row["kernel"], row["target"], row["list"]
+        box = tuple(row["config"]["box"])
+        config = _CONFIGS[row["kernel"]](**{**row["config"], "box": box})
+        candidate = Candidate(
+            config, frozenset(row["not_for"]), row["registers"], row["shared_bytes"]
+        )
+        found[key] = (*found.get(key, ()), candidate)
+    return found
 
 
 @functools.cache
 def read_file() -> dict[str, Any]:
     """``source``: the hash of the kernels that were compiled; ``triton``: by which version; and
-    ``candidates``: kernel -> target -> dtype -> rows."""
+    ``candidates``, a list."""
     return json.loads(FILE.read_text())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import subprocess
@@ -27,7 +28,12 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 _TYPES = {"float32": "fp32", "float32_ieee": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_MATRIX = {"sm_80": r"\bHMMA", "sm_90": r"\bHGMMA", "sm_100": r"\bUTC\w*MMA", "gfx942": r"v_mfma"}
+_MATRIX = {
+    "sm_80": r"\bHMMA",
+    "sm_90": r"\bHG?MMA",
+    "sm_100": r"\b(?:UTC\w*MMA|HMMA)",
+    "gfx942": r"v_mfma",
+}
 _POINTERS = {"x", "grad", "packed", "centre", "bias", "residual", "y", "partial"}
 _SPLITS = 8
 
@@ -49,37 +55,92 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Code:
-    """What machine code holds.
+class Resources:
+    """What a program asks of the machine.
 
     Args:
         registers: for each thread, of 32 bits. On gfx942 those of both kinds together.
         spill_bytes: of each thread's memory of its own; 0 unless registers ran out.
         shared_bytes: of shared memory, for each program.
-        matrix_instructions: wgmma (sm_90), mma (sm_80), tcgen05.mma (sm_100), mfma (gfx942).
-        bulk_copies, async_copies_16b: TMA loads; 16-byte cp.async.
-        matrix_waits: for wgmma, sm_90 only.
-        register_operands: wgmma whose first operand comes from registers, sm_90 only.
     """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """How many of each kind its machine code holds.
+
+    Args:
+        matrix_instructions: wgmma (sm_90), tcgen05.mma (sm_100), and mma on both for small tiles
+            and on sm_80; mfma (gfx942).
+        bulk_copies, async_copies_16b: TMA loads; 16-byte cp.async.
+        matrix_waits: for wgmma, sm_90 only.
+        register_operands: wgmma whose first operand comes from registers, sm_90 only.
+    """
+
     matrix_instructions: int
-    bulk_copies: int
-    async_copies_16b: int
-    matrix_waits: int | None
-    register_operands: int
+    bulk_copies: int = 0
+    async_copies_16b: int = 0
+    matrix_waits: int | None = None
+    register_operands: int = 0
+
+
+class Compiled:
+    """A kernel as Triton compiled it for a target, read when asked."""
+
+    def __init__(self, compiled: Any, target: str):
+        self._compiled, self._target = compiled, target
+
+    @functools.cached_property
+    def resources(self) -> Resources:
+        shared = self._compiled.metadata.shared
+        if "amdgcn" in self._compiled.asm:
+            scratch = self._metadata("private_segment_fixed_size")
+            spilled = max(scratch, 4 * self._metadata("vgpr_spill_count"))
+            return Resources(self._metadata("vgpr_count"), spilled, shared)
+        usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", self._cuobjdump("-res-usage")))
+        return Resources(int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"]), shared)
+
+    @functools.cached_property
+    def instructions(self) -> Instructions:
+        matrix = _MATRIX[self._target]
+        if "amdgcn" in self._compiled.asm:
+            return Instructions(len(re.findall(matrix, self._compiled.asm["amdgcn"])))
+        sass = self._cuobjdump("-sass")
+        waits = len(re.findall(r"\bWARPGROUP\.DEPBAR", sass))
+        firsts = re.findall(r"ttng\.warp_group_dot .* : (\S+)", self._compiled.asm["ttgir"])
+        return Instructions(
+            matrix_instructions=len(re.findall(matrix, sass)),
+            bulk_copies=len(re.findall(r"\bUTMALDG", sass)),
+            async_copies_16b=len(re.findall(r"\bLDGSTS\.\S*128", sass)),
+            matrix_waits=waits if self._target == "sm_90" else None,
+            register_operands=sum(not first.startswith("!ttg.memdesc") for first in firsts),
+        )
+
+    def _metadata(self, name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", self._compiled.asm["amdgcn"])[-1])
+
+    def _cuobjdump(self, option: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self._compiled.asm["cubin"])
+            file.flush()
+            command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
 
 
 class DoesNotCompile(RuntimeError):
     """The compiler, or the assembler, gave up."""
 
 
+@functools.lru_cache(maxsize=16)
 def compile_config(
     config: ConvConfig | WeightGradConfig, target: str, dtype: str, problem: Problem
-) -> Code:
-    """Compiles the kernel that a config is for, and reads the result.
+) -> Compiled:
+    """Compiles the kernel that a config is for.
 
     Raises:
         DoesNotCompile: with the compiler's last words.
@@ -90,7 +151,7 @@ def compile_config(
     return _compile(kernel, _constants(config, dtype, problem), dtype, target, options, problem)
 
 
-def compile_centre(block: int, target: str, dtype: str) -> Code:
+def compile_centre(block: int, target: str, dtype: str) -> Compiled:
     """Compiles the kernel that unpacks the centre, for tiles of ``block`` squared."""
     problem = Problem(channels=2 * block)
     names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "PAIRS": 4}
@@ -105,7 +166,7 @@ def _compile(
     target: str,
     options: dict[str, int],
     problem: Problem,
-) -> Code:
+) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
@@ -119,7 +180,7 @@ def _compile(
     except Exception as error:
         words = str(error).strip().splitlines() or [""]
         raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
-    return _read_amdgcn(compiled) if target == "gfx942" else _read_sass(compiled, target)
+    return Compiled(compiled, target)
 
 
 def _constants(
@@ -183,48 +244,3 @@ def _signature(
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, attributes
-
-
-def _read_sass(compiled: Any, target: str) -> Code:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        sass = _cuobjdump("-sass", file.name)
-        usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _cuobjdump("-res-usage", file.name)))
-    products = re.findall(r"ttng\.warp_group_dot .* : (\S+)", compiled.asm["ttgir"])
-    waits = len(re.findall(r"WARPGROUP\.DEPBAR", sass))
-    spilled = 0 if not re.search(r"\b(LDL|STL)\b", sass) else 1
-    return Code(
-        registers=int(usage["REG"]),
-        spill_bytes=max(int(usage["STACK"]) + int(usage["LOCAL"]), spilled),
-        shared_bytes=compiled.metadata.shared,
-        matrix_instructions=len(re.findall(_MATRIX[target], sass)),
-        bulk_copies=len(re.findall(r"\bUTMALDG", sass)),
-        async_copies_16b=len(re.findall(r"\bLDGSTS\.\S*128", sass)),
-        matrix_waits=waits if target == "sm_90" else None,
-        register_operands=sum(not product.startswith("!ttg.memdesc") for product in products),
-    )
-
-
-def _cuobjdump(option: str, path: str) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, option, path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
-def _read_amdgcn(compiled: Any) -> Code:
-    text = compiled.asm["amdgcn"]
-
-    def metadata(name: str) -> int:
-        return int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1])
-
-    return Code(
-        registers=metadata("vgpr_count"),
-        spill_bytes=max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count")),
-        shared_bytes=compiled.metadata.shared,
-        matrix_instructions=len(re.findall(_MATRIX["gfx942"], text)),
-        bulk_copies=0,
-        async_copies_16b=0,
-        matrix_waits=None,
-        register_operands=0,
-    )

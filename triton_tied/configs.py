@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from .geometry import Memory
+
 Loader = Literal["pointer", "descriptor"]
 Roles = Literal["pixels_first", "weights_first"]
 
@@ -54,3 +56,35 @@ class WeightGradConfig:
     @property
     def BLOCK_M(self) -> int:
         return math.prod(self.box)
+
+
+def why_no_descriptor(
+    config: ConvConfig | WeightGradConfig,
+    memory: Memory,
+    innermost_bytes: int,
+    aligned: bool,
+    groups: int,
+    group_channels: int,
+) -> str | None:
+    """What bulk copies ask of an image and do not get, or None.
+
+    Args:
+        memory: of all images that are read.
+        innermost_bytes: bytes of a pixel in "channels_last" memory, of a row in "contiguous".
+        aligned: each image starts at a multiple of 16 bytes.
+    """
+    planar = memory == "contiguous"
+    if memory == "strided":
+        return "it is contiguous in neither memory format"
+    if planar and config.box[0] > 1:
+        return f"a box of {config.box[0]} images needs channels-last memory"
+    if innermost_bytes % 16 or not aligned:
+        return f"its {'rows' if planar else 'pixels'} are not aligned to 16 bytes"
+    if groups > 1 and group_channels % config.BLOCK_K:
+        return (
+            f"a block of {config.BLOCK_K} channels would reach beyond the "
+            f"{group_channels} of a group"
+        )
+    if isinstance(config, WeightGradConfig) and config.BLOCK_N != config.BLOCK_K:
+        return "one box serves both blocks of channels, so BLOCK_N must equal BLOCK_K"
+    return None

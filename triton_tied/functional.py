@@ -25,7 +25,7 @@ from .geometry import (
     resolve,
 )
 from .packing import SIGNS, Layout, check_supported, check_symmetry
-from .paths import HAS_TRITON, why_reference
+from .paths import HAS_TRITON, takes_operators
 from .preparation import prepare
 
 if HAS_TRITON:
@@ -165,7 +165,7 @@ def _tied_conv(
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
-    if why_reference(input.device, dtype, geometry.stride) is None:
+    if takes_operators(input.device, dtype, geometry.stride):
         return fused.convolve(
             input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
         )

@@ -7,7 +7,7 @@ import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 IntOrInts = int | Sequence[int]
 Padding = int | Sequence[int] | str
+Memory = Literal["channels_last", "contiguous", "strided"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ def is_channels_last(dims: int, input: Tensor) -> bool:
     if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
         return False
     return input.is_contiguous(memory_format=memory_format)
+
+
+def memory_of(*images: Tensor) -> Memory:
+    """The memory format that all of the ``(N, C, H, W)`` images have; where both would do, the
+    former."""
+    if all(image.is_contiguous(memory_format=torch.channels_last) for image in images):
+        return "channels_last"
+    if all(image.is_contiguous() for image in images):
+        return "contiguous"
+    return "strided"
 
 
 def _named_padding(

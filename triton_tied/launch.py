@@ -12,8 +12,9 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import configs
 from .configs import ConvConfig, WeightGradConfig
-from .geometry import Geometry
+from .geometry import Geometry, memory_of
 from .kernels.conv import conv_kernel
 from .kernels.unpack import centre_kernel
 from .kernels.weight_grad import weight_grad_kernel
@@ -47,14 +48,14 @@ def conv(
     boxes = _count_boxes((n, *sizes), config.box)
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
     residual_strides = (y if residual is None else residual).stride()
+    loader, sources = _sources(layout, config, x)
     with _on_device(x):
         conv_kernel[(boxes * blocks * layout.groups,)](
-            _source(x, layout, config),
-            packed, centre, bias, residual, y,
+            *sources, packed, centre, bias, residual, y,
             n, *image, *sizes,
             *x.stride(), *residual_strides, *y.stride(),
             before_h, before_w, alpha,
-            **_constants(layout, geometry, config, x, packed, y, residual),
+            **_constants(layout, geometry, config, loader, x, packed, y, residual),
             ROLES=config.roles,
         )  # fmt: skip
     return y
@@ -84,15 +85,14 @@ def weight_grad(
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
     masked = any(size % side for size, side in zip((n, *sizes), config.box, strict=True))
+    loader, sources = _sources(layout, config, x, grad)
     with _on_device(x):
         weight_grad_kernel[((layout.taps + 1) // 2 * tiles * layout.groups * splits,)](
-            _source(x, layout, config),
-            _source(grad, layout, config),
-            partial,
+            *sources, partial,
             n, *image, *sizes,
             *x.stride(), *grad.stride(), layout.size,
             before_h, before_w, alpha,
-            **_constants(layout, geometry, config, x, grad),
+            **_constants(layout, geometry, config, loader, x, grad),
             MASKED=masked, SPLITS=splits,
         )  # fmt: skip
     return partial[0] if splits == 1 else partial.sum(0).to(x.dtype)
@@ -116,71 +116,80 @@ def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     return centre
 
 
+def extent(tensor: Tensor) -> int:
+    """One more than the offset of the last element."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return sum((size - 1) * stride for size, stride in sides) + 1
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """float32 follows PyTorch's own setting for convolutions."""
+    allowed = dtype == torch.float32 and torch.version.hip is None
+    tf32 = allowed and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if tf32 else "ieee"
+
+
 def empty_image(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
     """Memory for a result of ``shape``, of the dtype and on the device of ``like``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
-def _source(
-    x: Tensor, layout: Layout, config: ConvConfig | WeightGradConfig
-) -> Tensor | TensorDescriptor:
-    """What the kernel reads pixels through."""
+def why_no_descriptor(
+    layout: Layout, config: ConvConfig | WeightGradConfig, *images: Tensor
+) -> str | None:
+    """What bulk copies ask of the images that are read and do not get, or None."""
+    memory = memory_of(*images)
+    inner = [x.shape[3 if memory == "contiguous" else 1] * x.element_size() for x in images]
+    aligned = not any(x.data_ptr() % 16 for x in images)
+    return configs.why_no_descriptor(
+        config, memory, math.gcd(*inner), aligned, layout.groups, layout.group_channels
+    )
+
+
+def _sources(
+    layout: Layout, config: ConvConfig | WeightGradConfig, *images: Tensor
+) -> tuple[str, list[Tensor | TensorDescriptor]]:
+    """The kernel's loader, and what it reads each of the images through.
+
+    Raises:
+        ValueError: the config's loader cannot read them.
+    """
     if config.loader == "pointer":
-        return x
-    reason = why_no_descriptor(x, layout, config)
+        return "pointer", list(images)
+    reason = why_no_descriptor(layout, config, *images)
     if reason:
-        raise ValueError(f"{config} cannot read an image of size {list(x.shape)}: {reason}")
+        sizes = ", ".join(str(list(x.shape)) for x in images)
+        raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
+    if memory_of(*images) == "contiguous":
+        return "planar_descriptor", [_planar_descriptor(x, config) for x in images]
+    return "channels_last_descriptor", [_channels_last_descriptor(x, config) for x in images]
+
+
+def _channels_last_descriptor(x: Tensor, config: ConvConfig | WeightGradConfig) -> TensorDescriptor:
+    n, c, h, w = x.shape
+    return TensorDescriptor(
+        x, [n, h, w, c], [h * w * c, w * c, c, 1], [*config.box, config.BLOCK_K]
+    )
+
+
+def _planar_descriptor(x: Tensor, config: ConvConfig | WeightGradConfig) -> TensorDescriptor:
     n, c, h, w = x.shape
     images, rows, columns = config.box
-    if _is_planar(x):
-        box = [images, config.BLOCK_K, rows, columns]
-        return TensorDescriptor(x, [n, c, h, w], [c * h * w, h * w, w, 1], box)
-    box = [images, rows, columns, config.BLOCK_K]
-    return TensorDescriptor(x, [n, h, w, c], [h * w * c, w * c, c, 1], box)
-
-
-def why_no_descriptor(
-    x: Tensor, layout: Layout, config: ConvConfig | WeightGradConfig
-) -> str | None:
-    """What bulk copies ask of the image and do not get, or None."""
-    planar = _is_planar(x)
-    if not planar and not x.is_contiguous(memory_format=torch.channels_last):
-        return f"it is contiguous in neither memory format, its strides are {x.stride()}"
-    if planar and config.box[0] > 1:
-        return f"a box of {config.box[0]} images needs channels-last memory"
-    if x.shape[3 if planar else 1] * x.element_size() % 16 or x.data_ptr() % 16:
-        return f"its {'rows' if planar else 'pixels'} are not aligned to 16 bytes"
-    if layout.groups > 1 and layout.group_channels % config.BLOCK_K:
-        return (
-            f"a block of {config.BLOCK_K} channels would reach beyond the "
-            f"{layout.group_channels} of a group"
-        )
-    if isinstance(config, WeightGradConfig) and config.BLOCK_N != config.BLOCK_K:
-        return "one box serves both blocks of channels, so BLOCK_N must equal BLOCK_K"
-    return None
-
-
-def _is_planar(x: Tensor) -> bool:
-    """(N, C, H, W) memory; an image that is both this and channels-last counts as the latter."""
-    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _loader(x: Tensor, config: ConvConfig | WeightGradConfig) -> str:
-    if config.loader == "pointer":
-        return "pointer"
-    return "planar_descriptor" if _is_planar(x) else "channels_last_descriptor"
+    return TensorDescriptor(
+        x, [n, c, h, w], [c * h * w, h * w, w, 1], [images, config.BLOCK_K, rows, columns]
+    )
 
 
 def _constants(
     layout: Layout,
     geometry: Geometry,
     config: ConvConfig | WeightGradConfig,
-    x: Tensor,
-    *others: Tensor | None,
+    loader: str,
+    *tensors: Tensor | None,
 ) -> dict[str, Any]:
     """The arguments that both kernels compile for."""
-    tensors = [x, *(t for t in others if t is not None)]
+    given = [tensor for tensor in tensors if tensor is not None]
     return {
         "CHANNELS": layout.group_channels,
         "GROUPS": layout.groups,
@@ -189,10 +198,10 @@ def _constants(
         "KERNEL_W": layout.kernel_size[1],
         "DILATION_H": geometry.dilation[0],
         "DILATION_W": geometry.dilation[1],
-        "LOADER": _loader(x, config),
+        "LOADER": loader,
         "ACCUMULATORS": config.accumulators,
-        "INPUT_PRECISION": _input_precision(x.dtype),
-        "WIDE": any(_extent(tensor) >= 2**31 for tensor in tensors),
+        "INPUT_PRECISION": input_precision(given[0].dtype),
+        "WIDE": any(extent(tensor) >= 2**31 for tensor in given),
         "BLOCK_I": config.box[0],
         "BLOCK_H": config.box[1],
         "BLOCK_W": config.box[2],
@@ -201,19 +210,6 @@ def _constants(
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
-
-
-def _extent(tensor: Tensor) -> int:
-    """One more than the offset of the last element."""
-    sides = zip(tensor.shape, tensor.stride(), strict=True)
-    return sum((size - 1) * stride for size, stride in sides) + 1
-
-
-def _input_precision(dtype: torch.dtype) -> str:
-    """float32 follows PyTorch's own setting for convolutions."""
-    allowed = dtype == torch.float32 and torch.version.hip is None
-    tf32 = allowed and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if tf32 else "ieee"
 
 
 def _count_boxes(sizes: Sequence[int], box: Sequence[int]) -> int:

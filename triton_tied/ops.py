@@ -62,12 +62,15 @@ def conv(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
+        autotune.record(
+            "conv", layout, geometry, "unpacked" if centre is not None else "gathered", x
+        )
         y = reference.convolve(
             x, expand(packed, layout), bias, geometry, groups, "zeros", alpha, residual
         )
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return y.clone(memory_format=memory_format)
-    config = autotune.conv_config(x, layout, geometry)
+    config = autotune.conv_config(x, layout, geometry, centre is not None)
     return launch.conv(
         x,
         packed.contiguous(),
@@ -99,6 +102,7 @@ def weight_grad(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
+        autotune.record("weight_grad", layout, geometry, "none", x, grad)
         return reference.weight_grad(x, grad, layout, geometry, alpha)
     config = autotune.weight_grad_config(x, grad, layout, geometry)
     return launch.weight_grad(x, grad, layout, geometry, alpha, config)
@@ -277,7 +281,7 @@ weight_grad.register_vmap(_vmap_weight_grad)
 # ---- torch.func: it takes no operator's registered formula, only an autograd.Function
 
 
-def refuse_forward_mode(*_: Any) -> None:
+def refuse_forward_mode(ctx: Any = None, *_: Any) -> Any:
     """An opaque operator would drop a tangent without a word."""
     raise NotImplementedError(
         "forward-mode automatic differentiation is not implemented for the kernels; "

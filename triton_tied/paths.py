@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 
@@ -13,6 +16,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "y
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)
+_rehearsing: ContextVar[bool] = ContextVar("triton_tied_rehearsing", default=False)
 
 
 @torch.compiler.assume_constant_result
@@ -21,21 +25,50 @@ def why_reference(
     device: torch.device, dtype: torch.dtype, stride: tuple[int, ...] = (1, 1)
 ) -> str | None:
     """Why the reference serves tensors of this device and dtype, or None where the kernels do."""
+    return _why_no_kernel(dtype, stride) or _why_not_here(device, dtype)
+
+
+def takes_operators(device: torch.device, dtype: torch.dtype, stride: tuple[int, ...]) -> bool:
+    """Whether a call goes through the operators of the kernels."""
+    if why_reference(device, dtype, stride) is None:
+        return True
+    if torch.compiler.is_compiling() or not _rehearsing.get():
+        return False
+    return _why_no_kernel(dtype, stride) is None
+
+
+@contextlib.contextmanager
+def rehearsing() -> Iterator[None]:
+    """Inside this block calls go through the operators as if a GPU were there, so that the
+    problems which it would meet can be listed; the operators themselves compute the reference."""
+    token = _rehearsing.set(True)
+    try:
+        yield
+    finally:
+        _rehearsing.reset(token)
+
+
+def _why_no_kernel(dtype: torch.dtype, stride: tuple[int, ...]) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
-    if device.type == "cpu" and not INTERPRETED:
-        return "kernels run on GPUs (or on the CPU, interpreted, with TRITON_INTERPRET=1)"
-    if device.type not in ("cpu", "cuda"):
-        return f"there are no kernels for devices of type {device.type!r}"
     if len(stride) == 3:
         return "there are no kernels for three spatial dimensions"
     if max(stride) > 1:
         return f"there are no kernels for stride={list(stride)}"
     if dtype not in _DTYPES:
         return f"there are no kernels for {dtype}"
-    if INTERPRETED and dtype == torch.bfloat16:
-        return "Triton's interpreter computes products of bfloat16 wrongly"
-    if device.type == "cuda" and torch.version.hip is None:
+    return None
+
+
+def _why_not_here(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == "cpu":
+        if not INTERPRETED:
+            return "kernels run on GPUs (or on the CPU, interpreted, with TRITON_INTERPRET=1)"
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes products of bfloat16 wrongly"
+    elif device.type != "cuda":
+        return f"there are no kernels for devices of type {device.type!r}"
+    elif torch.version.hip is None:
         capability = torch.cuda.get_device_capability(device)
         if capability < _CAPABILITY:
             return f"kernels need compute capability {_CAPABILITY}, this GPU has {capability}"

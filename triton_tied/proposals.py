@@ -6,14 +6,14 @@ A config reads (box, BLOCK_N, BLOCK_K, num_warps, num_stages).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from .configs import ConvConfig, Loader, Roles, WeightGradConfig
+from .configs import ConvConfig, Roles, WeightGradConfig
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
 _POINTER: tuple[_Tiles, ...] = (
-    ((1, 4, 8), 16, 16, 4, 2),
+    ((1, 4, 8), 16, 16, 2, 2),
     ((1, 8, 8), 16, 16, 4, 3),
     ((1, 8, 16), 16, 16, 4, 4),
     ((1, 16, 16), 16, 16, 8, 3),
@@ -71,18 +71,16 @@ _POINTER_IEEE: tuple[_Tiles, ...] = (
     ((1, 8, 16), 64, 16, 8, 2),
 )
 
-# Of a box of one side the rows are a matrix as they stand, of any other only the columns: the
-# former comes first in the product, the latter second, behind at least 64 out-channels.
+# A box of one row is a matrix as it stands, of any other only its transpose: the former comes
+# first in the product, the latter second, behind at least 64 out-channels.
 _PIXELS_FIRST: tuple[_Tiles, ...] = (
     ((1, 1, 64), 32, 32, 4, 4),
     ((1, 1, 128), 16, 16, 4, 4),
     ((1, 1, 128), 32, 32, 4, 4),
     ((1, 1, 128), 64, 64, 4, 3),
-    ((64, 1, 1), 64, 64, 4, 4),
-    ((128, 1, 1), 64, 64, 4, 3),
-    ((128, 1, 1), 128, 64, 8, 3),
+    ((1, 1, 256), 32, 32, 8, 4),
     ((1, 1, 128), 128, 64, 8, 3),
-    ((1, 1, 256), 64, 64, 8, 3),
+    ((1, 1, 256), 64, 32, 8, 4),
     ((1, 1, 256), 128, 32, 8, 4),
 )
 _WEIGHTS_FIRST: tuple[_Tiles, ...] = (
@@ -90,6 +88,7 @@ _WEIGHTS_FIRST: tuple[_Tiles, ...] = (
     ((1, 8, 8), 64, 64, 4, 4),
     ((4, 4, 4), 64, 64, 4, 4),
     ((16, 2, 2), 64, 64, 4, 4),
+    ((64, 1, 1), 64, 64, 4, 4),
     ((1, 8, 16), 64, 32, 4, 4),
     ((1, 8, 16), 64, 64, 4, 3),
     ((2, 8, 8), 64, 64, 4, 3),
@@ -98,10 +97,11 @@ _WEIGHTS_FIRST: tuple[_Tiles, ...] = (
     ((1, 16, 16), 64, 32, 4, 4),
     ((1, 16, 16), 64, 64, 8, 2),
     ((1, 8, 16), 128, 64, 8, 3),
-    ((1, 8, 16), 128, 128, 8, 2),
+    ((1, 8, 8), 128, 128, 8, 2),
     ((2, 8, 8), 128, 64, 8, 3),
     ((8, 4, 4), 128, 64, 8, 3),
     ((32, 2, 2), 128, 64, 8, 3),
+    ((128, 1, 1), 128, 64, 8, 3),
     ((1, 16, 16), 128, 32, 8, 4),
     ((1, 16, 16), 128, 64, 8, 2),
     ((4, 8, 8), 128, 64, 8, 2),
@@ -145,44 +145,74 @@ _GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
     ((1, 1, 64), 32, 32, 4, 4),
     ((1, 1, 32), 64, 64, 4, 4),
     ((1, 1, 64), 64, 64, 4, 4),
-    ((64, 1, 1), 64, 64, 4, 4),
+    ((1, 8, 8), 64, 64, 4, 4),
+    ((4, 4, 4), 64, 64, 4, 4),
+    ((16, 2, 2), 64, 64, 4, 4),
     ((1, 1, 128), 64, 64, 4, 2),
     ((1, 1, 32), 128, 128, 8, 4),
     ((1, 1, 64), 128, 128, 8, 3),
-    ((64, 1, 1), 128, 128, 8, 3),
-    ((1, 1, 64), 128, 128, 8, 2),
+    ((1, 8, 8), 128, 128, 8, 3),
+    ((4, 4, 4), 128, 128, 8, 3),
 )
 
+_BY_LIST = {
+    "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
+    "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
+}
 
-def conv(target: str, dtype: str) -> Iterator[ConvConfig]:
-    """For the convolution."""
-    sums = 2 if target == "sm_100" else 1  # there two chained products were seen to go wrong
-    exact = dtype == "float32_ieee" or (dtype == "float32" and target == "gfx942")
-    pointer = _POINTER_IEEE if dtype == "float32_ieee" else _POINTER_FP32 if dtype == "float32" else _POINTER
-    if target in ("sm_90", "sm_100") and not exact:
-        pointer = pointer[::2]
-    yield from _conv(pointer, target, "pointer", "pixels_first", sums)
-    if target in ("sm_90", "sm_100") and not exact:
-        halve = 2 if dtype == "float32" else 1
-        yield from _conv(_PIXELS_FIRST, target, "descriptor", "pixels_first", sums, halve)
-        yield from _conv(_WEIGHTS_FIRST, target, "descriptor", "weights_first", sums, halve)
+
+def propose(
+    kernel: str, target: str, list_name: str
+) -> Iterator[ConvConfig] | Iterator[WeightGradConfig]:
+    """For a kernel, a target, and "half", "float32" or "float32_ieee"."""
+    if target == "gfx942":
+        if list_name == "float32":
+            return iter(())  # there is no TF32, and exact products have matrix instructions
+        list_name = "float32" if list_name == "float32_ieee" else list_name
+    tiles = _BY_LIST[kernel][list_name]
+    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
+    # Where descriptors serve the large problems, fewer will do.
+    tiles = tiles[:: 3 if descriptors else 1]
+    if kernel == "conv":
+        return _conv(tiles, target, list_name, descriptors)
+    return _weight_grad(tiles, target, list_name, descriptors)
 
 
 def _conv(
-    tiles: Iterable[_Tiles], target: str, loader: Loader, roles: Roles, sums: int, halve: int = 1
+    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
 ) -> Iterator[ConvConfig]:
+    sums = _sums(target)
     for box, n, k, warps, stages in tiles:
-        stages = 2 if target == "gfx942" else stages
-        yield ConvConfig(box, n, max(16, k // halve), warps, stages, loader, roles, sums)
+        yield ConvConfig(box, n, k, warps, _stages(target, stages), accumulators=sums)
+    if not descriptors:
+        return
+    roles: tuple[tuple[Roles, tuple[_Tiles, ...]], ...] = (
+        ("pixels_first", _PIXELS_FIRST),
+        ("weights_first", _WEIGHTS_FIRST),
+    )
+    for role, found in roles:
+        for box, n, k, warps, stages in found[:: 2 if list_name == "float32" else 1]:
+            k = max(16, k // 2) if list_name == "float32" else k
+            yield ConvConfig(box, n, k, warps, stages, "descriptor", role, sums)
 
 
-def weight_grad(target: str, dtype: str) -> Iterator[WeightGradConfig]:
-    """For the weight gradient."""
-    sums = 2 if target == "sm_100" else 1
-    pointer = _GRAD_IEEE if dtype == "float32_ieee" else _GRAD_FP32 if dtype == "float32" else _GRAD_POINTER
-    for box, n, k, warps, stages in pointer:
-        stages = 2 if target == "gfx942" else stages
-        yield WeightGradConfig(box, n, k, 1, warps, stages, "pointer", sums)
-    if target in ("sm_90", "sm_100") and dtype != "float32_ieee":
-        for box, n, k, warps, stages in _GRAD_DESCRIPTOR:
-            yield WeightGradConfig(box, n, k, 1, warps, stages, "descriptor", sums)
+def _weight_grad(
+    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
+) -> Iterator[WeightGradConfig]:
+    sums = _sums(target)
+    for box, n, k, warps, stages in tiles:
+        yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages), accumulators=sums)
+    for box, n, k, warps, stages in _GRAD_DESCRIPTOR if descriptors else ():
+        if list_name == "float32":
+            box = (box[0], max(1, box[1] // 2), max(1, box[2] // (2 if box[1] == 1 else 1)))
+        yield WeightGradConfig(box, n, k, 1, warps, stages, "descriptor", sums)
+
+
+def _sums(target: str) -> int:
+    """Two chained products into one sum were seen to go wrong on Blackwell."""
+    return 2 if target == "sm_100" else 1
+
+
+def _stages(target: str, stages: int) -> int:
+    """AMD's pipelines are shallow."""
+    return 2 if target == "gfx942" else stages

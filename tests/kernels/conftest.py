@@ -1,0 +1,112 @@
+"""Where the kernels run, and the poison around everything that they may read or write."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from triton_tied.paths import HAS_TRITON, INTERPRETED
+
+collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
+LOADERS = ["pointer", "channels_last_descriptor", "planar_descriptor"]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a GPU")
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and not INTERPRETED:
+            item.add_marker("gpu")
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, or TRITON_INTERPRET=1"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    return "cpu" if INTERPRETED else "cuda"
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def loader(request, device):
+    """How pixels are read: by masked pointers, or by a descriptor of one or the other memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "planar_descriptor" and INTERPRETED:
+            _allow_any_start(patch)
+        if request.param != "pointer" and device == "cuda":
+            capability = torch.cuda.get_device_capability()
+            if torch.version.hip or capability < (9, 0):
+                pytest.skip(f"descriptors need compute capability 9.0, this GPU has {capability}")
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def allocations(monkeypatch):
+    """Every ``torch.empty`` is filled with NaN, and listed: what a kernel skips shows."""
+    empty, made = torch.empty, []
+
+    def poisoned(*args, **kwargs):
+        memory = empty(*args, **kwargs)
+        made.append(memory.fill_(torch.nan) if memory.is_floating_point() else memory)
+        return memory
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    return made
+
+
+@pytest.fixture(autouse=True, scope="module")
+def full_precision():
+    """float32 is multiplied as such, by the kernels and by what they are held against."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreter():
+    """One thread, since the arrays are small; masked lanes without ``other`` read NaN, which on a
+    GPU may be anything and in the interpreter is zero."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def create_masked_load(self, ptrs, mask, other, *rest, **options):
+        dtype = ptrs.get_element_ty()
+        if other is None and dtype.is_floating():
+            lanes = interpreter.np.full(ptrs.data.shape, torch.nan, f"f{dtype.itemsize}")
+            other = interpreter.TensorHandle(lanes, dtype)
+        return load(self, ptrs, mask, other, *rest, **options)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_masked_load", create_masked_load)
+        yield
+    torch.set_num_threads(threads)
+
+
+class _Start(list):
+    """Coordinates whose innermost passes as aligned where it is asked for as the last."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) if index != -1 else self._Aligned
+
+    class _Aligned:
+        data = 0
+
+
+def _allow_any_start(patch):
+    """The interpreter asserts that a box starts at a multiple of 16 bytes; the bulk copies of a
+    GPU ask that of strides, not of coordinates."""
+    from triton.runtime.interpreter import TensorDescHandle as handle
+
+    materialize = handle.materialize_pointers
+    patch.setattr(
+        handle, "materialize_pointers", lambda self, start: materialize(self, _Start(start))
+    )

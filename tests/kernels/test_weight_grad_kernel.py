@@ -1,0 +1,142 @@
+"""The packed weight gradient against autograd of float64 ``F.conv2d``."""
+
+import math
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import (
+    DTYPES,
+    MEMORY,
+    SAME,
+    SYMMETRIES,
+    configs,
+    differentiate,
+    integers,
+    launch_weight_grad,
+    make_problem,
+    memories,
+    normal,
+    pad,
+    place,
+    problems,
+)
+
+from triton_tied.configs import WeightGradConfig
+
+
+def make_config(loader, box=(1, 8, 8), block=16, splits=1, **options):
+    loader = "pointer" if loader == "pointer" else "descriptor"
+    return WeightGradConfig(box, block, block, splits, loader=loader, **options)
+
+
+def packed_truth(x, grad, problem):
+    packed = torch.zeros(problem.layout.size, dtype=torch.float64, device=x.device)
+    return differentiate(x.double(), packed, grad.double(), problem)[1]
+
+
+@st.composite
+def cases(draw, loader):
+    problem = draw(problems(loader))
+    return {
+        "problem": problem,
+        "config": draw(configs(problem, loader, WeightGradConfig)),
+        "dtype": draw(st.sampled_from(DTYPES)),
+        "memory": draw(memories(loader)),
+        "grad_memory": draw(memories(loader)),
+        "alpha": draw(st.sampled_from([1.0, -0.5, 4.0])),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
+    case = data.draw(cases(loader))
+    problem, dtype, seed = case["problem"], case["dtype"], case["seed"]
+    x = place(integers(problem.shape, dtype, device, seed), case["memory"])
+    grad = place(integers(problem.out_shape, dtype, device, seed + 1), case["grad_memory"])
+    actual = launch_weight_grad(x, grad, problem, case["config"], case["alpha"])
+    truth = case["alpha"] * packed_truth(x, grad, problem)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, truth.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("block, splits, accumulators", [(64, 1, 1), (32, 3, 2)])
+def test_error_is_at_most_twice_that_of_dense(
+    loader, device, dtype, symmetry, block, splits, accumulators
+):
+    problem = make_problem((4, 40, 8, 8), (3, 3), SAME, symmetry=symmetry)
+    x, grad = (place(normal(problem.shape, dtype, device), MEMORY[loader]) for _ in range(2))
+    config = make_config(loader, (1, 8, 8), block, splits, accumulators=accumulators)
+    actual = launch_weight_grad(x, grad, problem, config)
+    packed = torch.zeros(problem.layout.size, dtype=dtype, device=device)
+    _, baseline = differentiate(x, packed, grad, problem)
+    oracle.assert_as_good_as(actual, baseline, packed_truth(x, grad, problem), dtype)
+
+
+@pytest.mark.parametrize("poisoned", ["x", "grad"])
+@pytest.mark.parametrize("spot", [(1, 17, 0, 0), (0, 2, 2, 5)], ids=["corner", "middle"])
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_not_a_number_reaches_only_the_taps_that_see_it(loader, device, poisoned, spot, symmetry):
+    # no padding: a corner of x is seen by one tap; boxes reach beyond the rows; two groups
+    problem = make_problem((2, 32, 7, 10), (3, 3), groups=2, symmetry=symmetry)
+    if loader == "planar_descriptor":  # whose rows are of a multiple of 16 bytes
+        problem = make_problem((2, 32, 7, 8), (3, 3), ((0, 0), (0, 2)), groups=2, symmetry=symmetry)
+    x = integers(problem.shape, torch.float32, device)
+    grad = integers(problem.out_shape, torch.float32, device, 1)
+    target = x if poisoned == "x" else grad
+    target[spot] = 0
+    truth = packed_truth(x, grad, problem)
+    target[spot] = math.nan
+    truth[sees_nan(x, grad, problem)] = math.nan
+    x, grad = (place(t, MEMORY[loader]) for t in (x, grad))
+    actual = launch_weight_grad(x, grad, problem, make_config(loader))
+    assert truth.isfinite().any() and not truth.isfinite().all()
+    torch.testing.assert_close(actual.double(), truth, rtol=0, atol=0, equal_nan=True)
+
+
+def sees_nan(x, grad, problem):
+    """Which packed numbers have a place in the dense weight whose gradient is NaN."""
+    layout = problem.layout
+    packed = torch.zeros(layout.size, dtype=torch.float64, device=x.device, requires_grad=True)
+    args = layout.channels, layout.kernel_size, layout.groups, layout.symmetry
+    weight = oracle.expand(packed, *args)
+    dense = weight.detach().requires_grad_()
+    y = F.conv2d(pad(x.double(), problem.geometry.padding), dense, groups=layout.groups)
+    (dense_grad,) = torch.autograd.grad(y, dense, grad.double())
+    # random, so that no two places of a number cancel
+    hit = dense_grad.isnan() * torch.rand_like(dense_grad)
+    return torch.autograd.grad(weight, packed, hit)[0] != 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_pixels_beyond_the_output_add_nothing(loader, device, value, symmetry):
+    # cropped: the last 8 columns and 4 rows of x are read by dead pixels of a box alone
+    problem = make_problem((1, 16, 9, 24), (2, 2), ((0, -4), (1, -8)), symmetry=symmetry)
+    assert problem.out_shape == (1, 16, 4, 16)
+    x = integers(problem.shape, torch.float32, device)
+    grad = integers(problem.out_shape, torch.float32, device, 1)
+    truth = packed_truth(x, grad, problem)
+    x[:, :, 5:] = value
+    x[..., 16:] = value
+    x, grad = (place(t, MEMORY[loader]) for t in (x, grad))
+    actual = launch_weight_grad(x, grad, problem, make_config(loader, (1, 8, 16)))
+    assert torch.equal(actual.double(), truth)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_two_launches_give_the_same_bits(loader, device, splits):
+    problem = make_problem((2, 16, 16, 8), (3, 3), SAME)
+    x, grad = (
+        place(normal(problem.shape, torch.float32, device), MEMORY[loader]) for _ in range(2)
+    )
+    config = make_config(loader, (1, 4, 8), splits=splits)
+    first, second = (launch_weight_grad(x, grad, problem, config) for _ in range(2))
+    assert torch.equal(first, second)

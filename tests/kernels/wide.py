@@ -1,0 +1,68 @@
+"""Kernels on a tensor whose offsets pass 2^31: ``python wide.py ROLE``, for the ROLE of the tensor.
+
+A program of its own, since a wrong offset may end the process. Of the tensor's gigabytes, pages
+that hold an element alone are touched.
+"""
+
+import resource
+import sys
+
+import torch
+from problems import (
+    SAME,
+    convolve,
+    differentiate,
+    integers,
+    launch_conv,
+    launch_weight_grad,
+    make_problem,
+)
+
+from triton_tied import launch
+from triton_tied.configs import ConvConfig, WeightGradConfig
+from triton_tied.paths import INTERPRETED
+
+FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
+CONV = ConvConfig((4, 4, 4), 16, 16)
+WEIGHT_GRAD = WeightGradConfig((4, 4, 4), 16, 16)
+ROLES = ["x", "residual", "y", "grad", "x of weight_grad"]
+
+
+def main(role):
+    device = "cpu" if INTERPRETED else "cuda"
+    memory = torch.empty(2 * FAR + 27, dtype=torch.float16, device=device)
+    if INTERPRETED:  # which afterwards copies all memory, here onto itself
+        from triton.runtime.interpreter import GridExecutor
+
+        GridExecutor._restore_args_dev = lambda *_: None
+    for axis in range(4):
+        strides = [1, 3, 9]
+        strides.insert(axis, FAR)
+        actual, truth = run(role, memory.as_strided((3, 3, 3, 3), strides))
+        assert torch.equal(actual.double(), truth), f"{role}, far along axis {axis}"
+    if INTERPRETED:
+        touched = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        assert touched < memory.nbytes / 2, f"{touched} bytes of memory were touched"
+
+
+def run(role, far):
+    """What a launch gives with the tensor of this role in the memory of ``far``, and the truth."""
+    problem = make_problem(tuple(far.shape), (3, 3), SAME)
+    x, grad, residual = (integers(far.shape, far.dtype, far.device, seed) for seed in range(3))
+    packed = integers((problem.layout.size,), far.dtype, far.device)
+    if role in ("grad", "x of weight_grad"):
+        _, truth = differentiate(x.double(), packed.double(), grad.double(), problem)
+        x, grad = (x, far.copy_(grad)) if role == "grad" else (far.copy_(x), grad)
+        return launch_weight_grad(x, grad, problem, WEIGHT_GRAD), truth
+    truth = convolve(x.double(), packed.double(), problem) + residual.double()
+    if role == "y":
+        launch.empty_image = lambda *_: far.fill_(torch.nan)
+    elif role == "x":
+        x = far.copy_(x)
+    else:
+        residual = far.copy_(residual)
+    return launch_conv(x, packed, problem, CONV, residual=residual), truth
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,353 @@
+"""The order of choice, when timing happens, and what a call costs; no GPU is asked."""
+
+import json
+import threading
+
+import pytest
+import torch
+
+autotune = pytest.importorskip("triton_tied.autotune", reason="there are no kernels without Triton")
+
+import triton_tied as tt  # noqa: E402 (after the check for Triton)
+from triton_tied import cli, cost, gpus, table, trial, tuning  # noqa: E402
+from triton_tied.candidates import list_of  # noqa: E402
+from triton_tied.configs import ConvConfig, WeightGradConfig  # noqa: E402
+from triton_tied.geometry import Geometry  # noqa: E402
+from triton_tied.packing import Layout  # noqa: E402
+from triton_tied.problem import Problem  # noqa: E402
+from triton_tied.table import Entry, Origin  # noqa: E402
+from triton_tied.tuner import Tuned  # noqa: E402
+
+GPU = gpus.KNOWN["H200"]
+DEVICE = torch.device("cuda", 0)
+ORIGIN = Origin("NVIDIA H200", "9.0", 132, torch.__version__, "3.7.1", "12.8")
+GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+PROBLEM = Problem("conv", "bfloat16", Layout(64, (3, 3)), (8, 32, 32), GEOMETRY)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """A GPU that is not there, a table of its own, and a stopwatch that must not be touched."""
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(table, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(gpus, "of_device", lambda device: GPU)
+    monkeypatch.setattr(autotune, "origin_of", lambda device: ORIGIN)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+    def never(*arguments):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(trial, "tune_on", never)
+    autotune.forget()
+    yield
+    autotune.forget()
+
+
+@pytest.fixture
+def benchmark_mode(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Replaces the timing: the fourth prediction wins. Lists the problems."""
+    seen = []
+
+    def tune_on(device, problem, sieved, budget_s, progress):
+        seen.append(problem)
+        configs = [candidate.config for candidate in sieved.candidates]
+        return Tuned({configs[3]: 10.0, configs[0]: 12.0})
+
+    monkeypatch.setattr(trial, "tune_on", tune_on)
+    return seen
+
+
+def others(problem=PROBLEM):
+    """Two configs that serve the problem, but that the cost model would not take."""
+    return [candidate.config for candidate in cost.sieve(problem, GPU).candidates[1:3]]
+
+
+def store(config, folder=None, problem=PROBLEM):
+    path = table.path_of(ORIGIN, folder)
+    table.save(path, ORIGIN, {problem.key: Entry(config, 1.0, 2.0, 3.0)})
+    autotune.forget()
+
+
+def test_order_of_choice():
+    user, shipped = others()
+    assert autotune.config_for(PROBLEM, DEVICE) == cost.sieve(PROBLEM, GPU).candidates[0].config
+    store(shipped, table.SHIPPED)
+    assert autotune.config_for(PROBLEM, DEVICE) == shipped
+    store(user)
+    assert autotune.config_for(PROBLEM, DEVICE) == user
+    x = torch.zeros(8, 64, 32, 32)
+    mine = ConvConfig((1, 1, 32), 16, 16)
+    with autotune.using(conv=mine):
+        assert autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False) == mine
+        assert autotune.weight_grad_config(x, x, PROBLEM.layout, GEOMETRY) != mine
+    assert autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False) != mine
+
+
+def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
+    best = autotune.config_for(PROBLEM, DEVICE)
+    unknown = ConvConfig((1, 2, 8), 16, 16, num_warps=1)
+    store(unknown)  # no candidate, so never compiled
+    assert autotune.config_for(PROBLEM, DEVICE) == best
+    listed = list_of("weight_grad", GPU.target, "bfloat16")
+    strict = (
+        next(c.config for c in listed if "ragged_boxes" in c.not_for)
+        if any("ragged_boxes" in c.not_for for c in listed)
+        else None
+    )
+    if strict is not None:  # a neighbour of a bucket may need what the tuned one did not
+        ragged = Problem(
+            "weight_grad", "bfloat16", Layout(64, (3, 3)), (8, 31, 31), GEOMETRY, centre="none"
+        )
+        store(strict, problem=ragged)
+        assert autotune.config_for(ragged, DEVICE) != strict
+
+
+def test_neighbours_share_an_entry_and_strangers_do_not():
+    def key(**changes):
+        values = vars(PROBLEM) | changes
+        return Problem(**values).key
+
+    assert key(image=(8, 31, 33)) == PROBLEM.key
+    assert key(image=(9, 32, 32)) == PROBLEM.key
+    different = [
+        key(kernel="weight_grad"),
+        key(dtype="float16"),
+        key(dtype="float32_ieee"),
+        key(layout=Layout(128, (3, 3))),
+        key(layout=Layout(128, (3, 3), 2)),
+        key(layout=Layout(64, (5, 3))),
+        key(layout=Layout(64, (3, 3), 1, "skew_adjoint")),
+        key(geometry=Geometry((1, 1), ((1, 1), (1, 1)), (2, 1))),
+        key(memory="contiguous"),
+        key(centre="unpacked"),
+        key(aligned=False),
+        key(wide=True),
+        key(image=(32, 32, 32)),
+        key(image=(8, 64, 32)),
+    ]
+    assert len({PROBLEM.key, *different}) == 1 + len(different)
+
+
+def test_nothing_is_timed_without_benchmark_mode():
+    x = torch.zeros(2, 64, 8, 8)
+    assert autotune._find(PROBLEM, DEVICE) == (autotune.config_for(PROBLEM, DEVICE), True)
+    first = autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False)
+    assert autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False) == first
+
+
+def test_first_use_is_timed_once_in_benchmark_mode(benchmark_mode, timed):
+    config, final = autotune._find(PROBLEM, DEVICE)
+    assert final and timed == [PROBLEM]
+    assert config == cost.sieve(PROBLEM, GPU).candidates[3].config
+    assert autotune._find(PROBLEM, DEVICE) == (config, True)
+    autotune.forget()  # as another process would
+    assert autotune._find(PROBLEM, DEVICE) == (config, True)
+    assert timed == [PROBLEM]
+    entry = table.load(table.path_of(ORIGIN), ORIGIN)[PROBLEM.key]
+    assert (entry.median_us, entry.first_us) == (10.0, 12.0)
+
+
+def test_nothing_is_timed_in_deterministic_mode(benchmark_mode):
+    torch.use_deterministic_algorithms(True)
+    try:
+        config, final = autotune._find(PROBLEM, DEVICE)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert config == autotune.config_for(PROBLEM, DEVICE) and not final
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(benchmark_mode, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    config, final = autotune._find(PROBLEM, DEVICE)
+    assert config == autotune.config_for(PROBLEM, DEVICE) and not final
+
+
+def test_all_failing_leaves_the_first_choice(benchmark_mode, monkeypatch):
+    monkeypatch.setattr(trial, "tune_on", lambda *_: Tuned({}))
+    assert autotune._find(PROBLEM, DEVICE) == (autotune.config_for(PROBLEM, DEVICE), True)
+    assert not table.path_of(ORIGIN).exists()
+
+
+def test_threads_agree_and_time_once(timed):
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(autotune.tune_problem(PROBLEM, DEVICE).winner))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1 and timed == [PROBLEM]
+
+
+def test_a_choice_made_meanwhile_by_another_process_is_taken(timed):
+    theirs, _ = others()
+    autotune.config_for(PROBLEM, DEVICE)  # reads the table while it is empty
+    table.save(table.path_of(ORIGIN), ORIGIN, {PROBLEM.key: Entry(theirs, 1.0, 2.0, 3.0)})
+    assert autotune.tune_problem(PROBLEM, DEVICE).winner == theirs and not timed
+    assert autotune.tune_problem(PROBLEM, DEVICE, again=True).winner != theirs and timed
+
+
+def test_a_known_call_is_one_look_up(monkeypatch):
+    x = torch.zeros(2, 64, 8, 8)
+    first = autotune.conv_config(x, PROBLEM.layout, GEOMETRY, True)
+    monkeypatch.setattr(autotune, "describe", None)
+    assert autotune.conv_config(x, PROBLEM.layout, GEOMETRY, True) is first
+
+
+@pytest.fixture
+def convolution_precision():
+    """PyTorch's setting for float32, put back at the end."""
+    setting = torch.backends.cudnn.conv
+    before = setting.fp32_precision
+    yield setting
+    setting.fp32_precision = before
+
+
+def test_settings_that_change_the_choice_are_part_of_the_look_up(
+    monkeypatch, convolution_precision
+):
+    x = torch.zeros(2, 64, 8, 8)
+    seen = []
+    describe = autotune.describe
+
+    def spy(*arguments):
+        seen.append(describe(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(autotune, "describe", spy)
+    for precision in ("tf32", "ieee", "tf32"):
+        convolution_precision.fp32_precision = precision
+        autotune.conv_config(x, PROBLEM.layout, GEOMETRY, True)
+    assert [problem.dtype for problem in seen] == ["float32", "float32_ieee"]
+
+
+def model():
+    return torch.nn.Sequential(
+        tt.TiedConv2d(16, 3, padding=1), tt.TiedConv2d(16, 3, padding=1), tt.TiedConv2d(16, 5)
+    )
+
+
+def test_problems_of_a_model_are_met_forward_and_backward_without_a_gpu():
+    net, x = model(), torch.randn(2, 16, 12, 12, requires_grad=True)
+    found = tuning.problems_of(lambda: net(x).square().sum().backward())
+    met = [(p.kernel, p.layout.kernel_size, p.image[1], p.geometry.padding[0][0]) for p in found]
+    assert met == [
+        ("conv", (3, 3), 12, 1),  # the second layer's, and both input gradients, are the same
+        ("conv", (5, 5), 12, 0),
+        ("conv", (5, 5), 8, 4),
+        ("weight_grad", (5, 5), 12, 0),
+        ("weight_grad", (3, 3), 12, 1),
+    ]
+    assert not tuning.problems_of(lambda: tt.TiedConv2d(4, 3, stride=2)(torch.randn(1, 4, 9, 9)))
+
+
+def test_rehearsal_computes_the_reference(monkeypatch):
+    net, x = model(), torch.randn(2, 16, 12, 12)
+    outputs = []
+    tuning.problems_of(lambda: outputs.append(net(x)))
+    torch.testing.assert_close(outputs[0], net(x))
+
+
+def test_tuning_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="expected a GPU to time on, but got device='cuda'"):
+        tuning.tune([PROBLEM])
+
+
+def test_reports_tell_before_and_after(timed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (report,) = tuning.tune([PROBLEM], device=DEVICE)
+    assert (report.before, report.after) == (12.0, 10.0)
+    assert report.floor == cost.floor_us(PROBLEM, GPU) and not report.failures
+
+
+def run(capsys, *arguments):
+    status = cli.main(["tune", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_dry_run_shows_what_would_be_tried_and_why_the_rest_fell(capsys):
+    arguments = (
+        "--shape",
+        "32,128,28,28",
+        "--dry-run",
+        "--gpu",
+        "A100",
+        "--symmetry",
+        "skew_adjoint",
+    )
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and "conv 32x128x28x28 k3x3 p1 skew bfloat16 on A100: floor" in out
+    assert "weight_grad" in out and "fell:" in out
+    status, out, _ = run(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert [set(row) for row in found] == [{"problem", "floor_us", "candidates", "fallen"}] * 2
+    for row in found:
+        assert row["problem"]["layout"]["symmetry"] == "skew_adjoint"
+        assert set(row["candidates"][0]) == {"config", "predicted_us"}
+        assert set(row["fallen"][0]) == {"config", "reason"}
+
+
+def test_dry_run_of_a_model(capsys, monkeypatch, tmp_path):
+    (tmp_path / "some_model.py").write_text(
+        "import triton_tied as tt\ndef make():\n    return tt.TiedConv2d(24, 3, padding='same')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = (
+        "--model",
+        "some_model:make",
+        "--input",
+        "2,24,20,20",
+        "--dry-run",
+        "--gpu",
+        "H100",
+    )
+    status, out, err = run(capsys, *arguments)
+    assert status == 0, err
+    assert "conv 2x24x20x20" in out and "weight_grad 2x24x20x20" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected --shape, --model"),
+        (("--shape", "1,8,8,8", "--dry-run", "--gpu", "V100"), "unknown GPU 'V100'"),
+        (("--shape", "1,9,8,8", "--groups", "2", "--dry-run", "--gpu", "H100"), "divisible"),
+        (("--shape", "1,8,2,2", "--padding", "0", "--dry-run", "--gpu", "H100"), "larger than"),
+        (("--shape", "1,8,8,8", "--padding", "full", "--dry-run", "--gpu", "H100"), "full"),
+        (("--shape", "1,8,8,8", "--gpu", "H100"), "--gpu names a GPU for --dry-run"),
+        (("--model", "nothing", "--input", "1,2,3,4", "--dry-run", "--gpu", "H100"), "MODULE:"),
+        (("--import", "missing.json"), "no entry"),
+    ],
+)
+def test_bad_requests_are_refused(capsys, arguments, message):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and message in err
+
+
+def test_a_table_is_exported_and_imported(capsys, tmp_path, monkeypatch):
+    theirs, _ = others()
+    store(theirs)
+    file = tmp_path / "mine.json"
+    assert run(capsys, "--export", str(file))[0] == 0
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "elsewhere"))
+    autotune.forget()
+    assert autotune.config_for(PROBLEM, DEVICE) != theirs
+    assert run(capsys, "--import", str(file))[0] == 0
+    assert autotune.config_for(PROBLEM, DEVICE) == theirs
+
+
+def test_weight_gradients_are_split_in_the_table_as_tuned():
+    problem = tuning.problems_of_layer(PROBLEM)[-1]
+    config = cost.sieve(problem, GPU).candidates[0].config
+    assert isinstance(config, WeightGradConfig) and problem.kernel == "weight_grad"
+    store(config, problem=problem)
+    assert autotune.config_for(problem, DEVICE) == config

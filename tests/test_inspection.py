@@ -1,0 +1,191 @@
+"""Compiled for real targets, none of which need be there: no spills, and the instructions that
+each kernel is meant to have. Long: what it compiles is drawn, and another draw each time."""
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton_tied import candidates, cli, compiled, inspection, paths, regenerate  # noqa: E402
+from triton_tied.configs import ConvConfig, WeightGradConfig  # noqa: E402
+
+pytestmark = pytest.mark.skipif(paths.INTERPRETED, reason="interpreted kernels are not compiled")
+
+_DRAWN = 20
+_LISTS = {
+    (kernel, target, name)
+    for kernel, target, name in itertools.product(
+        inspection.KERNELS, compiled.TARGETS, inspection.LISTS
+    )
+    if (target, name) != ("gfx942", "float32")  # it has no TF32
+}
+_COMMITTED = candidates.committed()
+
+
+@pytest.fixture
+def chance():
+    """Follows the seed that the run prints."""
+    return random.Random(torch.initial_seed())
+
+
+def _dtype(name):
+    return "bfloat16" if name == "half" else name
+
+
+def _compiled(key, config, problem=None):
+    _, target, name = key
+    problem = problem or inspection.plain_problem(config)
+    return compiled.compile_config(config, target, _dtype(name), problem)
+
+
+def _draw(chance, count, wanted):
+    """Committed candidates that are wanted, spread over the lists."""
+    lists = [
+        (key, [found for found in _COMMITTED[key] if wanted(key, found.config)])
+        for key in sorted(_LISTS)
+    ]
+    lists = [(key, found) for key, found in lists if found]
+    chance.shuffle(lists)
+    drawn = itertools.islice(itertools.cycle(lists), count)
+    return [(key, chance.choice(found)) for key, found in drawn]
+
+
+def test_committed_list_was_made_of_these_kernels():
+    assert candidates.read_file()["source"] == candidates.source_hash(), (
+        "the kernels changed since their configs were compiled: run `make inspect`"
+    )
+
+
+def test_every_list_is_short_and_none_is_empty():
+    assert set(_COMMITTED) == _LISTS
+    for key, found in _COMMITTED.items():
+        assert 1 <= len(found) <= candidates.LIMIT, key
+        assert len({candidate.config for candidate in found}) == len(found), key
+
+
+@pytest.mark.parametrize("key", sorted(_LISTS), ids="-".join)
+def test_small_pointer_config_serves_everything(key):
+    fits = [
+        found
+        for found in _COMMITTED[key]
+        if found.config.loader == "pointer" and not found.not_for - {"planar"}
+    ]
+    assert any(found.config.BLOCK_N <= 16 and found.config.BLOCK_K <= 16 for found in fits)
+    assert min(found.shared_bytes for found in fits) <= 48 * 1024  # what any GPU has
+
+
+def test_drawn_candidates_compile_as_committed(chance):
+    same_compiler = candidates.read_file()["triton"] == triton.__version__
+    for key, candidate in _draw(chance, _DRAWN, lambda key, config: True):
+        config, (_, target, name) = candidate.config, key
+        needs = inspection.possible_needs(config) - candidate.not_for
+        found = []
+        for dtype, problem in regenerate.forms(config, name, needs):
+            assert not inspection.faults_when_compiled(config, target, dtype, problem), (
+                key,
+                config,
+                dtype,
+                problem,
+            )
+            found.append(compiled.compile_config(config, target, dtype, problem).resources)
+        if same_compiler:
+            assert max(code.registers for code in found) == candidate.registers, (key, config)
+            assert max(code.shared_bytes for code in found) == candidate.shared_bytes, (key, config)
+
+
+def test_large_problems_on_sm_90_are_asynchronous(chance):
+    def large(key, config):
+        return key[1:] == ("sm_90", "half") and inspection.is_for_large_problems(config)
+
+    for key, candidate in _draw(chance, 6, large):
+        holds = _compiled(key, candidate.config).instructions
+        assert holds.matrix_instructions > 0
+        assert holds.register_operands == 0
+        assert 0 < holds.matrix_waits <= inspection.MOST_WAITS
+        assert holds.bulk_copies > 0
+
+
+def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
+    config = ConvConfig((1, 8, 16), 64, 64, 4, 3, "descriptor", "pixels_first")
+    problem = inspection.plain_problem(config)
+    found = inspection.faults_when_compiled(config, "sm_90", "bfloat16", problem)
+    assert any("registers" in fault for fault in found)
+
+
+def test_spills_are_noticed():
+    config = ConvConfig((1, 16, 16), 128, 32, 4, 3)
+    problem = inspection.demanding_problem(config, {"two_sums"})
+    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", problem)
+    assert any("spills" in fault for fault in found)
+
+
+def test_too_much_shared_memory_is_noticed():
+    config = ConvConfig((1, 8, 16), 128, 64, 8, 4)
+    problem = inspection.plain_problem(config)
+    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", problem)
+    assert any("shared memory" in fault for fault in found)
+
+
+@pytest.mark.parametrize("kernel", inspection.KERNELS)
+def test_pointers_on_sm_80_copy_16_bytes_at_a_time(kernel, chance):
+    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "sm_80"))
+    for key, candidate in drawn:
+        assert _compiled(key, candidate.config).instructions.async_copies_16b > 0
+
+
+@pytest.mark.parametrize("kernel", inspection.KERNELS)
+def test_matrix_instructions_on_gfx942(kernel, chance):
+    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "gfx942"))
+    for key, candidate in drawn:
+        assert _compiled(key, candidate.config).instructions.matrix_instructions > 0
+
+
+@pytest.mark.parametrize("target", compiled.TARGETS)
+def test_centre_kernel_does_not_spill(target):
+    code = compiled.compile_centre(inspection.CENTRE_BLOCK, target, "float32")
+    assert not inspection.resource_faults(target, code.resources)
+
+
+def test_planar_memory_has_no_boxes_of_several_images():
+    for candidate in candidates.list_of("conv", "sm_90", "float16"):
+        if candidate.config.loader == "descriptor" and candidate.config.box[0] > 1:
+            assert "planar" in candidate.not_for
+
+
+def test_capabilities_have_targets():
+    named = {(8, 0): "sm_80", (8, 9): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
+    assert {capability: candidates.target_of(capability) for capability in named} == named
+    assert candidates.target_of((12, 0)) is None
+
+
+def test_report_has_exactly_the_promised_fields(capsys, monkeypatch):
+    two = {key: found[:1] for key, found in _COMMITTED.items() if key[2] == "half"}
+    monkeypatch.setattr(inspection, "committed", lambda: two)
+    assert cli.main(["inspect", "--target", "sm_90", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    fields = (
+        "kernel loader roles dtype config registers spill_bytes shared_bytes shared_limit "
+        "matrix_instructions bulk_copies async_copies_16b matrix_waits"
+    )
+    assert all(" ".join(row) == fields for row in rows)
+    assert {row["kernel"] for row in rows} == {"conv", "weight_grad", "centre"}
+    assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16"}
+
+
+def test_report_fails_where_a_requirement_is_broken(capsys, monkeypatch):
+    spilling = ConvConfig((1, 16, 16), 128, 32, 4, 3)
+    broken = candidates.Candidate(spilling, frozenset(), 255, 0)
+    monkeypatch.setattr(inspection, "committed", lambda: {("conv", "sm_80", "half"): (broken,)})
+    assert cli.main(["inspect", "--target", "sm_80"]) == 1
+    assert "FAULT: spills" in capsys.readouterr().out
+
+
+def test_refused_where_kernels_are_interpreted(monkeypatch):
+    monkeypatch.setattr(compiled, "INTERPRETED", True)
+    config = WeightGradConfig((1, 1, 64), 16, 16)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        compiled.compile_config(config, "sm_80", "float16", compiled.Problem(16))

@@ -1,0 +1,153 @@
+"""The table on disk: what is trusted, what is left alone, and several writers at once."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from triton_tied import table
+from triton_tied.configs import ConvConfig, WeightGradConfig
+from triton_tied.table import Entry, Origin
+
+ORIGIN = Origin("NVIDIA H200", "9.0", 132, "2.13.0", "3.7.1", "12.8.93")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deeper" / "table.json"
+
+
+def entry():
+    sides = tuple(random.choice([1, 2, 4, 8]) for _ in range(3))
+    return Entry(ConvConfig(sides, 64, 32, loader="descriptor"), random.random(), 2.0, 3.0)
+
+
+def test_what_is_saved_is_loaded(path):
+    entries = {
+        "conv c64": entry(),
+        "weight_grad c64": Entry(WeightGradConfig((1, 1, 64), 64, 64, splits=7), 1.5, 2.5, 0.5),
+    }
+    table.save(path, ORIGIN, entries)
+    assert table.load(path, ORIGIN) == entries
+    text = json.loads(path.read_text())
+    assert text["gpu"] == "NVIDIA H200" and text["triton"] == "3.7.1" and text["ptxas"]
+
+
+def test_saving_adds_and_replaces(path):
+    first, second, third = entry(), entry(), entry()
+    table.save(path, ORIGIN, {"conv a": first, "conv b": second})
+    table.save(path, ORIGIN, {"conv b": third})
+    assert table.load(path, ORIGIN) == {"conv a": first, "conv b": third}
+
+
+@pytest.mark.parametrize(
+    "change", [{"triton": "3.6.0"}, {"source": "another"}, {"gpu": "NVIDIA A100"}]
+)
+def test_a_stale_table_is_ignored_and_replaced(path, change, recwarn):
+    table.save(path, replace(ORIGIN, **change), {"conv a": entry()})
+    assert table.load(path, ORIGIN) == {}
+    fresh = entry()
+    table.save(path, ORIGIN, {"conv b": fresh})
+    assert table.load(path, ORIGIN) == {"conv b": fresh}
+    assert not recwarn
+
+
+def test_another_version_of_torch_does_not_matter(path):
+    entries = {"conv a": entry()}
+    table.save(path, replace(ORIGIN, torch="2.11.0"), entries)
+    assert table.load(path, ORIGIN) == entries
+
+
+CORRUPT = {
+    "empty": "",
+    "cut short": '{"format": 1, "gpu": "NVIDIA H',
+    "binary": "\x00\x01\x02",
+    "a list": "[]",
+    "foreign": '{"name": "something else"}',
+    "another format": json.dumps({**vars(ORIGIN), "format": 99, "entries": {}}),
+    "a bad row": json.dumps({**vars(ORIGIN), "entries": {"conv a": {"config": {"box": 3}}}}),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+def test_what_is_no_table_warns_and_is_left_alone(path, name):
+    path.parent.mkdir(parents=True)
+    path.write_text(CORRUPT[name])
+    with pytest.warns(UserWarning, match="not a table"):
+        assert table.load(path, ORIGIN) == {}
+    with pytest.raises(FileExistsError, match="not a table"):
+        table.save(path, ORIGIN, {"conv a": entry()})
+    assert path.read_text() == CORRUPT[name]
+
+
+def test_no_table_is_no_entry_and_no_warning(path, recwarn):
+    assert table.load(path, ORIGIN) == {}
+    assert not recwarn
+
+
+def test_directory_is_moved_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path))
+    assert table.path_of(ORIGIN) == tmp_path / "NVIDIA_H200.json"
+    monkeypatch.delenv("TRITON_TIED_CACHE_DIR")
+    assert "triton_tied" in str(table.directory())
+
+
+def _add(path, worker, count):
+    for i in range(count):
+        with table.locked(path):
+            table.save(path, ORIGIN, {f"conv {worker} {i}": entry()})
+
+
+def test_two_processes_at_once_lose_nothing(path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_add, args=(path, worker, 8)) for worker in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    expected = {f"conv {worker} {i}" for worker in range(2) for i in range(8)}
+    assert set(table.load(path, ORIGIN)) == expected
+
+
+def test_threads_lose_nothing(path):
+    threads = [threading.Thread(target=_add, args=(path, worker, 5)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(table.load(path, ORIGIN)) == 20
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from triton_tied import table
+from triton_tied.table import Origin
+sys.path.insert(0, {tests!r})
+from test_table import ORIGIN, entry
+entries = {{f"conv {{i}}": entry() for i in range(300)}}
+while True:
+    table.save(Path({path!r}), ORIGIN, entries)
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
+def test_a_writer_that_is_killed_leaves_a_whole_table(path):
+    tests = os.path.dirname(__file__)
+    code = ENDLESS.format(tests=tests, path=str(path))
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "saved\n"
+    time.sleep(random.uniform(0.05, 0.3))
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(table.load(path, ORIGIN)) == 300

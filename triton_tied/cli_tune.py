@@ -1,0 +1,244 @@
+"""``python -m triton_tied tune``: pick configs ahead of time, or show what would be tried."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import autotune, gpus, table, tuning
+from .cost import Sieved, sieve
+from .geometry import resolve
+from .packing import SIGNS, Layout
+from .problem import Problem
+from .tuning import Report
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+_MOST_SHOWN = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to tune")
+    what.add_argument("--shape", type=_sizes, action="append", metavar="N,C,H,W", default=[])
+    what.add_argument("--kernel-size", type=int, default=3)
+    what.add_argument("--padding", type=_padding, default="same")
+    what.add_argument("--dilation", type=int, default=1)
+    what.add_argument("--groups", type=int, default=1)
+    what.add_argument("--symmetry", choices=sorted(SIGNS), default="self_adjoint")
+    what.add_argument("--dtype", choices=_DTYPES, default="bf16")
+    what.add_argument("--memory", choices=("channels_last", "contiguous"), default="channels_last")
+    what.add_argument("--model", metavar="MODULE:FACTORY", help="a function that makes the model")
+    what.add_argument("--input", type=_sizes, metavar="N,C,H,W", help="what the model takes")
+    how = parser.add_argument_group("how")
+    how.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS")
+    how.add_argument("--again", action="store_true", help="time what the table holds already, too")
+    how.add_argument("--dry-run", action="store_true", help="only show the sieves; needs no GPU")
+    how.add_argument("--gpu", help=f"for --dry-run: {', '.join(gpus.KNOWN)}")
+    how.add_argument("--json", action="store_true")
+    how.add_argument("--export", type=Path, metavar="FILE", help="copy the user's table there")
+    how.add_argument("--import", dest="import_", type=Path, metavar="FILE", help="add its entries")
+
+
+def run(given: argparse.Namespace) -> int:
+    """The exit status: 2 for a request that makes no sense."""
+    try:
+        if given.import_:
+            return _import(given.import_)
+        problems = _problems(given)
+        if given.dry_run:
+            return _show(problems, _gpu(given.gpu), given.json)
+        if given.gpu:
+            raise ValueError("--gpu names a GPU for --dry-run; tuning uses the one that is here")
+        status = _tune(problems, given) if problems else 0
+        if given.export:
+            return _export(given.export)
+        return status
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+
+
+def _problems(given: argparse.Namespace) -> list[Problem]:
+    problems = [problem for shape in given.shape for problem in _of_shape(shape, given)]
+    if given.model:
+        if not given.input:
+            raise ValueError("--model needs --input N,C,H,W")
+        problems += _of_model(given.model, given.input, _DTYPES[given.dtype], given.memory)
+    if not problems and not given.export:
+        raise ValueError("expected --shape, --model, --import or --export")
+    return list(dict.fromkeys(problems))
+
+
+def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
+    n, channels, h, w = shape
+    layout = Layout(channels, (given.kernel_size,) * 2, given.groups, given.symmetry)
+    geometry = resolve(layout.kernel_size, 1, given.padding, given.dilation)
+    if min(geometry.output_size((h, w), layout.kernel_size)) < 1:
+        raise ValueError(f"a kernel larger than the padded image: --shape {n},{channels},{h},{w}")
+    dtype = autotune.dtype_of(_DTYPES[given.dtype])
+    centre = tuning.centre_of(layout, n * h * w)
+    problem = Problem("conv", dtype, layout, (n, h, w), geometry, given.memory, centre)
+    return tuning.problems_of_layer(problem)
+
+
+def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) -> list[Problem]:
+    module, _, factory = name.partition(":")
+    if not factory:
+        raise ValueError(f"expected --model MODULE:FACTORY, got {name!r}")
+    sys.path.insert(0, "")
+    model = getattr(importlib.import_module(module), factory)()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, dtype)
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    input = torch.randn(*shape, device=device, dtype=dtype).contiguous(
+        memory_format=formats[memory]
+    )
+    return tuning.problems_of(lambda: model(input).float().square().sum().backward())
+
+
+def _tune(problems: list[Problem], given: argparse.Namespace) -> int:
+    with tqdm(total=len(problems), disable=given.json) as bar:
+
+        def progress(problem: Problem, text: str) -> None:
+            bar.set_description_str(_name(problem))
+            bar.set_postfix_str(text)
+
+        reports: list[Report] = []
+        for problem in problems:
+            left = given.budget / (len(problems) - len(reports))
+            reports += tuning.tune([problem], budget_s=left, again=given.again, progress=progress)
+            bar.update()
+    if given.json:
+        print(json.dumps([_as_json(report) for report in reports], indent=1))
+    else:
+        _print_reports(reports)
+    return 0 if all(report.config for report in reports) else 1
+
+
+def _print_reports(reports: list[Report]) -> None:
+    print(f"{'problem':<52}{'before us':>10}{'after us':>10}{'ratio':>7}{'of roofline':>13}")
+    for r in reports:
+        print(
+            f"{_name(r.problem):<52}{r.before:>10.1f}{r.after:>10.1f}{r.before / r.after:>7.2f}"
+            f"{r.floor / r.after:>12.0%}"
+        )
+        for failure in r.failures:
+            print(f"    failed: {failure.config}: {failure.reason}")
+
+
+def _show(problems: list[Problem], gpu: gpus.GPU, as_json: bool) -> int:
+    found = [(problem, sieve(problem, gpu)) for problem in problems]
+    if as_json:
+        print(json.dumps([_sieved_as_json(*pair) for pair in found], indent=1))
+        return 0
+    for problem, sieved in found:
+        print(f"{_name(problem)} on {gpu.name}: floor {sieved.floor_us:.1f} us")
+        for config, predicted in sieved.candidates[:_MOST_SHOWN]:
+            print(f"    {predicted:>8.1f} us  {_short(config)}")
+        more = len(sieved.candidates) - _MOST_SHOWN
+        if more > 0:
+            print(f"    and {more} more")
+        for config, reason in sieved.fallen:
+            print(f"    fell: {_short(config)}: {reason}")
+    return 0
+
+
+def _gpu(name: str | None) -> gpus.GPU:
+    if name:
+        return gpus.find(name)
+    if torch.cuda.is_available():
+        return gpus.of_device(torch.device("cuda"))
+    raise ValueError(f"there is no GPU here: name one with --gpu {'|'.join(gpus.KNOWN)}")
+
+
+def _export(path: Path) -> int:
+    origin = autotune.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    entries = table.load(table.path_of(origin), origin)
+    table.save(path, origin, entries)
+    print(f"{len(entries)} entries for {origin.gpu} to {path}")
+    return 0
+
+
+def _import(path: Path) -> int:
+    origin = autotune.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    entries = table.load_for_update(path, origin)
+    if not entries:
+        raise ValueError(f"{path} holds no entry for {origin.gpu} with these versions")
+    target = table.path_of(origin)
+    with table.locked(target):
+        table.save(target, origin, entries)
+    autotune.forget()
+    print(f"{len(entries)} entries for {origin.gpu} from {path}")
+    return 0
+
+
+def _name(problem: Problem) -> str:
+    layout, times = problem.layout, "x"
+    image = times.join(map(str, (problem.image[0], layout.channels, *problem.image[1:])))
+    kernel = times.join(map(str, layout.kernel_size))
+    groups = f" g{layout.groups}" if layout.groups > 1 else ""
+    sign = " skew" if layout.sign < 0 else ""
+    padding = "" if problem.is_weight_grad else f" p{problem.geometry.padding[0][0]}"
+    return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign} {problem.dtype}"
+
+
+def _short(config: autotune.Config) -> str:
+    return ", ".join(
+        f"{name}={'x'.join(map(str, value)) if name == 'box' else value}"
+        for name, value in asdict(config).items()
+    )
+
+
+def _problem_as_json(problem: Problem) -> dict[str, Any]:
+    return {"key": problem.key, "name": _name(problem), **asdict(problem)}
+
+
+def _sieved_as_json(problem: Problem, sieved: Sieved) -> dict[str, Any]:
+    return {
+        "problem": _problem_as_json(problem),
+        "floor_us": sieved.floor_us,
+        "candidates": [
+            {"config": asdict(config), "predicted_us": predicted}
+            for config, predicted in sieved.candidates
+        ],
+        "fallen": [
+            {"config": asdict(config), "reason": reason} for config, reason in sieved.fallen
+        ],
+    }
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    return {
+        "problem": _problem_as_json(report.problem),
+        "config": asdict(report.config) if report.config else None,
+        "before_us": report.before,
+        "after_us": report.after,
+        "floor_us": report.floor,
+        "failures": [
+            {"config": asdict(config), "reason": reason} for config, reason in report.failures
+        ],
+    }
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected four positive numbers N,C,H,W, got {text!r}")
+    return sizes
+
+
+def _padding(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text

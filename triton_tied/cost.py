@@ -1,0 +1,181 @@
+"""Three sieves before anything is timed: hard limits, dead pixels and waves, and a roofline.
+
+Everything here is arithmetic on a :class:`Problem` and a :class:`GPU`; nothing runs. The constants
+of the last sieve are guesses until measurements replace them: they rank, they do not predict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from .candidates import Candidate, list_of
+from .configs import ConvConfig, WeightGradConfig
+from .gpus import GPU
+from .problem import Problem
+
+KEPT = 20
+_MOST_PROGRAMS = 32  # of one multiprocessor at once
+_MOST_SPLITS = 64
+_LAUNCH_US = 3.0
+_STEP_US = 0.35  # one product after another cannot go faster, however small
+_HOPELESS = 4.0  # times the best prediction
+
+
+class Predicted(NamedTuple):
+    config: ConvConfig | WeightGradConfig
+    predicted_us: float
+
+
+class Fallen(NamedTuple):
+    config: ConvConfig | WeightGradConfig
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sieved:
+    """What is left, best prediction first, why the others fell, and the roofline's floor."""
+
+    candidates: tuple[Predicted, ...]
+    fallen: tuple[Fallen, ...]
+    floor_us: float
+
+
+def sieve(problem: Problem, gpu: GPU) -> Sieved:
+    """At most :data:`KEPT` configs for a problem, and always one."""
+    predicted: list[Predicted] = []
+    fallen: list[Fallen] = []
+    for candidate in list_of(problem.kernel, gpu.target, problem.dtype):
+        reason = why_not(problem, gpu, candidate)
+        if reason:
+            fallen.append(Fallen(candidate.config, reason))
+        else:
+            predicted.append(_best_split(problem, gpu, candidate))
+    predicted.sort(key=lambda p: p.predicted_us)
+    best = predicted[0].predicted_us
+    kept = [p for p in predicted[:KEPT] if p.predicted_us <= _HOPELESS * best]
+    for p in predicted[len(kept) :]:
+        share = live_share(problem, p.config)
+        fallen.append(
+            Fallen(
+                p.config,
+                f"predicted {p.predicted_us:.1f} us, {p.predicted_us / best:.1f} times the best"
+                + (f"; {1 - share:.0%} of its pixels are dead" if share < 0.75 else ""),
+            )
+        )
+    return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu))
+
+
+def why_not(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
+    """The hard limits: why the GPU or the launcher would refuse, or None."""
+    config = candidate.config
+    if candidate.shared_bytes > gpu.block_shared_bytes:
+        return f"{candidate.shared_bytes} bytes of shared memory, of {gpu.block_shared_bytes}"
+    if config.loader == "descriptor" and not gpu.has_descriptors:
+        return f"{gpu.name} has no bulk copies"
+    unmet = candidate.not_for & problem.needs(config)
+    if unmet:
+        return f"spills registers for {', '.join(sorted(unmet))}"
+    return problem.why_not(config)
+
+
+def serves(problem: Problem, gpu: GPU, config: ConvConfig | WeightGradConfig) -> bool:
+    """Whether a config, of any number of splits, is in the committed list and within the limits."""
+    plain = config if isinstance(config, ConvConfig) else replace(config, splits=1)
+    listed = list_of(problem.kernel, gpu.target, problem.dtype)
+    found = [candidate for candidate in listed if candidate.config == plain]
+    return bool(found) and why_not(problem, gpu, found[0]) is None
+
+
+def live_share(problem: Problem, config: ConvConfig | WeightGradConfig) -> float:
+    """Pixels of the output over pixels of all boxes."""
+    return math.prod(problem.output) / (_count_boxes(problem, config) * config.BLOCK_M)
+
+
+def floor_us(problem: Problem, gpu: GPU) -> float:
+    """The roofline: neither fewer operations nor fewer bytes will do."""
+    compute = problem.flops / (gpu.tflops(problem.dtype) * 1e6)
+    return max(compute, problem.least_bytes / (gpu.memory_gbs * 1e3))
+
+
+def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
+    config = candidate.config
+    if isinstance(config, ConvConfig):
+        return Predicted(config, _predict(problem, gpu, candidate))
+    most = min(_MOST_SPLITS, _count_boxes(problem, config))
+    splits = [2**i for i in range(most.bit_length())]
+    choices = [replace(config, splits=s) for s in splits]
+    predicted = [
+        Predicted(c, _predict(problem, gpu, candidate._replace(config=c))) for c in choices
+    ]
+    return min(predicted, key=lambda p: p.predicted_us)
+
+
+def _predict(problem: Problem, gpu: GPU, candidate: Candidate) -> float:
+    """Microseconds: the slowest of the products, the cache, the memory, and a chain of steps."""
+    config = candidate.config
+    work = _work(problem, config)
+    resident = _resident(gpu, candidate)
+    rounds = math.ceil(work.programs / gpu.multiprocessors)  # on the busiest multiprocessor
+    rate = gpu.tflops(problem.dtype) * 1e6 / gpu.multiprocessors * _efficiency(problem, config)
+    compute = rounds * work.flops / rate
+    chain = math.ceil(rounds / resident) * work.steps * _STEP_US
+    cache = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
+    memory = (problem.least_bytes + work.scratch_bytes) / (gpu.memory_gbs * 1e3)
+    return _LAUNCH_US * work.launches + max(compute, chain, cache, memory)
+
+
+class _Work(NamedTuple):
+    """What a launch does: of one program the steps of its loop, its operations and the bytes that
+    it reads; of all programs the scratch that is written and read again."""
+
+    programs: int
+    steps: int
+    flops: int
+    read_bytes: int
+    scratch_bytes: int = 0
+    launches: int = 1
+
+
+def _work(problem: Problem, config: ConvConfig | WeightGradConfig) -> _Work:
+    layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
+    n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
+    boxes = _count_boxes(problem, config)
+    if isinstance(config, ConvConfig):
+        products = layout.taps * k_blocks
+        one_tile = k_blocks == 1 and n == k
+        tiles = (layout.pairs if one_tile else 2 * layout.pairs) + layout.taps % 2
+        read = (products * m * k + tiles * k_blocks * n * k) * problem.itemsize
+        steps = (layout.pairs + layout.taps % 2) * k_blocks
+        return _Work(boxes * n_blocks * layout.groups, steps, 2 * products * m * n * k, read)
+    steps = math.ceil(boxes / config.splits)
+    matrices = (layout.taps + 1) // 2
+    read = steps * m * (2 * n + (1 if n_blocks == 1 and n == k else 2) * k) * problem.itemsize
+    programs = matrices * n_blocks * k_blocks * layout.groups * config.splits
+    scratch = 8 * layout.size * config.splits if config.splits > 1 else 0
+    launches = 1 if config.splits == 1 else 3  # the sum, and its cast
+    return _Work(programs, steps, 4 * steps * m * n * k, read, scratch, launches)
+
+
+def _resident(gpu: GPU, candidate: Candidate) -> int:
+    """Programs of one multiprocessor at once."""
+    threads = candidate.config.num_warps * gpu.warp_size
+    by_registers = gpu.registers // (max(candidate.registers, 16) * threads)
+    by_shared = gpu.shared_bytes // max(candidate.shared_bytes, 1)
+    return max(1, min(by_registers, by_shared, _MOST_PROGRAMS))
+
+
+def _efficiency(problem: Problem, config: ConvConfig | WeightGradConfig) -> float:
+    """The share of the peak that the products of one tile reach; guessed."""
+    rows = config.BLOCK_M if isinstance(config, ConvConfig) else config.BLOCK_K
+    size = min(1.0, math.sqrt(rows * config.BLOCK_N) / 128)
+    if config.loader == "descriptor":
+        return 0.75 * size**0.5
+    scattered = problem.memory != "channels_last" or problem.layout.channels % 8
+    return (0.2 if scattered else 0.5) * size**0.5
+
+
+def _count_boxes(problem: Problem, config: ConvConfig | WeightGradConfig) -> int:
+    sides = zip(problem.output, config.box, strict=True)
+    return math.prod(math.ceil(size / side) for size, side in sides)

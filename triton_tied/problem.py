@@ -1,0 +1,120 @@
+"""One launch as the choice of a config sees it: no tensors, only what they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .candidates import Dtype, Kernel, Need
+from .configs import ConvConfig, WeightGradConfig, why_no_descriptor
+from .geometry import Geometry, Memory
+from .packing import Layout
+
+Centre = Literal["none", "gathered", "unpacked"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution or a packed weight gradient.
+
+    Args:
+        image: images, rows and columns of the input.
+        dtype: of the tensors; "float32" multiplies in TF32, "float32_ieee" does not.
+        memory: of the images that are read.
+        centre: where a convolution finds the centre tap.
+        aligned: the images start at a multiple of 16 bytes.
+        wide: an offset may pass 2^31.
+    """
+
+    kernel: Kernel
+    dtype: Dtype
+    layout: Layout
+    image: tuple[int, int, int]
+    geometry: Geometry
+    memory: Memory = "channels_last"
+    centre: Centre = "gathered"
+    aligned: bool = True
+    wide: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype.startswith("float32") else 2
+
+    @property
+    def output(self) -> tuple[int, int, int]:
+        """Images, rows and columns of the output."""
+        rows, columns = self.geometry.output_size(self.image[1:], self.layout.kernel_size)
+        return self.image[0], rows, columns
+
+    @property
+    def flops(self) -> int:
+        """A product and a sum for each output pixel, tap and pair of channels."""
+        layout = self.layout
+        return 2 * math.prod(self.output) * layout.channels * layout.group_channels * layout.taps
+
+    @property
+    def least_bytes(self) -> int:
+        """Each image and the packed vector once, read or written."""
+        images = self.layout.channels * (math.prod(self.image) + math.prod(self.output))
+        return self.itemsize * (images + self.layout.size)
+
+    def why_not(self, config: ConvConfig | WeightGradConfig) -> str | None:
+        """Why the launcher would refuse the config, or None."""
+        if config.loader == "pointer":
+            return None
+        inner = self.layout.channels
+        if self.memory == "contiguous":
+            inner = math.gcd(self.image[2], self.output[2] if self.is_weight_grad else 0)
+        return why_no_descriptor(
+            config,
+            self.memory,
+            inner * self.itemsize,
+            self.aligned,
+            self.layout.groups,
+            self.layout.group_channels,
+        )
+
+    @property
+    def is_weight_grad(self) -> bool:
+        return self.kernel == "weight_grad"
+
+    def needs(self, config: ConvConfig | WeightGradConfig) -> frozenset[Need]:
+        """What the problem asks of the compiled code of a config; see
+        :mod:`triton_tied.candidates`."""
+        found: set[Need] = set()
+        if self.layout.sign < 0:
+            found.add("two_sums")
+        if self.centre == "gathered" and not self.is_weight_grad and self.layout.taps % 2:
+            found.add("gathered_centre")
+        boxes = zip(self.output, config.box, strict=True)
+        if self.is_weight_grad and any(size % side for size, side in boxes):
+            found.add("ragged_boxes")
+        if config.loader == "descriptor":
+            found |= {"planar"} if self.memory == "contiguous" else set()
+        elif self.memory != "channels_last" or self.layout.channels % 16 or not self.aligned:
+            found.add("scattered")
+        if self.wide:
+            found.add("wide")
+        return frozenset(found)
+
+    @property
+    def key(self) -> str:
+        """Names the problem in a table: batch and image sides in steps of half an octave, so that
+        neighbours share an entry."""
+        layout, geometry = self.layout, self.geometry
+        times = "x"
+        steps = times.join(str(round(2 * math.log2(max(size, 1)))) for size in self.image)
+        parts = (
+            self.kernel,
+            self.dtype,
+            self.memory + ("" if self.aligned else "_unaligned") + ("_wide" if self.wide else ""),
+            f"c{layout.group_channels}",
+            f"g{layout.groups}",
+            f"k{times.join(map(str, layout.kernel_size))}",
+            f"d{times.join(map(str, geometry.dilation))}",
+            layout.symmetry,
+            self.centre,
+            f"image{steps}",
+        )
+        return " ".join(parts)

@@ -1,0 +1,126 @@
+"""The search for configs that compile well, and the file that they are committed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+
+import triton
+
+from . import proposals
+from .candidates import FILE, LIMIT, Candidate, source_hash
+from .compiled import TARGETS, Problem, compile_config
+from .configs import ConvConfig, WeightGradConfig
+from .inspection import (
+    KERNELS,
+    LISTS,
+    all_needs,
+    demanding_problem,
+    faults_when_compiled,
+    plain_problem,
+    possible_needs,
+)
+
+_DROPPED_FIRST = ("gathered_centre", "ragged_boxes", "scattered", "planar", "two_sums")
+_Key = tuple[str, str, str]  # kernel, target, list
+
+
+def regenerate(jobs: int, say: Callable[[str], None]) -> None:
+    """Compiles all proposals for all targets in ``jobs`` processes, and commits the good ones.
+
+    Raises:
+        RuntimeError: the kernels were edited meanwhile.
+    """
+    source = source_hash()
+    lists = [(kernel, target, name) for kernel in KERNELS for target in TARGETS for name in LISTS]
+    work = [(key, config) for key in lists for config in proposals.propose(*key)]
+    found: dict[_Key, list[Candidate]] = {key: [] for key in lists}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        results = pool.map(_examine, work)
+        for number, (key, config) in enumerate(work, 1):
+            candidate, verdict = next(results)
+            say(f"{number}/{len(work)} {' '.join(key)} {config}: {verdict}")
+            if candidate is not None:
+                found[key].append(candidate)
+    if source_hash() != source:
+        raise RuntimeError("the kernels were edited while they were compiled: run this again")
+    _write(source, found)
+
+
+def _examine(work: tuple[_Key, ConvConfig | WeightGradConfig]) -> tuple[Candidate | None, str]:
+    (_, target, name), config = work
+    result = examine(config, target, name)
+    if isinstance(result, str):
+        return None, result
+    lacks = ", ".join(sorted(result.not_for))
+    return result, f"{result.registers} registers" + (f", not for {lacks}" if lacks else "")
+
+
+def forms(
+    config: ConvConfig | WeightGradConfig, list_name: str, needs: Collection[str]
+) -> Iterator[tuple[str, Problem]]:
+    """The dtypes and problems to compile a config for, to believe that it serves ``needs``."""
+    dtypes = ("bfloat16", "float16") if list_name == "half" else (list_name,)
+    for dtype in dtypes:
+        yield dtype, demanding_problem(config, needs)
+    yield dtypes[0], plain_problem(config)
+    if config.BLOCK_N == config.BLOCK_K:
+        yield dtypes[0], demanding_problem(config, needs, one_tile=True)
+
+
+def examine(config: ConvConfig | WeightGradConfig, target: str, list_name: str) -> Candidate | str:
+    """What may be committed of a config, or why nothing may."""
+    dtype = "bfloat16" if list_name == "half" else list_name
+    found = faults_when_compiled(config, target, dtype, plain_problem(config))
+    if found:
+        return "; ".join(found)
+
+    def serves(needs: Collection[str]) -> bool:
+        return not faults_when_compiled(config, target, dtype, demanding_problem(config, needs))
+
+    needs = _find_needs(possible_needs(config), serves)
+    if needs is None:
+        return "spills with a residual"
+    codes = []
+    for dtype, problem in forms(config, list_name, needs):
+        found = faults_when_compiled(config, target, dtype, problem)
+        if found:
+            return f"{'; '.join(found)} in {dtype} for {problem}"
+        codes.append(compile_config(config, target, dtype, problem).resources)
+    return Candidate(
+        config,
+        all_needs(config) - needs,
+        max(code.registers for code in codes),
+        max(code.shared_bytes for code in codes),
+    )
+
+
+def _find_needs(
+    possible: frozenset[str], serves: Callable[[Collection[str]], bool]
+) -> frozenset[str] | None:
+    """The largest set found of needs that are served together."""
+    narrow = possible - {"wide"}
+    for needs in (possible, narrow):
+        if serves(needs):
+            return needs
+    left = {need for need in narrow if serves({need})}
+    for dropped in ("", *_DROPPED_FIRST):
+        left.discard(dropped)
+        if serves(left):
+            return frozenset(left)
+    return None
+
+
+def _write(source: str, found: dict[_Key, list[Candidate]]) -> None:
+    """One candidate a line."""
+    lines = []
+    for (kernel, target, name), candidates in found.items():
+        for candidate in candidates[:LIMIT]:
+            row = {"kernel": kernel, "target": target, "list": name, **candidate._asdict()}
+            row |= {"config": asdict(candidate.config), "not_for": sorted(candidate.not_for)}
+            lines.append(json.dumps(row))
+    head = f'{{"triton": "{triton.__version__}", "source": "{source}", "candidates": [\n'
+    FILE.write_text(head + ",\n".join(lines) + "\n]}\n")

@@ -1,0 +1,91 @@
+"""A problem made real on a GPU: random images, launches, the clock, and the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton.testing
+from torch import Tensor
+
+from . import launch, reference
+from .configs import ConvConfig, WeightGradConfig
+from .cost import Sieved
+from .packing import expand
+from .problem import Problem
+from .tuner import Config, Tuned, tune
+
+# Two roundings of the same sum differ by a few units of the products' last place; a wrong config
+# by as much as the sum itself.
+_ALLOWED = {"float32_ieee": 1e-5, "float32": 5e-3, "float16": 5e-3, "bfloat16": 3e-2}
+
+
+def tune_on(
+    device: torch.device,
+    problem: Problem,
+    sieved: Sieved,
+    budget_s: float,
+    progress: Callable[[str], None],
+) -> Tuned:
+    """:func:`triton_tied.tuner.tune` on a GPU, with ``triton.testing.do_bench`` for a clock."""
+    with torch.cuda.device(device), torch.no_grad():
+        trial = Trial(problem, device)
+        return tune(sieved, trial.run, trial.is_right, clock, budget_s, progress=progress)
+
+
+def clock(call: Callable[[], object]) -> float:
+    """Median milliseconds of a call, of a few runs: it is asked for several times."""
+    return triton.testing.do_bench(call, warmup=5, rep=15, return_mode="median")
+
+
+class Trial:
+    """Random tensors for a problem, and what its kernel makes of them."""
+
+    def __init__(self, problem: Problem, device: torch.device | str) -> None:
+        layout = problem.layout
+        dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
+        self.problem = problem
+        self.x = self._image(problem.image, dtype, device)
+        self.grad = self._image(problem.output, dtype, device)
+        self.packed = torch.randn(layout.size, device=device).to(dtype)
+        self.centre: Tensor | None = None
+        if problem.centre == "unpacked":
+            self.centre = launch.unpack_centre(self.packed, layout, dtype)
+
+    def run(self, config: Config) -> Tensor:
+        layout, geometry = self.problem.layout, self.problem.geometry
+        if isinstance(config, WeightGradConfig):
+            return launch.weight_grad(self.x, self.grad, layout, geometry, 1.0, config)
+        channels_last = self.problem.memory == "channels_last"
+        return launch.conv(
+            self.x, self.packed, self.centre, None, None, layout, geometry, 1.0, channels_last,
+            config,
+        )  # fmt: skip
+
+    def is_right(self, config: Config) -> bool:
+        """Whether the result is that of the reference, to the rounding of the dtype."""
+        expected = self._expected(isinstance(config, ConvConfig)).double()
+        error = (self.run(config).double() - expected).norm()
+        return bool(error <= _ALLOWED[self.problem.dtype] * expected.norm())
+
+    def _expected(self, is_conv: bool) -> Tensor:
+        layout, geometry = self.problem.layout, self.problem.geometry
+        if not is_conv:
+            return reference.weight_grad(self.x, self.grad, layout, geometry, 1.0)
+        weight = expand(self.packed, layout)
+        return reference.convolve(self.x, weight, None, geometry, layout.groups)
+
+    def _image(
+        self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        n, h, w = sizes
+        memory, channels = self.problem.memory, self.problem.layout.channels
+        # Neither format: rows and columns exchanged. Not aligned: one element further on.
+        sides = (w, h) if memory == "strided" else (h, w)
+        offset = 0 if self.problem.aligned else 1
+        order = (*sides, channels) if memory == "channels_last" else (channels, *sides)
+        flat = torch.randn(n * channels * h * w + offset, device=device).to(dtype)
+        image = flat[offset:].view(n, *order)
+        if memory == "channels_last":
+            return image.permute(0, 3, 1, 2)
+        return image.transpose(2, 3) if memory == "strided" else image
