@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# What runs again through the kernels, in Triton's interpreter.
+INTERPRETED := tests/kernels tests/test_functional.py tests/test_modules.py tests/test_cached.py
 
 .PHONY: demo test lint bench inspect
 
@@ -9,6 +11,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
     def large(key, config):
         return key[1:] == ("sm_90", "half") and inspection.is_for_large_problems(config)
 
-    for key, candidate in _draw(chance, 6, large):
+    for key, candidate in _draw(chance, 4, large):
         holds = _compiled(key, candidate.config).instructions
         assert holds.matrix_instructions > 0
         assert holds.register_operands == 0
@@ -117,7 +117,7 @@ def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
 
 
 def test_spills_are_noticed():
-    config = ConvConfig((1, 16, 16), 128, 32, 4, 3)
+    config = ConvConfig((1, 8, 16), 128, 16, 4, 2)  # two sums of 128 numbers a thread
     problem = inspection.demanding_problem(config, {"two_sums"})
     found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", problem)
     assert any("spills" in fault for fault in found)
@@ -177,11 +177,11 @@ def test_report_has_exactly_the_promised_fields(capsys, monkeypatch):
 
 
 def test_report_fails_where_a_requirement_is_broken(capsys, monkeypatch):
-    spilling = ConvConfig((1, 16, 16), 128, 32, 4, 3)
-    broken = candidates.Candidate(spilling, frozenset(), 255, 0)
-    monkeypatch.setattr(inspection, "committed", lambda: {("conv", "sm_80", "half"): (broken,)})
-    assert cli.main(["inspect", "--target", "sm_80"]) == 1
-    assert "FAULT: spills" in capsys.readouterr().out
+    waiting = ConvConfig((1, 8, 16), 64, 64, 4, 3, "descriptor", "pixels_first")
+    broken = candidates.Candidate(waiting, frozenset(), 168, 0)
+    monkeypatch.setattr(inspection, "committed", lambda: {("conv", "sm_90", "half"): (broken,)})
+    assert cli.main(["inspect", "--target", "sm_90"]) == 1
+    assert "products read registers" in capsys.readouterr().out
 
 
 def test_refused_where_kernels_are_interpreted(monkeypatch):

@@ -95,7 +95,7 @@ def describe(
         kernel,
         dtype_of(x.dtype),
         layout,
-        (x.shape[0], x.shape[2], x.shape[3]),
+        (max(x.shape[0], 1), x.shape[2], x.shape[3]),  # of no image nothing is launched
         geometry,
         memory_of(*images),
         centre if layout.taps % 2 else "none",

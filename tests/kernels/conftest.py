@@ -11,10 +11,6 @@ collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
 LOADERS = ["pointer", "channels_last_descriptor", "planar_descriptor"]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a GPU")
-
-
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:

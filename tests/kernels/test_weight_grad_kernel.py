@@ -140,3 +140,14 @@ def test_two_launches_give_the_same_bits(loader, device, splits):
     config = make_config(loader, (1, 4, 8), splits=splits)
     first, second = (launch_weight_grad(x, grad, problem, config) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_splits_are_added_in_float32(device):
+    # one product a pixel, boxes of 16: the first split sums to 4097, which float16 would round
+    problem = make_problem((1, 1, 4, 8), (1, 1))
+    x = torch.ones(problem.shape, dtype=torch.float16, device=device)
+    grad = torch.full_like(x, 256)
+    grad[..., 0, 0] = 257
+    grad[..., 4:] = -256
+    actual = launch_weight_grad(x, grad, problem, make_config("pointer", (1, 4, 4), splits=2))
+    assert actual.item() == 1

@@ -1,0 +1,63 @@
+"""What the programs of a launch read and write: their own memory, each its own part."""
+
+import pytest
+import torch
+from problems import SYMMETRIES, embed, integers, make_problem, place
+
+from triton_tied import launch
+from triton_tied.configs import ConvConfig, WeightGradConfig
+from triton_tied.paths import INTERPRETED
+
+if INTERPRETED:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+pytestmark = pytest.mark.skipif(
+    not INTERPRETED, reason="watches the interpreter; on a GPU compute-sanitizer does"
+)
+BOX = (2, 4, 4)  # divides no side of 3 images of 5 x 6
+KERNELS = ["conv", "weight_grad", "unpack_centre"]
+
+
+def run(kernel, symmetry, device):
+    """A launch whose blocks divide nothing; all that it is given is finite and lies amid NaN."""
+    problem = make_problem((3, 34, 5, 6), (3, 1), ((1, 1), (0, 0)), groups=2, symmetry=symmetry)
+    layout, geometry = problem.layout, problem.geometry
+    x, grad = (place(integers(problem.shape, torch.float32, device, s), "gapped") for s in (0, 1))
+    packed, bias = (embed(integers((size,), torch.float32, device)) for size in (layout.size, 34))
+    if kernel == "unpack_centre":
+        return launch.unpack_centre(packed, layout, torch.float32)
+    if kernel == "weight_grad":
+        config = WeightGradConfig(BOX, 16, 32, splits=2)
+        return launch.weight_grad(x, grad, layout, geometry, 1.0, config)
+    config = ConvConfig(BOX, 16, 32)
+    return launch.conv(x, packed, None, bias, grad, layout, geometry, 1.0, False, config)
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_beyond_a_tensor_is_read(device, monkeypatch, kernel, symmetry):
+    load, loads = InterpreterBuilder.create_masked_load, []
+
+    def watched(self, ptrs, mask, *rest, **options):
+        values = load(self, ptrs, mask, *rest, **options)
+        loads.append(values.data[mask.data])
+        return values
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched)
+    run(kernel, symmetry, device)
+    assert loads
+    assert not any(torch.from_numpy(values).isnan().any() for values in loads)
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_program_writes_where_another_does(device, monkeypatch, kernel, symmetry):
+    # a wrong number written over a right one shows in one of two orders at least
+    in_order = run(kernel, symmetry, device)
+    place_program = InterpreterBuilder.set_grid_idx
+
+    def reversed_order(self, x, y, z):
+        place_program(self, self.grid_dim[0] - 1 - x, y, z)
+
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", reversed_order)
+    assert torch.equal(run(kernel, symmetry, device), in_order)
