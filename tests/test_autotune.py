@@ -268,6 +268,18 @@ def test_reports_tell_before_and_after(timed, monkeypatch):
     assert report.floor == cost.floor_us(PROBLEM, GPU) and not report.failures
 
 
+def test_summary_tells_before_after_and_the_share_of_the_roofline(capsys, timed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    status, out, _ = run(capsys, "--shape", "8,64,32,32", "--padding", "1")
+    assert status == 0
+    line = next(line for line in out.splitlines() if line.startswith("conv 8x64x32x32"))
+    share = cost.floor_us(timed[0], GPU) / 10.0
+    assert line.split()[-4:] == ["12.0", "10.0", "1.20", f"{share:.0%}"]
+    monkeypatch.setattr(trial, "tune_on", lambda *_: Tuned({}))
+    status, out, _ = run(capsys, "--shape", "8,64,32,32", "--padding", "1", "--again", "--json")
+    assert status == 1 and json.loads(out)[0]["after_us"] is None
+
+
 def run(capsys, *arguments):
     status = cli.main(["tune", *arguments])
     captured = capsys.readouterr()

@@ -83,6 +83,9 @@ def test_every_problem_keeps_a_config_on_every_gpu(gpu, problem):
         assert listed[_unsplit(config)].shared_bytes <= gpu.block_shared_bytes
         assert config.loader == "pointer" or gpu.has_descriptors
     assert all(reason for _, reason in sieved.fallen)
+    assert cost.serves(problem, gpu, sieved.untimed)
+    # bulk copies of whole rows are not taken unless they were timed, and so checked
+    assert problem.memory != "contiguous" or sieved.untimed.loader == "pointer"
 
 
 def _unsplit(config):

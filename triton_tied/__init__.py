@@ -4,6 +4,7 @@ from . import reference
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import pack, packed_size, unpack
+from .paths import HAS_TRITON
 from .preparation import cached
 
 __version__ = "0.1.0"
@@ -21,3 +22,10 @@ __all__ = [
     "tied_conv3d",
     "unpack",
 ]
+
+if HAS_TRITON:
+    from .autotune import config_for
+    from .problem import Problem
+    from .tuning import problems_of, tune
+
+    __all__ += ["Problem", "config_for", "problems_of", "tune"]

@@ -119,7 +119,7 @@ def config_for(problem: Problem, device: torch.device | str | None = None) -> Co
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     entry = _entry(problem, device)
-    return entry.config if entry else sieve(problem, gpus.of_device(device)).candidates[0].config
+    return entry.config if entry else sieve(problem, gpus.of_device(device)).untimed
 
 
 @contextlib.contextmanager
@@ -180,9 +180,9 @@ def tune_problem(
 
 def _as_entry(sieved: Sieved, tuned: Tuned) -> Entry:
     predicted = {candidate.config: candidate.predicted_us for candidate in sieved.candidates}
-    winner, first = tuned.winner, sieved.candidates[0].config
+    winner = tuned.winner
     assert winner is not None
-    first_us = tuned.medians.get(first, float("nan"))
+    first_us = tuned.medians.get(sieved.untimed)
     return Entry(winner, tuned.medians[winner], first_us, predicted[winner])
 
 

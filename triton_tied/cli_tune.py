@@ -131,10 +131,11 @@ def _tune(problems: list[Problem], given: argparse.Namespace) -> int:
 def _print_reports(reports: list[Report]) -> None:
     print(f"{'problem':<52}{'before us':>10}{'after us':>10}{'ratio':>7}{'of roofline':>13}")
     for r in reports:
-        print(
-            f"{_name(r.problem):<52}{r.before:>10.1f}{r.after:>10.1f}{r.before / r.after:>7.2f}"
-            f"{r.floor / r.after:>12.0%}"
-        )
+        before = f"{r.before:.1f}" if r.before else "-"
+        after = f"{r.after:.1f}" if r.after else "-"
+        ratio = f"{r.before / r.after:.2f}" if r.before and r.after else "-"
+        share = f"{r.floor / r.after:.0%}" if r.after else "-"
+        print(f"{_name(r.problem):<52}{before:>10}{after:>10}{ratio:>7}{share:>13}")
         for failure in r.failures:
             print(f"    failed: {failure.config}: {failure.reason}")
 

@@ -35,11 +35,14 @@ class Fallen(NamedTuple):
 
 @dataclass(frozen=True)
 class Sieved:
-    """What is left, best prediction first, why the others fell, and the roofline's floor."""
+    """What is left, best prediction first, why the others fell, the roofline's floor, and what to
+    take where nothing is timed. That reads no rows of (N, C, H, W) memory by bulk copies: until a
+    GPU has confirmed those, only a checked winner may."""
 
     candidates: tuple[Predicted, ...]
     fallen: tuple[Fallen, ...]
     floor_us: float
+    untimed: ConvConfig | WeightGradConfig
 
 
 def sieve(problem: Problem, gpu: GPU) -> Sieved:
@@ -64,7 +67,8 @@ def sieve(problem: Problem, gpu: GPU) -> Sieved:
                 + (f"; {1 - share:.0%} of its pixels are dead" if share < 0.75 else ""),
             )
         )
-    return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu))
+    untimed = next(p.config for p in predicted if "planar" not in problem.needs(p.config))
+    return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu), untimed)
 
 
 def why_not(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:

@@ -45,11 +45,11 @@ class Origin:
 @dataclass(frozen=True)
 class Entry:
     """The winner for one problem, in microseconds; ``predicted_us`` by the cost model, ``first_us``
-    what its first choice takes."""
+    of what is taken without timing (None where that was not among those timed)."""
 
     config: ConvConfig | WeightGradConfig
     median_us: float
-    first_us: float
+    first_us: float | None
     predicted_us: float
 
 
@@ -135,7 +135,8 @@ def _check(table: Any) -> None:
 def _read(key: str, row: dict[str, Any]) -> Entry:
     kind = WeightGradConfig if key.startswith("weight_grad ") else ConvConfig
     config = kind(**{**row["config"], "box": tuple(row["config"]["box"])})
-    return Entry(config, *(float(row[n]) for n in ("median_us", "first_us", "predicted_us")))
+    first_us = None if row["first_us"] is None else float(row["first_us"])
+    return Entry(config, float(row["median_us"]), first_us, float(row["predicted_us"]))
 
 
 def _write(entry: Entry) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from .tuner import Config, Failure
 
 class Report(NamedTuple):
     """What tuning a problem gave. Times in microseconds: ``before`` of the config that would have
-    been taken without (NaN where it was not timed), ``after`` of the winner."""
+    been taken without, ``after`` of the winner; None where it was not timed, or nothing worked."""
 
     problem: Problem
     config: Config | None
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     floor: float
     failures: list[Failure]
 
@@ -78,8 +78,8 @@ def _tune_one(
     tuned = autotune.tune_problem(
         problem, device, budget_s, lambda text: progress(problem, text), again
     )
-    after = tuned.medians.get(tuned.winner, float("nan")) if tuned.winner else float("nan")
-    before = tuned.medians.get(first, float("nan"))
+    after = tuned.medians[tuned.winner] if tuned.winner else None
+    before = tuned.medians.get(first)
     floor = floor_us(problem, gpus.of_device(device))
     report = Report(problem, tuned.winner, before, after, floor, tuned.failures)
     return report, time.monotonic() - start
