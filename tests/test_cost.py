@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 launch = pytest.importorskip("triton_tied.launch", reason="there are no kernels without Triton")
 
-from triton_tied import cost, gpus  # noqa: E402 (after the check for Triton)
+from triton_tied import compiled, cost, gpus  # noqa: E402 (after the check for Triton)
 from triton_tied.candidates import list_of  # noqa: E402
 from triton_tied.configs import ConvConfig, WeightGradConfig  # noqa: E402
 from triton_tied.geometry import Geometry  # noqa: E402
 from triton_tied.packing import Layout  # noqa: E402
+from triton_tied.paths import INTERPRETED  # noqa: E402
 from triton_tied.problem import Problem  # noqa: E402
 
 DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
@@ -148,6 +149,30 @@ def test_programs_are_those_of_the_launch(name, problem, n, k):
             launch.weight_grad(x, grad, layout, problem.geometry, 1.0, config)
             assume(layout.size)
     assert cost._work(problem, config).programs == recorder.programs
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton compiles nothing while it interprets")
+@pytest.mark.parametrize("gpu", gpus.KNOWN.values(), ids=gpus.KNOWN)
+@settings(max_examples=2, suppress_health_check=list(HealthCheck))
+@given(problem=problems(), which=st.integers(0, 19))
+def test_what_is_left_compiles_within_the_limits(gpu, problem, which):
+    assume(lists(gpu, problem.dtype))
+    left = [c.config for c in cost.sieve(problem, gpu).candidates]
+    config = left[which % len(left)]
+    needs = problem.needs(config)
+    memory = next((need for need in ("scattered", "planar") if need in needs), "channels_last")
+    form = compiled.Problem(
+        problem.layout.group_channels,
+        problem.layout.sign,
+        memory,
+        "gathered_centre" in needs,
+        True,
+        "ragged_boxes" in needs,
+        problem.wide,
+    )
+    code = compiled.compile_config(config, gpu.target, problem.dtype, form)
+    assert not code.resources.spill_bytes
+    assert code.resources.shared_bytes <= gpu.block_shared_bytes
 
 
 def test_floor_is_the_larger_of_arithmetic_and_memory():

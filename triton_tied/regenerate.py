@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import combinations
 from multiprocessing import get_context
 
 import triton
@@ -25,6 +26,8 @@ from .inspection import (
 )
 
 _DROPPED_FIRST = ("gathered_centre", "ragged_boxes", "scattered", "planar", "two_sums")
+# From here on, of 255, a part of what is served may spill although the whole does not.
+_NEARLY_ALL = 240
 _Key = tuple[str, str, str]  # kernel, target, list
 
 
@@ -81,7 +84,16 @@ def examine(config: ConvConfig | WeightGradConfig, target: str, list_name: str) 
     def serves(needs: Collection[str]) -> bool:
         return not faults_when_compiled(config, target, dtype, demanding_problem(config, needs))
 
-    needs = _find_needs(possible_needs(config), serves)
+    def serves_parts(needs: Collection[str]) -> bool:
+        if not serves(needs):
+            return False
+        whole = compile_config(config, target, dtype, demanding_problem(config, needs))
+        if whole.resources.registers < _NEARLY_ALL:
+            return True
+        sizes = range(len(needs) - 1, 0, -1)
+        return all(serves(part) for size in sizes for part in combinations(needs, size))
+
+    needs = _find_needs(possible_needs(config), serves_parts)
     if needs is None:
         return "spills with a residual"
     codes = []
@@ -106,7 +118,7 @@ def _find_needs(
     for needs in (possible, narrow):
         if serves(needs):
             return needs
-    left = {need for need in narrow if serves({need})}
+    left = {need for need in sorted(narrow) if serves({need})}
     for dropped in ("", *_DROPPED_FIRST):
         left.discard(dropped)
         if serves(left):
