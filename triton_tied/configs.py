@@ -61,7 +61,8 @@ class WeightGradConfig:
 def why_no_descriptor(
     config: ConvConfig | WeightGradConfig,
     memory: Memory,
-    innermost_bytes: int,
+    innermost: int,
+    itemsize: int,
     aligned: bool,
     groups: int,
     group_channels: int,
@@ -70,7 +71,8 @@ def why_no_descriptor(
 
     Args:
         memory: of all images that are read.
-        innermost_bytes: bytes of a pixel in "channels_last" memory, of a row in "contiguous".
+        innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
+        itemsize: bytes of an element.
         aligned: each image starts at a multiple of 16 bytes.
     """
     planar = memory == "contiguous"
@@ -78,8 +80,10 @@ def why_no_descriptor(
         return "it is contiguous in neither memory format"
     if planar and config.box[0] > 1:
         return f"a box of {config.box[0]} images needs channels-last memory"
-    if innermost_bytes % 16 or not aligned:
+    if innermost * itemsize % 16 or not aligned:
         return f"its {'rows' if planar else 'pixels'} are not aligned to 16 bytes"
+    if planar and config.box[2] * itemsize < 16:
+        return f"a row of {config.box[2]} pixels is less than 16 bytes"
     if groups > 1 and group_channels % config.BLOCK_K:
         return (
             f"a block of {config.BLOCK_K} channels would reach beyond the "

@@ -140,10 +140,16 @@ def why_no_descriptor(
 ) -> str | None:
     """What bulk copies ask of the images that are read and do not get, or None."""
     memory = memory_of(*images)
-    inner = [x.shape[3 if memory == "contiguous" else 1] * x.element_size() for x in images]
+    inner = math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images))
     aligned = not any(x.data_ptr() % 16 for x in images)
     return configs.why_no_descriptor(
-        config, memory, math.gcd(*inner), aligned, layout.groups, layout.group_channels
+        config,
+        memory,
+        inner,
+        images[0].element_size(),
+        aligned,
+        layout.groups,
+        layout.group_channels,
     )
 
 

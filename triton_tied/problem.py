@@ -69,7 +69,8 @@ class Problem:
         return why_no_descriptor(
             config,
             self.memory,
-            inner * self.itemsize,
+            inner,
+            self.itemsize,
             self.aligned,
             self.layout.groups,
             self.layout.group_channels,

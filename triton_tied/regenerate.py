@@ -26,7 +26,8 @@ from .inspection import (
 )
 
 _DROPPED_FIRST = ("gathered_centre", "ragged_boxes", "scattered", "planar", "two_sums")
-# From here on, of 255, a part of what is served may spill although the whole does not.
+# From here on, of 255, a part of what is served may spill although the whole does not: then
+# the smallest parts and the largest are compiled too.
 _NEARLY_ALL = 240
 _Key = tuple[str, str, str]  # kernel, target, list
 
@@ -90,8 +91,8 @@ def examine(config: ConvConfig | WeightGradConfig, target: str, list_name: str) 
         whole = compile_config(config, target, dtype, demanding_problem(config, needs))
         if whole.resources.registers < _NEARLY_ALL:
             return True
-        sizes = range(len(needs) - 1, 0, -1)
-        return all(serves(part) for size in sizes for part in combinations(needs, size))
+        sizes = {len(needs) - 1, 1, 0} - {-1, len(needs)}
+        return all(serves(part) for size in sizes for part in combinations(sorted(needs), size))
 
     needs = _find_needs(possible_needs(config), serves_parts)
     if needs is None:

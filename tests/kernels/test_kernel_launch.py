@@ -65,6 +65,7 @@ def test_more_splits_than_boxes_are_not_made(device, allocations):
         ("unaligned", (1, 16, 4, 8), {}, "pixels are not aligned to 16 bytes"),
         ("channels_last", (1, 17, 4, 8), {}, "pixels are not aligned to 16 bytes"),
         ("contiguous", (1, 16, 4, 7), {}, "rows are not aligned to 16 bytes"),
+        ("contiguous", (1, 16, 4, 8), {"box": (1, 4, 4)}, "row of 4 pixels is less than 16 bytes"),
         ("contiguous", (2, 16, 4, 8), {"box": (2, 4, 4)}, "box of 2 images needs channels-last"),
         ("channels_last", (1, 48, 4, 8), {"groups": 2}, "beyond the 24 of a group"),
     ],
