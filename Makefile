@@ -3,15 +3,21 @@ BIN := .venv/bin
 # What runs again through the kernels, in Triton's interpreter.
 INTERPRETED := tests/kernels tests/test_functional.py tests/test_modules.py tests/test_cached.py
 
-.PHONY: demo test lint bench inspect
+.PHONY: demo test test_here test_interpreted lint bench inspect
 
 demo: .venv/installed
 	$(BIN)/python -m triton_tied check
 	$(BIN)/python examples/denoise.py
 
+# Two processes of one thread each: most tests are small.
 test: .venv/installed
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_here test_interpreted
+
+test_here: .venv/installed
+	$(BIN)/python -m pytest -q
+
+test_interpreted: .venv/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(INTERPRETED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -44,8 +44,9 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def benchmark_mode(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+def benchmark_mode():
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import triton_tied as tt
-from triton_tied import check, cli, packing, reference
+from triton_tied import check, cli, packing, paths, reference
 
 
 @pytest.fixture(autouse=True)
@@ -41,4 +41,6 @@ def test_info_names_versions_and_the_path(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert torch.__version__ in printed and tt.__version__ in printed
-    assert "path: reference" in printed and "because" in printed
+    assert "float64  reference: there are no kernels for torch.float64" in printed
+    path = "kernels" if paths.INTERPRETED else "reference: kernels run on GPUs"
+    assert f"float32  {path}" in printed
