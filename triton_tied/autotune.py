@@ -32,6 +32,7 @@ from .tuner import Config, Tuned
 # Where the one begins to pay is a guess.
 _SMALL_CENTRE = 64
 _FEW_PIXELS = 2**14
+_MOST_CHOSEN = 4096  # calls that are told apart; images of ever new sizes must not fill the memory
 
 _DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -82,6 +83,8 @@ def _choose(
         problem = describe(kernel, layout, geometry, centre, *images)
         config, final = _find(problem, x.device)
         if final:
+            if len(_chosen) >= _MOST_CHOSEN:
+                _chosen.clear()
             _chosen[key] = config
     return config
 

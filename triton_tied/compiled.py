@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .configs import ConvConfig, WeightGradConfig
+from .configs import ConvConfig, WeightGradConfig, compile_options
 from .kernels.conv import conv_kernel
 from .kernels.unpack import centre_kernel
 from .kernels.weight_grad import weight_grad_kernel
@@ -147,7 +147,7 @@ def compile_config(
         RuntimeError: where Triton interprets its kernels.
     """
     kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = compile_options(config, on_nvidia=target != "gfx942")
     return _compile(kernel, _constants(config, dtype, problem), dtype, target, options, problem)
 
 

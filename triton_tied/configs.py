@@ -58,6 +58,15 @@ class WeightGradConfig:
         return math.prod(self.box)
 
 
+def compile_options(config: ConvConfig | WeightGradConfig, on_nvidia: bool) -> dict[str, int]:
+    """How Triton compiles a config. Told that a convolution may use all registers, NVIDIA's
+    assembler spills none where of its own accord it would keep to fewer."""
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if on_nvidia and isinstance(config, ConvConfig):
+        options["maxnreg"] = 255
+    return options
+
+
 def why_no_descriptor(
     config: ConvConfig | WeightGradConfig,
     memory: Memory,

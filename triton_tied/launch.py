@@ -213,8 +213,7 @@ def _constants(
         "BLOCK_W": config.box[2],
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        **configs.compile_options(config, on_nvidia=torch.version.hip is None),
     }
 
 

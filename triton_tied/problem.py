@@ -93,7 +93,7 @@ class Problem:
             found.add("ragged_boxes")
         if config.loader == "descriptor":
             found |= {"planar"} if self.memory == "contiguous" else set()
-        elif self.memory != "channels_last" or self.layout.channels % 16 or not self.aligned:
+        elif self.memory != "channels_last" or self.layout.group_channels % 16 or not self.aligned:
             found.add("scattered")
         if self.wide:
             found.add("wide")
