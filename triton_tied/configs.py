@@ -59,12 +59,10 @@ class WeightGradConfig:
 
 
 def compile_options(config: ConvConfig | WeightGradConfig, on_nvidia: bool) -> dict[str, int]:
-    """How Triton compiles a config. Told that a convolution may use all registers, NVIDIA's
-    assembler spills none where of its own accord it would keep to fewer."""
+    """How Triton compiles a config. Told that it may use all registers, NVIDIA's assembler spills
+    none where of its own accord it would keep to fewer."""
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if on_nvidia and isinstance(config, ConvConfig):
-        options["maxnreg"] = 255
-    return options
+    return {**options, "maxnreg": 255} if on_nvidia else options
 
 
 def why_no_descriptor(
