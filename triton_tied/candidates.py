@@ -18,7 +18,7 @@ Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
 _LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 
 # What a problem may ask of the compiled code, beyond the plain one: images of channels-last
-# memory, pixels of a multiple of 16 channels, an unpacked centre, s = +1, boxes that end with the
+# memory, pixels of a multiple of 16 bytes, an unpacked centre, s = +1, boxes that end with the
 # output, offsets of 32 bits.
 Need = Literal[
     "two_sums",  # s = -1

@@ -35,15 +35,14 @@ _MATRIX = {
     "gfx942": r"v_mfma",
 }
 _POINTERS = {"x", "grad", "packed", "centre", "bias", "residual", "y", "partial"}
-_SPLITS = 8
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What compiled code depends on, besides a config: a 3x3 kernel, ``channels`` in a group,
-    the ``sign``, images in "channels_last" or "planar" memory or, for pointers, of any strides
-    ("scattered"); the centre gathered from its triangle or unpacked; a residual; boxes that reach
-    beyond the output; offsets of 64 bits."""
+class Form:
+    """What compiled code depends on, besides a config: ``channels`` in a group, the ``sign``,
+    images in "channels_last" or "planar" memory or, for pointers, of any strides ("scattered");
+    the centre gathered from its triangle or unpacked; a residual; boxes that reach beyond the
+    output; offsets of 64 bits."""
 
     channels: int
     sign: int = 1
@@ -52,6 +51,9 @@ class Problem:
     residual: bool = False
     ragged_boxes: bool = False
     wide: bool = False
+    kernel_size: tuple[int, int] = (3, 3)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class DoesNotCompile(RuntimeError):
 
 @functools.lru_cache(maxsize=16)
 def compile_config(
-    config: ConvConfig | WeightGradConfig, target: str, dtype: str, problem: Problem
+    config: ConvConfig | WeightGradConfig, target: str, dtype: str, form: Form
 ) -> Compiled:
     """Compiles the kernel that a config is for.
 
@@ -148,15 +150,15 @@ def compile_config(
     """
     kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
     options = compile_options(config, on_nvidia=target != "gfx942")
-    return _compile(kernel, _constants(config, dtype, problem), dtype, target, options, problem)
+    return _compile(kernel, _constants(config, dtype, form), dtype, target, options, form)
 
 
 def compile_centre(block: int, target: str, dtype: str) -> Compiled:
     """Compiles the kernel that unpacks the centre, for tiles of ``block`` squared."""
-    problem = Problem(channels=2 * block)
+    form = Form(channels=2 * block)
     names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "PAIRS": 4}
     constants = {**names, "BLOCK_N": block, "BLOCK_K": block}
-    return _compile(centre_kernel, constants, dtype, target, {}, problem)
+    return _compile(centre_kernel, constants, dtype, target, {}, form)
 
 
 def _compile(
@@ -165,14 +167,14 @@ def _compile(
     dtype: str,
     target: str,
     options: dict[str, int],
-    problem: Problem,
+    form: Form,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, constants, dtype, problem)
+    signature, attributes = _signature(kernel, constants, dtype, form)
     source = ASTSource(kernel, signature, constants, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
@@ -183,44 +185,43 @@ def _compile(
     return Compiled(compiled, target)
 
 
-def _constants(
-    config: ConvConfig | WeightGradConfig, dtype: str, problem: Problem
-) -> dict[str, Any]:
+def _constants(config: ConvConfig | WeightGradConfig, dtype: str, form: Form) -> dict[str, Any]:
     """Arguments that are compiled in, as :mod:`triton_tied.launch` gives them."""
-    descriptor = f"{problem.memory}_descriptor"
+    descriptor = f"{form.memory}_descriptor"
     constants: dict[str, Any] = {
-        "CHANNELS": problem.channels,
-        "GROUPS": 1,
-        "SIGN": problem.sign,
-        "KERNEL_H": 3,
-        "KERNEL_W": 3,
-        "DILATION_H": 1,
-        "DILATION_W": 1,
+        "CHANNELS": form.channels,
+        "GROUPS": form.groups,
+        "SIGN": form.sign,
+        "KERNEL_H": form.kernel_size[0],
+        "KERNEL_W": form.kernel_size[1],
+        "DILATION_H": form.dilation[0],
+        "DILATION_W": form.dilation[1],
         "LOADER": "pointer" if config.loader == "pointer" else descriptor,
         "ACCUMULATORS": config.accumulators,
         "INPUT_PRECISION": "ieee" if dtype == "float32_ieee" else "tf32",
-        "WIDE": problem.wide,
+        "DENSE": form.memory == "channels_last",
+        "WIDE": form.wide,
         "BLOCK_I": config.box[0],
         "BLOCK_H": config.box[1],
         "BLOCK_W": config.box[2],
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
     }
-    unit = {"channels_last": "c", "planar": "w"}.get(problem.memory)
+    unit = {"channels_last": "c", "planar": "w"}.get(form.memory)
     images = "xry" if isinstance(config, ConvConfig) else "xg"
     constants |= {f"stride_{image}{unit}": 1 for image in images if unit}
     if isinstance(config, WeightGradConfig):
-        return {**constants, "MASKED": problem.ragged_boxes, "SPLITS": _SPLITS}
-    absent = [name for name in ("centre", "residual") if not _is_given(name, problem)]
+        return {**constants, "MASKED": form.ragged_boxes}
+    absent = [name for name in ("centre", "residual") if not _is_given(name, form)]
     return {**constants, "ROLES": config.roles, **dict.fromkeys(absent)}
 
 
-def _is_given(name: str, problem: Problem) -> bool:
-    return problem.residual if name == "residual" else not problem.gathered_centre
+def _is_given(name: str, form: Form) -> bool:
+    return form.residual if name == "residual" else not form.gathered_centre
 
 
 def _signature(
-    kernel: Any, constants: dict[str, Any], dtype: str, problem: Problem
+    kernel: Any, constants: dict[str, Any], dtype: str, form: Form
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
     """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
@@ -240,7 +241,7 @@ def _signature(
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            aligned = name.startswith("stride") and problem.memory == "channels_last"
+            aligned = name.startswith("stride") and form.memory == "channels_last"
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, attributes

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,12 @@ class Geometry:
     def window(self, kernel_size: Sequence[int]) -> list[int]:
         """The extent of the dilated kernel: d(K-1) + 1."""
         return [d * (k - 1) + 1 for k, d in zip(kernel_size, self.dilation, strict=True)]
+
+    def transposed(self, kernel_size: Sequence[int]) -> Geometry:
+        """That of the input gradient, for stride 1: padding d(K-1) - p of any sign."""
+        sides = zip(self.window(kernel_size), self.padding, strict=True)
+        padding = tuple((w - 1 - before, w - 1 - after) for w, (before, after) in sides)
+        return replace(self, padding=padding)
 
     def output_size(self, spatial: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
         sizes = zip(self.padded_size(spatial), self.window(kernel_size), self.stride, strict=True)

@@ -10,7 +10,7 @@ from .candidates import Candidate, committed
 from .compiled import (
     Compiled,
     DoesNotCompile,
-    Problem,
+    Form,
     Resources,
     compile_centre,
     compile_config,
@@ -65,7 +65,7 @@ def resource_faults(target: str, code: Resources) -> list[str]:
 def faults(
     config: ConvConfig | WeightGradConfig, target: str, dtype: str, code: Compiled
 ) -> list[str]:
-    """What is wrong with the code of a config's plain problem, in words; empty if nothing is."""
+    """What is wrong with the plain form of a config, in words; empty if nothing is."""
     found = resource_faults(target, code.resources)
     holds = code.instructions
     if not holds.matrix_instructions and (dtype != "float32_ieee" or target == "gfx942"):
@@ -82,18 +82,18 @@ def faults(
     return found
 
 
-def plain_problem(config: ConvConfig | WeightGradConfig) -> Problem:
+def plain_form(config: ConvConfig | WeightGradConfig) -> Form:
     """Channels-last, aligned, two tiles of channels."""
-    return Problem(2 * max(config.BLOCK_N, config.BLOCK_K))
+    return Form(2 * max(config.BLOCK_N, config.BLOCK_K))
 
 
-def demanding_problem(
+def demanding_form(
     config: ConvConfig | WeightGradConfig, needs: Collection[str], one_tile: bool = False
-) -> Problem:
+) -> Form:
     """All of ``needs`` at once, and a residual."""
     channels = max(config.BLOCK_N, config.BLOCK_K) * (1 if one_tile else 2)
     memory = next((need for need in ("scattered", "planar") if need in needs), "channels_last")
-    return Problem(
+    return Form(
         channels - (memory == "scattered"),
         sign=-1 if "two_sums" in needs else 1,
         memory=memory,
@@ -117,14 +117,14 @@ def possible_needs(config: ConvConfig | WeightGradConfig) -> frozenset[str]:
 
 
 def faults_when_compiled(
-    config: ConvConfig | WeightGradConfig, target: str, dtype: str, problem: Problem
+    config: ConvConfig | WeightGradConfig, target: str, dtype: str, form: Form
 ) -> list[str]:
-    """What is wrong with a config's code for one problem."""
+    """What is wrong with one form of a config."""
     try:
-        code = compile_config(config, target, dtype, problem)
+        code = compile_config(config, target, dtype, form)
     except DoesNotCompile as error:
         return [str(error)]
-    if problem == plain_problem(config):
+    if form == plain_form(config):
         return faults(config, target, dtype, code)
     return resource_faults(target, code.resources)
 
@@ -148,11 +148,11 @@ def rows(target: str) -> Iterator[tuple[Row, list[str]]]:
 
 def _row(kernel: str, target: str, dtype: str, candidate: Candidate) -> tuple[Row, list[str]]:
     config = candidate.config
-    code = compile_config(config, target, dtype, plain_problem(config))
+    code = compile_config(config, target, dtype, plain_form(config))
     roles = getattr(config, "roles", None)
     row = _fill(kernel, config.loader, roles, dtype, asdict(config), target, code)
     needs = possible_needs(config) - candidate.not_for
-    demanding = demanding_problem(config, needs)
+    demanding = demanding_form(config, needs)
     found = faults(config, target, dtype, code)
     return row, found + faults_when_compiled(config, target, dtype, demanding)
 

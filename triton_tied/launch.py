@@ -55,7 +55,7 @@ def conv(
             n, *image, *sizes,
             *x.stride(), *residual_strides, *y.stride(),
             before_h, before_w, alpha,
-            **_constants(layout, geometry, config, loader, x, packed, y, residual),
+            **_constants(layout, geometry, config, loader, x, y, residual),
             ROLES=config.roles,
         )  # fmt: skip
     return y
@@ -91,9 +91,9 @@ def weight_grad(
             *sources, partial,
             n, *image, *sizes,
             *x.stride(), *grad.stride(), layout.size,
-            before_h, before_w, alpha,
+            before_h, before_w, splits, alpha,
             **_constants(layout, geometry, config, loader, x, grad),
-            MASKED=masked, SPLITS=splits,
+            MASKED=masked,
         )  # fmt: skip
     return partial[0] if splits == 1 else partial.sum(0).to(x.dtype)
 
@@ -192,10 +192,10 @@ def _constants(
     geometry: Geometry,
     config: ConvConfig | WeightGradConfig,
     loader: str,
-    *tensors: Tensor | None,
+    *images: Tensor | None,
 ) -> dict[str, Any]:
-    """The arguments that both kernels compile for."""
-    given = [tensor for tensor in tensors if tensor is not None]
+    """The arguments that both kernels compile for. ``images``: all that are read or written."""
+    given = [image for image in images if image is not None]
     return {
         "CHANNELS": layout.group_channels,
         "GROUPS": layout.groups,
@@ -207,7 +207,8 @@ def _constants(
         "LOADER": loader,
         "ACCUMULATORS": config.accumulators,
         "INPUT_PRECISION": input_precision(given[0].dtype),
-        "WIDE": any(extent(tensor) >= 2**31 for tensor in given),
+        "DENSE": memory_of(*given) == "channels_last",
+        "WIDE": layout.size >= 2**31 or any(extent(image) >= 2**31 for image in given),
         "BLOCK_I": config.box[0],
         "BLOCK_H": config.box[1],
         "BLOCK_W": config.box[2],

@@ -11,6 +11,7 @@ they compute the reference, unless Triton's interpreter is on.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -125,10 +126,26 @@ def _describe(
     groups: int,
     symmetry: str,
 ) -> tuple[Layout, Geometry]:
+    arguments = (tuple(padding), tuple(dilation), tuple(kernel_size), groups, symmetry)
+    return _make(x.shape[1], *arguments)
+
+
+@functools.lru_cache(maxsize=4096)
+def _make(
+    channels: int,
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    groups: int,
+    symmetry: str,
+) -> tuple[Layout, Geometry]:
+    return Layout(channels, kernel_size, groups, symmetry), _walk(padding, dilation)
+
+
+def _walk(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
     before_w, after_w, before_h, after_h = padding
     pairs = ((before_h, after_h), (before_w, after_w))
-    layout = Layout(x.shape[1], tuple(kernel_size), groups, symmetry)
-    return layout, Geometry((1, 1), pairs, tuple(dilation))
+    return Geometry((1, 1), pairs, tuple(dilation))
 
 
 def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
@@ -146,9 +163,8 @@ def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
 
 @conv.register_fake
 def _(x: Tensor, *arguments: Any) -> Tensor:
-    kernel_size, padding, dilation, groups, symmetry, _, _, channels_last = arguments[4:]
-    _, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
-    sizes = geometry.output_size(x.shape[2:], kernel_size)
+    kernel_size, padding, dilation, _, _, _, _, channels_last = arguments[4:]
+    sizes = _walk(padding, dilation).output_size(x.shape[2:], kernel_size)
     return launch.empty_image((x.shape[0], x.shape[1], *sizes), x, channels_last)
 
 
@@ -190,9 +206,7 @@ def _adjoint(
     """The transposed convolution of ``grad``, in the memory format of x."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
     if not circular:  # a wrapped border stays as it is
-        height, width = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
-        windows = (width, width, height, height)
-        padding = [window - amount for window, amount in zip(windows, padding, strict=True)]
+        padding = _walk(padding, dilation).transposed(kernel_size).flat_padding
     return apply(
         conv, grad, packed, centre, None, None, kernel_size, padding, dilation, groups, symmetry,
         circular, SIGNS[symmetry] * alpha, is_channels_last(2, x),

@@ -93,11 +93,17 @@ class Problem:
             found.add("ragged_boxes")
         if config.loader == "descriptor":
             found |= {"planar"} if self.memory == "contiguous" else set()
-        elif self.memory != "channels_last" or self.layout.group_channels % 16 or not self.aligned:
+        elif not self._reads_16_bytes:
             found.add("scattered")
         if self.wide:
             found.add("wide")
         return frozenset(found)
+
+    @property
+    def _reads_16_bytes(self) -> bool:
+        """Whether pointers find several channels of a group side by side, wherever they start."""
+        whole = self.layout.group_channels * self.itemsize % 16 == 0
+        return self.memory == "channels_last" and whole and self.aligned
 
     @property
     def key(self) -> str:

@@ -13,15 +13,15 @@ import triton
 
 from . import proposals
 from .candidates import FILE, LIMIT, Candidate, source_hash
-from .compiled import TARGETS, Problem, compile_config
+from .compiled import TARGETS, Form, compile_config
 from .configs import ConvConfig, WeightGradConfig
 from .inspection import (
     KERNELS,
     LISTS,
     all_needs,
-    demanding_problem,
+    demanding_form,
     faults_when_compiled,
-    plain_problem,
+    plain_form,
     possible_needs,
 )
 
@@ -65,30 +65,30 @@ def _examine(work: tuple[_Key, ConvConfig | WeightGradConfig]) -> tuple[Candidat
 
 def forms(
     config: ConvConfig | WeightGradConfig, list_name: str, needs: Collection[str]
-) -> Iterator[tuple[str, Problem]]:
-    """The dtypes and problems to compile a config for, to believe that it serves ``needs``."""
+) -> Iterator[tuple[str, Form]]:
+    """The dtypes and forms to compile a config for, to believe that it serves ``needs``."""
     dtypes = ("bfloat16", "float16") if list_name == "half" else (list_name,)
     for dtype in dtypes:
-        yield dtype, demanding_problem(config, needs)
-    yield dtypes[0], plain_problem(config)
+        yield dtype, demanding_form(config, needs)
+    yield dtypes[0], plain_form(config)
     if config.BLOCK_N == config.BLOCK_K:
-        yield dtypes[0], demanding_problem(config, needs, one_tile=True)
+        yield dtypes[0], demanding_form(config, needs, one_tile=True)
 
 
 def examine(config: ConvConfig | WeightGradConfig, target: str, list_name: str) -> Candidate | str:
     """What may be committed of a config, or why nothing may."""
     dtype = "bfloat16" if list_name == "half" else list_name
-    found = faults_when_compiled(config, target, dtype, plain_problem(config))
+    found = faults_when_compiled(config, target, dtype, plain_form(config))
     if found:
         return "; ".join(found)
 
     def serves(needs: Collection[str]) -> bool:
-        return not faults_when_compiled(config, target, dtype, demanding_problem(config, needs))
+        return not faults_when_compiled(config, target, dtype, demanding_form(config, needs))
 
     def serves_parts(needs: Collection[str]) -> bool:
         if not serves(needs):
             return False
-        whole = compile_config(config, target, dtype, demanding_problem(config, needs))
+        whole = compile_config(config, target, dtype, demanding_form(config, needs))
         if whole.resources.registers < _NEARLY_ALL:
             return True
         sizes = {len(needs) - 1, 1, 0} - {-1, len(needs)}
@@ -98,11 +98,11 @@ def examine(config: ConvConfig | WeightGradConfig, target: str, list_name: str) 
     if needs is None:
         return "spills with a residual"
     codes = []
-    for dtype, problem in forms(config, list_name, needs):
-        found = faults_when_compiled(config, target, dtype, problem)
+    for dtype, form in forms(config, list_name, needs):
+        found = faults_when_compiled(config, target, dtype, form)
         if found:
-            return f"{'; '.join(found)} in {dtype} for {problem}"
-        codes.append(compile_config(config, target, dtype, problem).resources)
+            return f"{'; '.join(found)} in {dtype} for {form}"
+        codes.append(compile_config(config, target, dtype, form).resources)
     return Candidate(
         config,
         all_needs(config) - needs,

@@ -94,14 +94,8 @@ def problems_of(function: Callable[[], object]) -> list[Problem]:
 
 def problems_of_layer(problem: Problem) -> list[Problem]:
     """A convolution's forward, its input gradient and its packed weight gradient, each once."""
-    window = problem.geometry.window(problem.layout.kernel_size)
-    padding = tuple(
-        (w - 1 - before, w - 1 - after)
-        for w, (before, after) in zip(window, problem.geometry.padding, strict=True)
-    )
-    backward = replace(
-        problem, image=problem.output, geometry=replace(problem.geometry, padding=padding)
-    )
+    transposed = problem.geometry.transposed(problem.layout.kernel_size)
+    backward = replace(problem, image=problem.output, geometry=transposed)
     weight = replace(problem, kernel="weight_grad", centre="none")
     return list(dict.fromkeys([problem, backward, weight]))
 

@@ -25,11 +25,14 @@ from triton_tied.paths import INTERPRETED
 FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
 CONV = ConvConfig((4, 4, 4), 16, 16)
 WEIGHT_GRAD = WeightGradConfig((4, 4, 4), 16, 16)
-ROLES = ["x", "residual", "y", "grad", "x of weight_grad"]
+ROLES = ["x", "residual", "y", "grad", "x of weight_grad", "dense"]
+DENSE = (3, 16, 30_000, 2_500)  # channels-last images of FAR elements each
 
 
 def main(role):
     device = "cpu" if INTERPRETED else "cuda"
+    if role == "dense":
+        return run_dense(device)
     memory = torch.empty(2 * FAR + 27, dtype=torch.float16, device=device)
     if INTERPRETED:  # which afterwards copies all memory, here onto itself
         from triton.runtime.interpreter import GridExecutor
@@ -62,6 +65,33 @@ def run(role, far):
     else:
         residual = far.copy_(residual)
     return launch_conv(x, packed, problem, CONV, residual=residual), truth
+
+
+def run_dense(device):
+    """The last box of images whose strides the kernel computes itself."""
+    problem = make_problem(DENSE, (3, 3), SAME)
+    x = torch.empty(DENSE, dtype=torch.float16, device=device, memory_format=torch.channels_last)
+    packed = integers((problem.layout.size,), x.dtype, device)
+    corner = x[-1:, :, -5:, -5:].copy_(integers((1, 16, 5, 5), x.dtype, device))
+    if INTERPRETED:  # that program alone, and nothing copied afterwards
+        from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+        GridExecutor._restore_args_dev = lambda *_: None
+        kernel = launch.conv_kernel
+
+        class Last:
+            def __getitem__(self, grid):
+                def place(builder, *_):
+                    builder.grid_idx = (grid[0] - 1, 0, 0)
+
+                InterpreterBuilder.set_grid_idx = place
+                return kernel[(1,)]
+
+        launch.conv_kernel = Last()
+    y = launch_conv(x, packed, problem, ConvConfig((1, 4, 4), 16, 16))
+    small = make_problem((1, 16, 5, 5), (3, 3), SAME)
+    truth = convolve(corner.double(), packed.double(), small)
+    assert torch.equal(y[-1:, :, -4:, -4:].double(), truth[..., 1:, 1:])
 
 
 if __name__ == "__main__":

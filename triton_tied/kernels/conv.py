@@ -6,6 +6,7 @@ import triton.language as tl
 from .tiles import (
     box_pixels,
     box_start,
+    dense_strides,
     inside,
     load_centre,
     load_matrix,
@@ -24,7 +25,8 @@ def multiply(x, w, acc, ROLES: tl.constexpr, INPUT_PRECISION: tl.constexpr):
     return acc
 
 
-@triton.jit
+# Sizes and paddings decide nothing at compile time: no code is made anew for other images.
+@triton.jit(do_not_specialize=["n", "h", "w", "out_h", "out_w", "padding_h", "padding_w"])
 def conv_kernel(
     x, packed, centre, bias, residual, y,
     n, h, w, out_h, out_w,
@@ -36,14 +38,15 @@ def conv_kernel(
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     LOADER: tl.constexpr, ROLES: tl.constexpr, ACCUMULATORS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, DENSE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[m] = alpha (sum over pairs t of P_t x[m + t] + s P_t^T x[m + opposite t] + centre x[m]
     + bias) + residual, as a matrix product: M = pixels of a box, N = out-channels, K = taps x
     in-channels. CHANNELS counts those of one group; ``packed`` is [pairs: group, tap, out, in |
-    centre: group, lower triangle]. ``centre``, if given, is the unpacked one [group, out, in]."""
+    centre: group, lower triangle]. ``centre``, if given, is the unpacked one [group, out, in].
+    DENSE: x, residual and y are (N, H, W, C) without gaps."""
     PAIRS: tl.constexpr = KERNEL_H * KERNEL_W // 2
     BLOCK_M: tl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
     K_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -53,6 +56,10 @@ def conv_kernel(
     # s = -1 is applied to a sum of its own: a negated operand would have to leave shared memory.
     TWO_SUMS: tl.constexpr = SIGN < 0 or ACCUMULATORS == 2
 
+    if DENSE:
+        stride_xn, stride_xh, stride_xw = dense_strides(h, w, GROUPS * CHANNELS, WIDE)
+        stride_yn, stride_yh, stride_yw = dense_strides(out_h, out_w, GROUPS * CHANNELS, WIDE)
+        stride_rn, stride_rh, stride_rw = stride_yn, stride_yh, stride_yw
     pid = tl.program_id(0)
     offs_n = pid % N_BLOCKS * BLOCK_N
     group = pid // N_BLOCKS % GROUPS

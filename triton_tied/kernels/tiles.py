@@ -44,6 +44,16 @@ def pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE: tl.
 
 
 @triton.jit
+def dense_strides(h, w, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
+    """Of images, rows and columns in (N, H, W, C) memory without gaps: multiples of CHANNELS,
+    which the compiler must know to read several channels at once."""
+    stride_h = w * CHANNELS
+    if WIDE:
+        stride_h = stride_h.to(tl.int64)
+    return h * stride_h, stride_h, CHANNELS
+
+
+@triton.jit
 def load_pixels(
     x, image, row, column, channel, channel_end, live,
     n, h, w, stride_n, stride_c, stride_h, stride_w,

@@ -6,6 +6,7 @@ import triton.language as tl
 from .tiles import (
     box_pixels,
     box_start,
+    dense_strides,
     inside,
     load_pixels,
     triangle_offsets,
@@ -13,25 +14,28 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["n", "h", "w", "out_h", "out_w", "padding_h", "padding_w", "splits"]
+)
 def weight_grad_kernel(
     x, grad, partial,
     n, h, w, out_h, out_w,
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_gn, stride_gc, stride_gh, stride_gw, stride_partial,
-    padding_h, padding_w, alpha,
+    padding_h, padding_w, splits, alpha,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SIGN: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     LOADER: tl.constexpr, MASKED: tl.constexpr, ACCUMULATORS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, DENSE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dP_t = sum over pixels m of grad[m] x[m + t]^T + s x[m + opposite t] grad[m]^T: a matrix
     product with M = out-channels, N = in-channels, K = pixels. The centre is a pair with itself,
     its diagonal halved and its upper triangle left away. Each split sums its own boxes of pixels
-    into row ``split`` of ``partial`` [SPLITS, packed]. MASKED: boxes reach beyond the output."""
+    into row ``split`` of ``partial`` [splits, packed]. MASKED: boxes reach beyond the output.
+    DENSE: x and grad are (N, H, W, C) without gaps."""
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     PAIRS: tl.constexpr = TAPS // 2
     MATRICES: tl.constexpr = (TAPS + 1) // 2
@@ -40,6 +44,9 @@ def weight_grad_kernel(
     ONE_TILE: tl.constexpr = N_BLOCKS == 1 and BLOCK_N == BLOCK_K
     TWO_SUMS: tl.constexpr = SIGN < 0 or ACCUMULATORS == 2
 
+    if DENSE:
+        stride_xn, stride_xh, stride_xw = dense_strides(h, w, GROUPS * CHANNELS, WIDE)
+        stride_gn, stride_gh, stride_gw = dense_strides(out_h, out_w, GROUPS * CHANNELS, WIDE)
     pid = tl.program_id(0)
     tap = pid % MATRICES  # of one split all taps run side by side, on the same pixels
     k = pid // MATRICES % K_BLOCKS * BLOCK_K
@@ -55,7 +62,7 @@ def weight_grad_kernel(
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     opposite_acc = acc
     boxes = tl.cdiv(n, BLOCK_I) * tl.cdiv(out_h, BLOCK_H) * tl.cdiv(out_w, BLOCK_W)
-    for box in tl.range(split, boxes, SPLITS):
+    for box in tl.range(split, boxes, splits):
         image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
         live = None
         if MASKED:
