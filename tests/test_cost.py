@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 launch = pytest.importorskip("triton_tied.launch", reason="there are no kernels without Triton")
 
-from triton_tied import compiled, cost, gpus  # noqa: E402 (after the check for Triton)
+from triton_tied import compiled, cost, gpus, inspection  # noqa: E402 (after the check for Triton)
 from triton_tied.candidates import list_of  # noqa: E402
 from triton_tied.configs import ConvConfig, WeightGradConfig  # noqa: E402
 from triton_tied.geometry import Geometry  # noqa: E402
@@ -152,31 +152,24 @@ def test_programs_are_those_of_the_launch(name, problem, n, k):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton compiles nothing while it interprets")
-@pytest.mark.xfail(
-    strict=False,
-    reason="each config is compiled plain and with all that it serves; a few mixes between spill",
-)
 @pytest.mark.parametrize("gpu", gpus.KNOWN.values(), ids=gpus.KNOWN)
 @settings(max_examples=2, suppress_health_check=list(HealthCheck))
-@given(problem=problems(), which=st.integers(0, 19))
-def test_what_is_left_compiles_within_the_limits(gpu, problem, which):
+@given(problem=problems(), residual=st.booleans())
+def test_what_is_picked_neither_spills_nor_exceeds_the_limits(gpu, problem, residual):
+    # As on a GPU: the first that the compiler speaks for. That has to come soon.
     assume(lists(gpu, problem.dtype))
-    left = [c.config for c in cost.sieve(problem, gpu).candidates]
-    config = left[which % len(left)]
-    needs = problem.needs(config)
-    memory = next((need for need in ("scattered", "planar") if need in needs), "channels_last")
-    form = compiled.Problem(
-        problem.layout.group_channels,
-        problem.layout.sign,
-        memory,
-        "gathered_centre" in needs,
-        True,
-        "ragged_boxes" in needs,
-        problem.wide,
-    )
-    code = compiled.compile_config(config, gpu.target, problem.dtype, form)
-    assert not code.resources.spill_bytes
-    assert code.resources.shared_bytes <= gpu.block_shared_bytes
+    found = []
+    for config in cost.sieve(problem, gpu).ranked[:4]:
+        form = inspection.form_of(problem, config, residual)
+        try:
+            code = compiled.compile_config(config, gpu.target, problem.dtype, form).resources
+        except compiled.DoesNotCompile as error:
+            found.append(str(error))
+            continue
+        found.append(code)
+        if not code.spill_bytes and code.shared_bytes <= gpu.block_shared_bytes:
+            return
+    pytest.fail(f"{problem}: {found}")
 
 
 def test_floor_is_the_larger_of_arithmetic_and_memory():

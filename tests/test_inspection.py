@@ -36,10 +36,10 @@ def _dtype(name):
     return "bfloat16" if name == "half" else name
 
 
-def _compiled(key, config, problem=None):
+def _compiled(key, config, form=None):
     _, target, name = key
-    problem = problem or inspection.plain_problem(config)
-    return compiled.compile_config(config, target, _dtype(name), problem)
+    form = form or inspection.plain_form(config)
+    return compiled.compile_config(config, target, _dtype(name), form)
 
 
 def _draw(chance, count, wanted):
@@ -84,14 +84,14 @@ def test_drawn_candidates_compile_as_committed(chance):
         config, (_, target, name) = candidate.config, key
         needs = inspection.possible_needs(config) - candidate.not_for
         found = []
-        for dtype, problem in regenerate.forms(config, name, needs):
-            assert not inspection.faults_when_compiled(config, target, dtype, problem), (
+        for dtype, form in regenerate.forms(config, name, needs):
+            assert not inspection.faults_when_compiled(config, target, dtype, form), (
                 key,
                 config,
                 dtype,
-                problem,
+                form,
             )
-            found.append(compiled.compile_config(config, target, dtype, problem).resources)
+            found.append(compiled.compile_config(config, target, dtype, form).resources)
         if same_compiler:
             assert max(code.registers for code in found) == candidate.registers, (key, config)
             assert max(code.shared_bytes for code in found) == candidate.shared_bytes, (key, config)
@@ -111,22 +111,22 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
 
 def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
     config = ConvConfig((1, 8, 16), 64, 64, 4, 3, "descriptor", "pixels_first")
-    problem = inspection.plain_problem(config)
-    found = inspection.faults_when_compiled(config, "sm_90", "bfloat16", problem)
+    form = inspection.plain_form(config)
+    found = inspection.faults_when_compiled(config, "sm_90", "bfloat16", form)
     assert any("registers" in fault for fault in found)
 
 
 def test_spills_are_noticed():
     config = ConvConfig((1, 8, 16), 128, 16, 4, 2)  # two sums of 128 numbers a thread
-    problem = inspection.demanding_problem(config, {"two_sums"})
-    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", problem)
+    form = inspection.demanding_form(config, {"two_sums"})
+    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", form)
     assert any("spills" in fault for fault in found)
 
 
 def test_too_much_shared_memory_is_noticed():
     config = ConvConfig((1, 8, 16), 128, 64, 8, 4)
-    problem = inspection.plain_problem(config)
-    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", problem)
+    form = inspection.plain_form(config)
+    found = inspection.faults_when_compiled(config, "sm_80", "bfloat16", form)
     assert any("shared memory" in fault for fault in found)
 
 
@@ -188,4 +188,4 @@ def test_refused_where_kernels_are_interpreted(monkeypatch):
     monkeypatch.setattr(compiled, "INTERPRETED", True)
     config = WeightGradConfig((1, 1, 64), 16, 16)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
-        compiled.compile_config(config, "sm_80", "float16", compiled.Problem(16))
+        compiled.compile_config(config, "sm_80", "float16", compiled.Form(16))

@@ -40,6 +40,9 @@ _DTYPES: dict[torch.dtype, Dtype] = {
     torch.bfloat16: "bfloat16",
 }
 
+# Why a config should not be launched for the tensors at hand, or None: the compiler's word.
+Fault = Callable[[Config], str | None]
+
 _chosen: dict[tuple, Config] = {}
 _tables: dict[str, dict[str, Entry]] = {}
 _tuning = threading.RLock()
@@ -52,21 +55,39 @@ def unpacks_centre(layout: Layout, pixels: int) -> bool:
     return layout.group_channels >= _SMALL_CENTRE and pixels >= _FEW_PIXELS
 
 
-def conv_config(x: Tensor, layout: Layout, geometry: Geometry, unpacked: bool) -> ConvConfig:
-    """For a convolution of ``x``; ``unpacked``: its centre tap is."""
+def no_fault(config: Config) -> None:
+    return None
+
+
+def conv_config(
+    x: Tensor,
+    layout: Layout,
+    geometry: Geometry,
+    unpacked: bool,
+    fault: Fault = no_fault,
+    form: tuple = (),
+) -> ConvConfig:
+    """For a convolution of ``x``; ``unpacked``: its centre tap is; ``form``: what else the
+    compiled code, and so ``fault``, depends on."""
     centre: Centre = "unpacked" if unpacked else "gathered"
-    return _choose("conv", layout, geometry, centre, x)  # type: ignore[return-value]
+    return _choose("conv", layout, geometry, centre, (x,), fault, form)  # type: ignore[return-value]
 
 
 def weight_grad_config(
-    x: Tensor, grad: Tensor, layout: Layout, geometry: Geometry
+    x: Tensor, grad: Tensor, layout: Layout, geometry: Geometry, fault: Fault = no_fault
 ) -> WeightGradConfig:
     """For the packed gradient of a convolution of ``x`` with output gradient ``grad``."""
-    return _choose("weight_grad", layout, geometry, "none", x, grad)  # type: ignore[return-value]
+    return _choose("weight_grad", layout, geometry, "none", (x, grad), fault)  # type: ignore[return-value]
 
 
 def _choose(
-    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+    kernel: Kernel,
+    layout: Layout,
+    geometry: Geometry,
+    centre: Centre,
+    images: tuple[Tensor, ...],
+    fault: Fault,
+    form: tuple = (),
 ) -> Config:
     record(kernel, layout, geometry, centre, *images)
     override = _override.get()
@@ -75,13 +96,13 @@ def _choose(
     x = images[0]
     key = (
         kernel, layout, geometry, centre, x.dtype, x.device, input_precision(x.dtype),
-        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.benchmark, form,
         *((image.shape, image.stride(), image.data_ptr() % 16) for image in images),
     )  # fmt: skip
     config = _chosen.get(key)
     if config is None:
         problem = describe(kernel, layout, geometry, centre, *images)
-        config, final = _find(problem, x.device)
+        config, final = _find(problem, x.device, fault)
         if final:
             if len(_chosen) >= _MOST_CHOSEN:
                 _chosen.clear()
@@ -141,17 +162,25 @@ def using(
         _override.reset(token)
 
 
-def _find(problem: Problem, device: torch.device) -> tuple[Config, bool]:
+def _find(problem: Problem, device: torch.device, fault: Fault = no_fault) -> tuple[Config, bool]:
     """The config, and whether that is the last word while tables stay as they are."""
     entry = _entry(problem, device)
-    if entry:
+    if entry and fault(entry.config) is None:
         return entry.config, True
     if not torch.backends.cudnn.benchmark or device.type != "cuda":
-        return config_for(problem, device), True
+        return _untimed(problem, device, fault), True
     if torch.are_deterministic_algorithms_enabled() or torch.cuda.is_current_stream_capturing():
-        return config_for(problem, device), False
-    tuned = tune_problem(problem, device)
-    return tuned.winner or config_for(problem, device), True
+        return _untimed(problem, device, fault), False
+    winner = tune_problem(problem, device).winner
+    if winner is not None and fault(winner) is None:
+        return winner, True
+    return _untimed(problem, device, fault), True
+
+
+def _untimed(problem: Problem, device: torch.device, fault: Fault) -> Config:
+    """The first in the order of the cost model that has no fault; the first where all have."""
+    ranked = sieve(problem, gpus.of_device(device)).ranked
+    return next((config for config in ranked if fault(config) is None), ranked[0])
 
 
 def tune_problem(

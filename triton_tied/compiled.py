@@ -150,15 +150,14 @@ def compile_config(
     """
     kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
     options = compile_options(config, on_nvidia=target != "gfx942")
-    return _compile(kernel, _constants(config, dtype, form), dtype, target, options, form)
+    return _compile(kernel, _constants(config, dtype, form), dtype, target, options)
 
 
 def compile_centre(block: int, target: str, dtype: str) -> Compiled:
     """Compiles the kernel that unpacks the centre, for tiles of ``block`` squared."""
-    form = Form(channels=2 * block)
     names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "PAIRS": 4}
     constants = {**names, "BLOCK_N": block, "BLOCK_K": block}
-    return _compile(centre_kernel, constants, dtype, target, {}, form)
+    return _compile(centre_kernel, constants, dtype, target, {})
 
 
 def _compile(
@@ -167,14 +166,13 @@ def _compile(
     dtype: str,
     target: str,
     options: dict[str, int],
-    form: Form,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, constants, dtype, form)
+    signature, attributes = _signature(kernel, constants, dtype)
     source = ASTSource(kernel, signature, constants, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
@@ -207,9 +205,12 @@ def _constants(config: ConvConfig | WeightGradConfig, dtype: str, form: Form) ->
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
     }
-    unit = {"channels_last": "c", "planar": "w"}.get(form.memory)
+    # Those that are 1: all of dense memory, for what the kernel knows of it; of results always one.
+    axes = {"channels_last": "nchw", "planar": "w"}.get(form.memory, "")
     images = "xry" if isinstance(config, ConvConfig) else "xg"
-    constants |= {f"stride_{image}{unit}": 1 for image in images if unit}
+    constants |= {f"stride_{image}{axis}": 1 for image in images for axis in axes}
+    if form.memory == "scattered" and isinstance(config, ConvConfig):
+        constants["stride_yw"] = 1
     if isinstance(config, WeightGradConfig):
         return {**constants, "MASKED": form.ragged_boxes}
     absent = [name for name in ("centre", "residual") if not _is_given(name, form)]
@@ -221,7 +222,7 @@ def _is_given(name: str, form: Form) -> bool:
 
 
 def _signature(
-    kernel: Any, constants: dict[str, Any], dtype: str, form: Form
+    kernel: Any, constants: dict[str, Any], dtype: str
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
     """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
@@ -241,7 +242,6 @@ def _signature(
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            aligned = name.startswith("stride") and form.memory == "channels_last"
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, attributes

@@ -35,14 +35,18 @@ class Fallen(NamedTuple):
 
 @dataclass(frozen=True)
 class Sieved:
-    """What is left, best prediction first, why the others fell, the roofline's floor, and what to
-    take where nothing is timed. That reads no rows of (N, C, H, W) memory by bulk copies: until a
-    GPU has confirmed those, only a checked winner may."""
+    """What is left, best prediction first, why the others fell, the roofline's floor, and what may
+    be taken where nothing is timed, best prediction first. That reads no rows of (N, C, H, W)
+    memory by bulk copies: until a GPU has confirmed those, only a checked winner may."""
 
     candidates: tuple[Predicted, ...]
     fallen: tuple[Fallen, ...]
     floor_us: float
-    untimed: ConvConfig | WeightGradConfig
+    ranked: tuple[ConvConfig | WeightGradConfig, ...]
+
+    @property
+    def untimed(self) -> ConvConfig | WeightGradConfig:
+        return self.ranked[0]
 
 
 def sieve(problem: Problem, gpu: GPU) -> Sieved:
@@ -67,8 +71,8 @@ def sieve(problem: Problem, gpu: GPU) -> Sieved:
                 + (f"; {1 - share:.0%} of its pixels are dead" if share < 0.75 else ""),
             )
         )
-    untimed = next(p.config for p in predicted if "planar" not in problem.needs(p.config))
-    return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu), untimed)
+    ranked = tuple(p.config for p in predicted if "planar" not in problem.needs(p.config))
+    return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu), ranked)
 
 
 def why_not(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:

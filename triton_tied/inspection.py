@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from .candidates import Candidate, committed
@@ -16,6 +16,7 @@ from .compiled import (
     compile_config,
 )
 from .configs import ConvConfig, WeightGradConfig
+from .problem import Problem
 
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 MOST_WAITS = 6
@@ -101,6 +102,21 @@ def demanding_form(
         residual=True,
         ragged_boxes="ragged_boxes" in needs,
         wide="wide" in needs,
+    )
+
+
+def form_of(problem: Problem, config: ConvConfig | WeightGradConfig, residual: bool) -> Form:
+    """What a config is compiled to for a problem, with or without a residual."""
+    layout, form = problem.layout, demanding_form(config, problem.needs(config))
+    dense = problem.memory == "channels_last" and problem.aligned
+    return replace(
+        form,
+        channels=layout.group_channels,
+        memory="channels_last" if dense else form.memory,
+        residual=residual,
+        kernel_size=layout.kernel_size,
+        dilation=problem.geometry.dilation,
+        groups=layout.groups,
     )
 
 

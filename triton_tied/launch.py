@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from .kernels.conv import conv_kernel
 from .kernels.unpack import centre_kernel
 from .kernels.weight_grad import weight_grad_kernel
 from .packing import Layout
+from .paths import INTERPRETED
 
 _CENTRE_BLOCK = 64
 
@@ -39,26 +40,29 @@ def conv(
 
     ``centre`` is what :func:`unpack_centre` makes of ``packed``, or None to gather it in the loop.
     """
-    n, channels, *image = x.shape
-    sizes = geometry.output_size(image, layout.kernel_size)
-    y = empty_image((n, channels, *sizes), x, channels_last)
-    if y.numel() == 0:
-        return y
-    (before_h, _), (before_w, _) = geometry.padding
-    boxes = _count_boxes((n, *sizes), config.box)
-    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
-    residual_strides = (y if residual is None else residual).stride()
-    loader, sources = _sources(layout, config, x)
-    with _on_device(x):
-        conv_kernel[(boxes * blocks * layout.groups,)](
-            *sources, packed, centre, bias, residual, y,
-            n, *image, *sizes,
-            *x.stride(), *residual_strides, *y.stride(),
-            before_h, before_w, alpha,
-            **_constants(layout, geometry, config, loader, x, y, residual),
-            ROLES=config.roles,
-        )  # fmt: skip
+    sizes = geometry.output_size(x.shape[2:], layout.kernel_size)
+    y = empty_image((*x.shape[:2], *sizes), x, channels_last)
+    if y.numel():
+        _conv_call(x, packed, centre, bias, residual, y, layout, geometry, alpha, config).run()
     return y
+
+
+def conv_fault(
+    x: Tensor,
+    packed: Tensor,
+    centre: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    layout: Layout,
+    geometry: Geometry,
+    alpha: float,
+    channels_last: bool,
+    config: ConvConfig,
+) -> str | None:
+    """Why :func:`conv` should not take the config; see :meth:`Call.fault`."""
+    sizes = geometry.output_size(x.shape[2:], layout.kernel_size)
+    y = empty_image((*x.shape[:2], *sizes), x, channels_last)
+    return _conv_call(x, packed, centre, bias, residual, y, layout, geometry, alpha, config).fault()
 
 
 def weight_grad(
@@ -73,10 +77,120 @@ def weight_grad(
 
     Deterministic: every split sums its pixels in order, then the splits are summed in order.
     """
-    n, _, *image = x.shape
-    sizes = tuple(grad.shape[2:])
     if grad.numel() == 0 or layout.size == 0:
         return x.new_zeros(layout.size)
+    call, partial = _weight_grad_call(x, grad, layout, geometry, alpha, config)
+    call.run()
+    return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
+
+
+def weight_grad_fault(
+    x: Tensor,
+    grad: Tensor,
+    layout: Layout,
+    geometry: Geometry,
+    alpha: float,
+    config: WeightGradConfig,
+) -> str | None:
+    """Why :func:`weight_grad` should not take the config; see :meth:`Call.fault`."""
+    call, _ = _weight_grad_call(x, grad, layout, geometry, alpha, config)
+    return call.fault()
+
+
+def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``."""
+    c = layout.group_channels
+    centre = torch.empty(layout.groups, c, c, dtype=dtype, device=packed.device)
+    constants = {
+        "CHANNELS": c,
+        "GROUPS": layout.groups,
+        "SIGN": layout.sign,
+        "PAIRS": layout.pairs,
+        "BLOCK_N": _CENTRE_BLOCK,
+        "BLOCK_K": _CENTRE_BLOCK,
+    }
+    programs = layout.groups * triton.cdiv(c, _CENTRE_BLOCK) ** 2
+    Call(centre_kernel, programs, (packed, centre), constants, packed).run()
+    return centre
+
+
+class Call(NamedTuple):
+    """A kernel, the number of its programs, its arguments, and a tensor of its device."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple
+    constants: dict[str, Any]
+    place: Tensor
+
+    def run(self) -> None:
+        with self._on_device():
+            self.kernel[(self.programs,)](*self.arguments, **self.constants)
+
+    def fault(self) -> str | None:
+        """Compiles, and launches nothing. Returns why this GPU cannot run what came of it, or
+        should not, since registers spill; None where all is well, or interpreted.
+
+        Whether a config spills hangs on all that it is compiled for, so that a list of configs
+        that were compiled for some problems cannot promise it for others.
+        """
+        if INTERPRETED:
+            return None
+        try:
+            with self._on_device():
+                grid = (self.programs,)
+                compiled = self.kernel.warmup(*self.arguments, grid=grid, **self.constants)
+                compiled._init_handles()  # loads it, which tells what it needs
+        except Exception as error:  # a compiler has many ways to fail, none of them ours
+            return f"{type(error).__name__}: {error}"
+        spilled = 4 * compiled.n_spills
+        return f"spills {spilled} bytes of registers" if spilled else None
+
+    def _on_device(self) -> contextlib.AbstractContextManager:
+        return torch.cuda.device(self.place.device) if self.place.is_cuda else _ANY_DEVICE
+
+
+_ANY_DEVICE = contextlib.nullcontext()
+
+
+def _conv_call(
+    x: Tensor,
+    packed: Tensor,
+    centre: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    layout: Layout,
+    geometry: Geometry,
+    alpha: float,
+    config: ConvConfig,
+) -> Call:
+    n, _, *sizes = y.shape
+    (before_h, _), (before_w, _) = geometry.padding
+    boxes = _count_boxes((n, *sizes), config.box)
+    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
+    loader, sources = _sources(layout, config, x)
+    constants = _constants(layout, geometry, config, loader, x, y, residual)
+    strides = _strides(constants["DENSE"], x, y if residual is None else residual, y)
+    arguments = (
+        *sources, packed, centre, bias, residual, y,
+        n, *x.shape[2:], *sizes,
+        *strides, before_h, before_w, alpha,
+    )  # fmt: skip
+    constants["ROLES"] = config.roles
+    return Call(conv_kernel, boxes * blocks * layout.groups, arguments, constants, x)
+
+
+def _weight_grad_call(
+    x: Tensor,
+    grad: Tensor,
+    layout: Layout,
+    geometry: Geometry,
+    alpha: float,
+    config: WeightGradConfig,
+) -> tuple[Call, Tensor]:
+    """The call, and the sums of the splits that it writes: ``(splits, packed)``."""
+    n, _, *sizes = grad.shape
     boxes = _count_boxes((n, *sizes), config.box)
     splits = min(config.splits, boxes)
     dtype = x.dtype if splits == 1 else torch.float32
@@ -84,36 +198,19 @@ def weight_grad(
     (before_h, _), (before_w, _) = geometry.padding
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
-    masked = any(size % side for size, side in zip((n, *sizes), config.box, strict=True))
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups * splits
     loader, sources = _sources(layout, config, x, grad)
-    with _on_device(x):
-        weight_grad_kernel[((layout.taps + 1) // 2 * tiles * layout.groups * splits,)](
-            *sources, partial,
-            n, *image, *sizes,
-            *x.stride(), *grad.stride(), layout.size,
-            before_h, before_w, splits, alpha,
-            **_constants(layout, geometry, config, loader, x, grad),
-            MASKED=masked,
-        )  # fmt: skip
-    return partial[0] if splits == 1 else partial.sum(0).to(x.dtype)
-
-
-def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``."""
-    c = layout.group_channels
-    centre = torch.empty(layout.groups, c, c, dtype=dtype, device=packed.device)
-    with _on_device(packed):
-        centre_kernel[(layout.groups * triton.cdiv(c, _CENTRE_BLOCK) ** 2,)](
-            packed,
-            centre,
-            CHANNELS=c,
-            GROUPS=layout.groups,
-            SIGN=layout.sign,
-            PAIRS=layout.pairs,
-            BLOCK_N=_CENTRE_BLOCK,
-            BLOCK_K=_CENTRE_BLOCK,
-        )
-    return centre
+    constants = _constants(layout, geometry, config, loader, x, grad)
+    strides = _strides(constants["DENSE"], x, grad)
+    arguments = (
+        *sources, partial,
+        n, *x.shape[2:], *sizes,
+        *strides, layout.size, before_h, before_w, splits, alpha,
+    )  # fmt: skip
+    constants["MASKED"] = any(
+        size % side for size, side in zip((n, *sizes), config.box, strict=True)
+    )
+    return Call(weight_grad_kernel, programs, arguments, constants, x), partial
 
 
 def extent(tensor: Tensor) -> int:
@@ -187,6 +284,12 @@ def _planar_descriptor(x: Tensor, config: ConvConfig | WeightGradConfig) -> Tens
     )
 
 
+def _strides(dense: bool, *images: Tensor) -> list[int]:
+    """Four for each image. Of dense ones the kernel knows them; any number serves that is the same
+    for all images, so that none makes code anew."""
+    return [1 if dense else stride for image in images for stride in image.stride()]
+
+
 def _constants(
     layout: Layout,
     geometry: Geometry,
@@ -220,7 +323,3 @@ def _constants(
 
 def _count_boxes(sizes: Sequence[int], box: Sequence[int]) -> int:
     return math.prod(triton.cdiv(size, side) for size, side in zip(sizes, box, strict=True))
-
-
-def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -11,10 +11,10 @@ they compute the reference, unless Triton's interpreter is on.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -71,19 +71,21 @@ def conv(
         )
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return y.clone(memory_format=memory_format)
-    config = autotune.conv_config(x, layout, geometry, centre is not None)
-    return launch.conv(
-        x,
-        packed.contiguous(),
-        centre,
-        None if bias is None else bias.contiguous(),
-        residual,
-        layout,
-        geometry,
-        alpha,
+    packed = packed.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    arguments = (
+        x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
+    )  # fmt: skip
+    form = (
+        packed.data_ptr() % 16,
+        bias is None,
+        None if residual is None else residual.stride(),
         channels_last,
-        config,
     )
+    config = autotune.conv_config(
+        x, layout, geometry, centre is not None, partial(launch.conv_fault, *arguments), form
+    )
+    return launch.conv(*arguments, config)
 
 
 @custom_op("triton_tied::weight_grad", mutates_args=())
@@ -105,8 +107,11 @@ def weight_grad(
     if why_reference(x.device, x.dtype):
         autotune.record("weight_grad", layout, geometry, "none", x, grad)
         return reference.weight_grad(x, grad, layout, geometry, alpha)
-    config = autotune.weight_grad_config(x, grad, layout, geometry)
-    return launch.weight_grad(x, grad, layout, geometry, alpha, config)
+    arguments = (x, grad, layout, geometry, alpha)
+    config = autotune.weight_grad_config(
+        x, grad, layout, geometry, partial(launch.weight_grad_fault, *arguments)
+    )
+    return launch.weight_grad(*arguments, config)
 
 
 @custom_op("triton_tied::unpack_centre", mutates_args=())
@@ -130,7 +135,7 @@ def _describe(
     return _make(x.shape[1], *arguments)
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def _make(
     channels: int,
     padding: tuple[int, ...],

@@ -30,7 +30,15 @@ def tune_on(
     """:func:`triton_tied.tuner.tune` on a GPU, with ``triton.testing.do_bench`` for a clock."""
     with torch.cuda.device(device), torch.no_grad():
         trial = Trial(problem, device)
-        return tune(sieved, trial.run, trial.is_right, clock, budget_s, progress=progress)
+        return tune(
+            sieved,
+            trial.run,
+            trial.is_right,
+            clock,
+            budget_s,
+            progress=progress,
+            fault=trial.fault,
+        )
 
 
 def clock(call: Callable[[], object]) -> float:
@@ -48,19 +56,25 @@ class Trial:
         self.x = self._image(problem.image, dtype, device)
         self.grad = self._image(problem.output, dtype, device)
         self.packed = torch.randn(layout.size, device=device).to(dtype)
-        self.centre: Tensor | None = None
+        centre = None
         if problem.centre == "unpacked":
-            self.centre = launch.unpack_centre(self.packed, layout, dtype)
+            centre = launch.unpack_centre(self.packed, layout, dtype)
+        last, geometry = problem.memory == "channels_last", problem.geometry
+        self._conv_arguments = (
+            self.x, self.packed, centre, None, None, layout, geometry, 1.0, last
+        )  # fmt: skip
+        self._weight_grad_arguments = (self.x, self.grad, layout, geometry, 1.0)
 
     def run(self, config: Config) -> Tensor:
-        layout, geometry = self.problem.layout, self.problem.geometry
         if isinstance(config, WeightGradConfig):
-            return launch.weight_grad(self.x, self.grad, layout, geometry, 1.0, config)
-        channels_last = self.problem.memory == "channels_last"
-        return launch.conv(
-            self.x, self.packed, self.centre, None, None, layout, geometry, 1.0, channels_last,
-            config,
-        )  # fmt: skip
+            return launch.weight_grad(*self._weight_grad_arguments, config)
+        return launch.conv(*self._conv_arguments, config)
+
+    def fault(self, config: Config) -> str | None:
+        """Why the compiler speaks against a config, or None."""
+        if isinstance(config, WeightGradConfig):
+            return launch.weight_grad_fault(*self._weight_grad_arguments, config)
+        return launch.conv_fault(*self._conv_arguments, config)
 
     def is_right(self, config: Config) -> bool:
         """Whether the result is that of the reference, to the rounding of the dtype."""

@@ -43,6 +43,7 @@ def tune(
     budget_s: float = float("inf"),
     now: Callable[[], float] = time.monotonic,
     progress: Callable[[str], None] = lambda text: None,
+    fault: Callable[[Config], str | None] = lambda config: None,
 ) -> Tuned:
     """Times the candidates in turns, drops losers early, and keeps a winner only if it is right.
 
@@ -53,6 +54,7 @@ def tune(
         budget_s: seconds after which no further timing starts; each candidate is timed once before
             any is timed again, best prediction first.
         now: the time in seconds. progress: is told the best so far.
+        fault: why a config should not be timed at all, or None.
     """
     end = now() + budget_s
     samples: dict[Config, list[float]] = {}
@@ -62,6 +64,10 @@ def tune(
         for config in list(alive):
             if samples and now() >= end:
                 break
+            if config not in samples and (reason := fault(config)):
+                failures.append(Failure(config, reason))
+                alive.remove(config)
+                continue
             try:
                 times = samples.setdefault(config, [])
                 times.append(clock(functools.partial(run, config)) * 1e3)
