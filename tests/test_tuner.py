@@ -40,7 +40,8 @@ class Bench:
         return self.truth[self.config] * random.uniform(0.97, 1.03)
 
     def tune(self, is_right=lambda config: True, **options):
-        sieved = Sieved(tuple(Predicted(config, 1.0) for config in CONFIGS), (), 0.1, tuple(CONFIGS))
+        predicted = tuple(Predicted(config, 1.0) for config in CONFIGS)
+        sieved = Sieved(predicted, (), 0.1, tuple(CONFIGS))
         return tune(sieved, self.run, is_right, self.clock, now=lambda: self.time, **options)
 
 

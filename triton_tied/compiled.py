@@ -51,8 +51,8 @@ class Form:
     residual: bool = False
     ragged_boxes: bool = False
     wide: bool = False
-    kernel_size: tuple[int, int] = (3, 3)
-    dilation: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...] = (3, 3)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
 
 
