@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import __version__
+from . import __version__, cli_bench
 from .check import Errors, Row, check
 from .paths import HAS_TRITON, why_reference
 
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune = commands.add_parser(
         "tune", help="pick configs for shapes or for a model, or show what would be tried"
     )
+    bench = commands.add_parser("bench", help="this package against its peers, on this machine")
+    cli_bench.add_arguments(bench)
     if HAS_TRITON:
         from . import cli_tune
 
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command in ("inspect", "tune") and not HAS_TRITON:
         parser.error(f"{given.command} needs Triton, which is not installed")
+    if given.command == "bench":
+        return cli_bench.run(given)
     if given.command == "tune":
         return cli_tune.run(given)
     if given.command == "inspect":

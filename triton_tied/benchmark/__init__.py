@@ -1,0 +1,1 @@
+"""This package against everything a user would otherwise run, in one process."""

@@ -1,0 +1,291 @@
+"""What was measured, as rows: written as JSON, summed up in geometric means, shown as a table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import __version__
+from .peers import DENSE, TIED_PEERS
+from .roofline import Ceilings
+
+Measured = Literal["median_ms", "graph_ms"]
+# memory format -> pass -> peer -> mean
+Means = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer at one pass of one workload.
+
+    Args:
+        applications: convolutions with one weight in the call.
+        ratio_to_dense: to the faster of the dense layouts.
+        ratio_to_best_tied_peer: to the fastest that ties its weight and is not this package.
+        roofline_share: the least time over the median; above 1 where the cache keeps what the
+            formula reads from memory.
+        extra_bytes: the peak above what was held at the start.
+        launches, graph_ms: of a GPU only.
+    """
+
+    workload: str
+    family: str
+    shape: tuple[int, ...]
+    kernel: int
+    dtype: str
+    memory_format: str
+    symmetry: str
+    padding_mode: str
+    groups: int
+    headline: bool
+    pass_: str
+    applications: int
+    peer: str
+    rounds: int
+    median_ms: float
+    ratio_to_dense: float | None
+    ratio_to_best_tied_peer: float | None
+    roofline_share: float | None
+    flops: int
+    least_bytes: int
+    extra_bytes: int | None
+    launches: int | None = None
+    graph_ms: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {name.rstrip("_"): _short(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Row:
+        return cls(**{**_as_fields(found), "shape": tuple(found["shape"])})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not timed, and why. An empty name stands for all."""
+
+    reason: str
+    workload: str = ""
+    memory_format: str = ""
+    pass_: str = ""
+    peer: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
+
+@dataclass
+class Result:
+    """All of one run."""
+
+    machine: dict[str, Any]
+    ceilings: Ceilings
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """One object a line, so that two runs can be compared line by line."""
+        parts = {
+            "machine": json.dumps(self.machine, indent=1),
+            "ceilings": json.dumps(
+                {
+                    "tflops": {name: _short(rate) for name, rate in self.ceilings.tflops.items()},
+                    "copy_gbs": _short(self.ceilings.copy_gbs),
+                }
+            ),
+            "geometric_means": json.dumps(geometric_means(self.rows), indent=1),
+            "faults": json.dumps(self.faults),
+            "left_out": _lines(each.as_json() for each in self.left_out),
+            "rows": _lines(row.as_json() for row in self.rows),
+        }
+        body = ",\n".join(f'"{name}": {text}' for name, text in parts.items())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{{\n{body}\n}}\n")
+
+
+def read(path: Path) -> Result:
+    """What :meth:`Result.write` wrote."""
+    found = json.loads(path.read_text())
+    return Result(
+        found["machine"],
+        Ceilings(**found["ceilings"]),
+        [Row.from_json(row) for row in found["rows"]],
+        [LeftOut(**_as_fields(each)) for each in found["left_out"]],
+        found["faults"],
+    )
+
+
+def geometric_means(rows: Iterable[Row]) -> Means:
+    """By memory format, pass and peer, over the headline: the ratios to dense and to the best tied
+    peer, and of how many workloads."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.headline:
+            found.setdefault((row.memory_format, row.pass_, row.peer), []).append(row)
+    means: Means = {}
+    for (memory, pass_, peer), group in found.items():
+        means.setdefault(memory, {}).setdefault(pass_, {})[peer] = {
+            "ratio_to_dense": _mean_or_none(row.ratio_to_dense for row in group),
+            "ratio_to_best_tied_peer": _mean_or_none(row.ratio_to_best_tied_peer for row in group),
+            "workloads": len(group),
+        }
+    return means
+
+
+def _mean_or_none(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value]
+    return _short(geometric_mean(found)) if found else None
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
+def pairwise_means(
+    rows: Iterable[Row], memory: str, pass_: str, measured: Measured = "median_ms"
+) -> dict[str, tuple[float, int]]:
+    """This package's time over each peer's, over the workloads of the headline in which that peer
+    took part: the geometric mean, and of how many."""
+    by_workload: dict[str, dict[str, float]] = {}
+    for row in rows:
+        time = getattr(row, measured)
+        if row.headline and (row.memory_format, row.pass_) == (memory, pass_) and time:
+            by_workload.setdefault(row.workload, {})[row.peer] = time
+    found: dict[str, list[float]] = {}
+    for times in by_workload.values():
+        for peer, time in times.items():
+            if peer != "tied" and "tied" in times:
+                found.setdefault(peer, []).append(times["tied"] / time)
+    return {peer: (geometric_mean(ratios), len(ratios)) for peer, ratios in found.items()}
+
+
+def rows_of(medians: dict[str, float], builds: bool, make: Callable[..., Row]) -> list[Row]:
+    """One row for each peer that was timed, with its ratios to the others; a dense weight need not
+    be built, so that nothing has a ratio to that."""
+    dense = min((medians[name] for name in DENSE if name in medians and not builds), default=None)
+    tied = min((medians[name] for name in TIED_PEERS if name in medians), default=None)
+    return [
+        make(
+            peer=name,
+            median_ms=median,
+            ratio_to_dense=median / dense if dense else None,
+            ratio_to_best_tied_peer=median / tied if tied else None,
+        )
+        for name, median in medians.items()
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """One line for each workload and pass, one column of milliseconds for each peer, then what
+    this package's are of the best dense and of the best tied peer's."""
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        key = (row.workload, row.memory_format, row.pass_)
+        lines.setdefault(key, {})[row.peer] = row
+    width = max((len(workload) for workload, _, _ in lines), default=0) + 2
+    titles = [peer.replace("channels_last", "cl").replace("compiled_", "c_") for peer in peers]
+    head = "".join(f"{title:>13}" for title in titles)
+    text = [f"{'milliseconds':<{width}}{'memory':<15}{'pass':<18}{head}{'/dense':>9}{'/tied':>8}"]
+    for (workload, memory, pass_), found in lines.items():
+        cells = "".join(f"{_number(found.get(peer)):>13}" for peer in peers)
+        tied = found.get("tied")
+        ratios = [tied and tied.ratio_to_dense, tied and tied.ratio_to_best_tied_peer]
+        shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
+        text.append(f"{workload:<{width}}{memory:<15}{pass_:<18}{cells}{shown[0]:>9}{shown[1]:>8}")
+    return "\n".join(text)
+
+
+def means_table(rows: list[Row]) -> str:
+    """The geometric means of the ratios to dense; a star where a peer took part in fewer
+    workloads than this package."""
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    text = [f"{'geometric means of the ratio to dense':<39}" + "".join(f"{p:>21}" for p in peers)]
+    for memory, passes in geometric_means(rows).items():
+        for pass_, found in passes.items():
+            most = max(mean["workloads"] for mean in found.values())
+            cells = (
+                f"{found[p]['ratio_to_dense']:.3f}" + " *"[found[p]["workloads"] < most]
+                if p in found and found[p]["ratio_to_dense"]
+                else "- "
+                for p in peers
+            )
+            text.append(f"{memory:<16}{pass_:<23}" + "".join(f"{cell:>21}" for cell in cells))
+    return "\n".join(text) + "\n* of fewer workloads than the others"
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "triton_tied": __version__,
+        "commit": _commit(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file lies in, with a plus where it has been changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "."],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:  # no git
+        return None
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.stdout else None
+
+
+def _as_fields(found: dict[str, Any]) -> dict[str, Any]:
+    """A field cannot be called "pass" in Python."""
+    return {("pass_" if name == "pass" else name): value for name, value in found.items()}
+
+
+def _lines(objects: Iterable[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(json.dumps(each) for each in objects) + "\n]"
+
+
+def _short(value: Any) -> Any:
+    """Five digits of a float, more than any median is good for."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _number(row: Row | None) -> str:
+    return f"{row.median_ms:.4g}" if row else "-"

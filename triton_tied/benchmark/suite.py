@@ -1,0 +1,331 @@
+"""Which peers run which passes of which workloads, within a limit of time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..check import FLOORS
+from . import roofline
+from .passes import PASSES, Call, Images, Pass, random_images
+from .peers import DENSE, PEERS, Peer, Tied, random_tied_weight
+from .results import LeftOut, Result, Row, machine_of, rows_of
+from .timing import Clock, Turn, interleave
+from .workloads import DTYPES, Dtype, Format, Workload, every, quick, sweeps
+
+Progress = Callable[[int, int, str], None]
+
+_COMPILED = ("compiled_averaged", "compiled_gathered")
+_PLAIN = tuple(name for name in PEERS if name not in _COMPILED)
+_FEW = (*DENSE, "averaged", "gathered", "copied", "tied")
+_SWEPT = ("dense_channels_last", "averaged", "tied")
+_STEP = ("forward_backward", "forward")
+_PARTS = tuple(name for name in PASSES if name not in _STEP)
+# Each shape is compiled anew, which takes seconds.
+_COMPILED_FAMILIES = ("resnet", "lca")
+_COMPILED_IN_QUICK = 2
+_COMPILE_S = 30.0  # the first time; the others take a tenth of it
+_WORST = 1e-2  # a relative error that no dtype excuses
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One workload in one memory format."""
+
+    workload: Workload
+    memory: Format
+    passes: tuple[str, ...]
+    peers: tuple[str, ...]
+
+
+def plan(device: torch.device, is_quick: bool) -> list[Cell]:
+    """What is timed, the most telling first, since the limit of time cuts the end."""
+    on_gpu = device.type == "cuda"
+    if is_quick:
+        headline, rest = quick(), []
+    else:
+        found = every()
+        headline = [workload for workload in found if workload.headline]
+        rest = [workload for workload in found if not workload.headline]
+    swept = sweeps(32, "bf16", is_quick) if on_gpu else sweeps(1, "fp32", is_quick)
+    compiled = [each for each in headline if each.family in _COMPILED_FAMILIES]
+    compiled = compiled[: _COMPILED_IN_QUICK if is_quick else None]
+    both = [workload for workload in headline if len(workload.formats) > 1]
+    more = ("forward_backward", "inference", "evaluation")
+    return [
+        *(
+            Cell(each, each.formats[0], _STEP, tuple(PEERS) if each in compiled else _PLAIN)
+            for each in headline
+        ),
+        *(Cell(each, "contiguous", (*_STEP, "inference"), _FEW) for each in both),
+        *(Cell(each, "channels_last", _STEP[:1], _SWEPT) for each in swept),
+        *(Cell(each, each.formats[0], _PARTS, _PLAIN) for each in headline),
+        *(Cell(each, memory, more, _FEW) for each in rest for memory in each.formats),
+    ]
+
+
+def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> tuple[int, int]:
+    """Tunes this package for the cells on a GPU; returns how many problems have a winner, and how
+    many there are."""
+    from .. import tuning  # needs Triton
+
+    def step_all() -> None:
+        for cell in cells:
+            dtype = DTYPES[cell.workload.dtype]
+            tied = random_tied_weight(cell.workload, dtype, device)
+            images = random_images(cell.workload, cell.memory, dtype, device)
+            peer = Tied(cell.workload, tied, cell.memory)
+            with roofline.precision(cell.workload.dtype):
+                PASSES["forward_backward"].prepare(peer, images, 1)()
+
+    reports = tuning.tune(tuning.problems_of(step_all), device=device, budget_s=budget_s)
+    return sum(report.config is not None for report in reports), len(reports)
+
+
+def run(
+    cells: Sequence[Cell],
+    device: torch.device,
+    budget_s: float,
+    progress: Progress = lambda done, total, text: None,
+) -> Result:
+    """Times the cells. Each gets an even share of the time that is left; what no time is left
+    for is left out, and the result says so."""
+    end = time.monotonic() + budget_s
+    clock = Clock(device)
+    dtypes: set[Dtype] = {cell.workload.dtype for cell in cells}
+    if device.type == "cpu":
+        dtypes.discard("tf32")
+    progress(0, len(cells), "ceilings")
+    result = Result(machine_of(device), roofline.measure(clock, dtypes))
+    for done, cell in enumerate(cells):
+        name, memory = cell.workload.name, cell.memory
+        progress(done, len(cells), name)
+        if cell.workload.dtype not in dtypes:
+            result.left_out.append(LeftOut("a CPU has no TF32", name, memory))
+            continue
+        left = end - time.monotonic()
+        if left <= 0:
+            result.left_out.append(LeftOut("the limit of time", name, memory))
+            continue
+        _Bench(cell, clock, result, left / (len(cells) - done), end).run()
+    progress(len(cells), len(cells), "")
+    return result
+
+
+class _Bench:
+    """One cell: its tensors, its peers and its share of the time."""
+
+    def __init__(
+        self, cell: Cell, clock: Clock, result: Result, share_s: float, end: float
+    ) -> None:
+        self.cell, self.clock, self.result = cell, clock, result
+        self.end, self.until = end, time.monotonic() + share_s
+        self.workload, self.dtype = cell.workload, DTYPES[cell.workload.dtype]
+
+    def run(self) -> None:
+        torch._dynamo.reset()  # it would refuse to compile the same lines for ever new shapes
+        with ExitStack() as settings:
+            settings.enter_context(roofline.precision(self.workload.dtype))
+            settings.callback(setattr, torch.backends.cudnn, "benchmark", False)
+            settings.callback(_free, self.clock.device)
+            self._run_passes()
+
+    def _run_passes(self) -> None:
+        device, dtype = self.clock.device, self.dtype
+        self.tied = random_tied_weight(self.workload, dtype, device)
+        self.images = random_images(self.workload, self.cell.memory, dtype, device)
+        truth = self._truth()
+        peers: dict[str, Peer] = {}
+        for name in self.cell.peers:
+            made = self._make(name, truth)
+            if made is not None:
+                peers[name] = made
+        wanted = [PASSES[name] for name in self.cell.passes]
+        wanted = [each for each in wanted if self._has(each)]
+        for i, each in enumerate(wanted):
+            now = time.monotonic()
+            if now >= self.end:
+                self._leave_out("the limit of time", pass_=each.name)
+                continue
+            share = (self.until - now) / (len(wanted) - i)
+            with each.around():
+                self.result.rows += self._time(each, peers, share)
+
+    def _has(self, each: Pass) -> bool:
+        """A repetition of one is the pass that it repeats."""
+        return each.name not in ("applications", "evaluation") or each.times(self.workload) > 1
+
+    def _make(self, name: str, truth: _Truth) -> Peer | None:
+        """A peer that was seen to compute the same convolution."""
+        kind = PEERS[name]
+        reason = kind.why_not(self.workload, self.clock.device)
+        if kind.whole and self.end - time.monotonic() < _COMPILE_S:
+            reason = "no time is left to compile it"
+        if reason:
+            self._leave_out(reason, peer=name)
+            return None
+        try:
+            peer = kind(self.workload, self.tied, self.cell.memory)
+            torch.backends.cudnn.benchmark = kind.searches
+            wrong = truth.why_wrong(peer, self.images)
+        except Exception as error:  # whatever a peer dies of, the others are timed
+            self._fail(name, error)
+            return None
+        if wrong:
+            self._fault(name, wrong)
+            return None
+        return peer
+
+    def _time(self, each: Pass, peers: dict[str, Peer], share_s: float) -> list[Row]:
+        times = each.times(self.workload)
+        turns = {}
+        for name, peer in peers.items():
+            reason = each.why_not(type(peer))
+            if reason:
+                self._leave_out(reason, each.name, name)
+                continue
+            try:
+                turns[name] = self._turn(peer, each.prepare(peer, self.images, times))
+            except Exception as error:
+                self._fail(name, error, each.name)
+        on_gpu = self.clock.device.type == "cuda"
+        timed = interleave(turns, self.clock.eager, share_s / 2 if on_gpu else share_s)
+        graphs = self._time_graphs(each, turns, peers, share_s / 2) if on_gpu else {}
+        work = roofline.work_of(self.workload, each.name, times)
+        least_ms = self.result.ceilings.least_ms(work, self.workload.dtype)
+
+        def make(peer: str, median_ms: float, **ratios: Any) -> Row:
+            turns[peer].before()
+            return Row(
+                **self._facts(),
+                pass_=each.name,
+                applications=times,
+                peer=peer,
+                rounds=timed.rounds,
+                median_ms=median_ms,
+                **ratios,
+                # What makes no dense weight is not bound by the bytes of one.
+                roofline_share=least_ms / median_ms if work.flops else None,
+                flops=work.flops,
+                least_bytes=work.least_bytes,
+                extra_bytes=self.clock.extra_bytes(turns[peer].call),
+                launches=self.clock.launches(turns[peer].call),
+                graph_ms=graphs.get(peer),
+            )
+
+        return rows_of(timed.medians, each.name == "weight_build", make)
+
+    def _time_graphs(
+        self, each: Pass, turns: dict[str, Turn], peers: dict[str, Peer], share_s: float
+    ) -> dict[str, float]:
+        """CUDA graphs of the same calls; a call that cannot be captured has none."""
+        times, replays = each.times(self.workload), {}
+        for name in turns:
+            turns[name].before()
+            try:
+                graph = self.clock.capture(
+                    lambda peer=peers[name]: each.prepare(peer, self.images, times)  # type: ignore[misc]
+                )
+            except Exception as error:
+                self._leave_out(f"no graph: {_first_line(error)}", each.name, name)
+            else:
+                replays[name] = Turn(graph.replay)
+        return interleave(replays, self.clock.replayed, share_s).medians if replays else {}
+
+    def _turn(self, peer: Peer, call: Call) -> Turn:
+        turn = Turn(call, lambda: setattr(torch.backends.cudnn, "benchmark", peer.searches))
+        turn.before()
+        turn.call()
+        return turn
+
+    def _truth(self) -> _Truth:
+        return _Truth(self.workload, self.tied, self.images, self.cell.memory)
+
+    def _facts(self) -> dict[str, Any]:
+        workload = self.workload
+        return {
+            "workload": workload.name,
+            "memory_format": self.cell.memory,
+            **{
+                name: getattr(workload, name)
+                for name in (
+                    "family", "shape", "kernel", "dtype", "symmetry", "padding_mode", "groups",
+                    "headline",
+                )
+            },
+        }  # fmt: skip
+
+    def _fail(self, peer: str, error: Exception, pass_: str = "") -> None:
+        if PEERS[peer] is Tied:
+            self._fault(peer, _first_line(error))
+        else:
+            self._leave_out(_first_line(error), pass_, peer)
+
+    def _fault(self, peer: str, what: str) -> None:
+        self.result.faults.append(f"{self.workload.name} {self.cell.memory} {peer}: {what}")
+
+    def _leave_out(self, reason: str, pass_: str = "", peer: str = "") -> None:
+        left_out = LeftOut(reason, self.workload.name, self.cell.memory, pass_, peer)
+        self.result.left_out.append(left_out)
+
+
+class _Truth:
+    """The first and the last image in float64, and how far off dense is, in its worse layout."""
+
+    def __init__(self, workload: Workload, tied: Tensor, images: Images, memory: Format) -> None:
+        precise = Images(*(_ends(image).double().detach() for image in images))
+        precise.x.requires_grad_()
+        self._wanted = _outputs(PEERS["dense"](workload, tied.double(), memory), precise)
+        layouts = [PEERS[name] for name in DENSE]
+        layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
+        errors = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
+        floor = FLOORS[DTYPES[workload.dtype]]
+        self._allowed = [
+            min(max(2 * max(found), floor), _WORST) for found in zip(*errors, strict=True)
+        ]
+
+    def why_wrong(self, peer: Peer, images: Images) -> str | None:
+        """In its output or its input gradient; NaN is wrong."""
+        if not peer.same:
+            _outputs(peer, images)
+            return None
+        errors = self._errors(peer, images)
+        for what, error, allowed in zip(
+            ("output", "input gradient"), errors, self._allowed, strict=True
+        ):
+            if not error <= allowed:
+                return f"the {what} is off by {error:.1e}, where {allowed:.1e} is allowed"
+        return None
+
+    def _errors(self, peer: Peer, images: Images) -> list[float]:
+        found = [_ends(tensor).double() for tensor in _outputs(peer, images)]
+        pairs = zip(found, self._wanted, strict=True)
+        return [((a - b).norm() / b.norm()).item() for a, b in pairs]
+
+
+def _outputs(peer: Peer, images: Images) -> list[Tensor]:
+    output = peer.forward(images.x)
+    gradients = torch.autograd.grad(output, [images.x, *peer.parameters], images.grad)
+    return [output.detach(), gradients[0]]
+
+
+def _ends(images: Tensor) -> Tensor:
+    return images.detach()[[0, -1]] if len(images) > 1 else images.detach()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()  # graphs and compiled code refer to each other in circles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
