@@ -1,6 +1,9 @@
 """The order of choice, when timing happens, and what a call costs; no GPU is asked."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -229,6 +232,148 @@ def test_settings_that_change_the_choice_are_part_of_the_look_up(
     assert [problem.dtype for problem in seen] == ["float32", "float32_ieee"]
 
 
+def test_blocks_hold_on_the_threads_of_the_backward():
+    # On a GPU the backward runs on threads that PyTorch starts, outside of Python's contexts.
+    x = torch.zeros(8, 64, 32, 32)
+    mine, found = WeightGradConfig((1, 1, 64), 64, 64), []
+
+    def backward():
+        found.append(autotune.weight_grad_config(x, x, PROBLEM.layout, GEOMETRY))
+
+    with autotune.using(weight_grad=mine), autotune.recording() as seen:
+        thread = threading.Thread(target=backward)
+        thread.start()
+        thread.join()
+    assert found == [mine] and [problem.kernel for problem in seen] == ["weight_grad"]
+    backward()
+    assert found[1] != mine and len(seen) == 1
+
+
+def test_blocks_nest():
+    x = torch.zeros(8, 64, 32, 32)
+    outer, inner = ConvConfig((1, 1, 32), 16, 16), ConvConfig((1, 1, 32), 32, 16)
+    mine = WeightGradConfig((1, 1, 64), 64, 64)
+
+    def choices():
+        return (
+            autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False),
+            autotune.weight_grad_config(x, x, PROBLEM.layout, GEOMETRY),
+        )
+
+    with autotune.using(conv=outer, weight_grad=mine):
+        with autotune.using(conv=inner):
+            assert choices() == (inner, mine)
+        assert choices() == (outer, mine)
+
+
+@pytest.fixture
+def no_folder(monkeypatch, tmp_path):
+    """A cache directory that cannot be made, even by root."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "file" / "cache"))
+
+
+OTHER = Problem("conv", "bfloat16", Layout(128, (3, 3)), (8, 32, 32), GEOMETRY)
+
+
+@pytest.mark.filterwarnings("always")
+def test_without_a_folder_winners_are_kept_in_memory(benchmark_mode, timed, no_folder):
+    with pytest.warns(UserWarning, match="cannot be locked") as warned:
+        winner, _ = autotune._find(PROBLEM, DEVICE)
+        autotune._find(OTHER, DEVICE)
+        assert autotune._find(PROBLEM, DEVICE) == (winner, True)
+    assert timed == [PROBLEM, OTHER]
+    assert winner == cost.sieve(PROBLEM, GPU).candidates[3].config
+    assert autotune.config_for(PROBLEM, DEVICE) == winner
+    assert any("for this process only" in str(w.message) for w in warned)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("text", ["", '{"somebody": "else\'s"}', "[" * 100_000])
+def test_a_foreign_file_in_the_way_is_left_alone(benchmark_mode, timed, text):
+    path = table.path_of(ORIGIN)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="not a table"):
+        winner, _ = autotune._find(PROBLEM, DEVICE)
+        autotune._find(OTHER, DEVICE)
+        assert autotune._find(PROBLEM, DEVICE) == (winner, True)
+    assert timed == [PROBLEM, OTHER] and path.read_text() == text
+
+
+def test_what_failed_is_not_timed_again(benchmark_mode, monkeypatch):
+    seen = []
+
+    def tune_on(device, problem, *_):
+        seen.append(problem)
+        if problem == PROBLEM:
+            return Tuned({})
+        return Tuned({cost.sieve(problem, GPU).untimed: 1.0})
+
+    monkeypatch.setattr(trial, "tune_on", tune_on)
+    for problem in (PROBLEM, OTHER, PROBLEM):
+        autotune._find(problem, DEVICE)
+    assert seen == [PROBLEM, OTHER]
+    assert autotune.tune_problem(PROBLEM, DEVICE).winner is None and seen[2:] == [PROBLEM]
+
+
+def test_no_memory_to_time_on_leaves_the_first_choice(benchmark_mode, monkeypatch):
+    seen = []
+
+    def tune_on(device, problem, *_):
+        seen.append(problem)
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(trial, "tune_on", tune_on)
+    for _ in range(2):
+        assert autotune._find(PROBLEM, DEVICE) == (autotune.config_for(PROBLEM, DEVICE), True)
+    assert seen == [PROBLEM]
+
+
+def test_threads_may_choose_while_tables_are_read_anew(monkeypatch):
+    # Where a look-up finds the table gone that it has just read, this fails at once.
+    class Vanishing(dict):
+        def __setitem__(self, key, value):
+            pass
+
+    monkeypatch.setattr(autotune, "_tables", Vanishing())
+    assert autotune.config_for(PROBLEM, DEVICE) == cost.sieve(PROBLEM, GPU).untimed
+
+
+RANK = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+from test_autotune import DEVICE, GPU, ORIGIN, PROBLEM
+from triton_tied import autotune, gpus, trial
+from triton_tied.tuner import Tuned
+
+def tune_on(device, problem, sieved, budget_s, progress):
+    time.sleep(0.5)
+    winner = sieved.candidates[int(sys.argv[1])].config
+    print("timed", flush=True)
+    return Tuned({{winner: 1.0}})
+
+trial.tune_on = tune_on
+gpus.of_device = lambda device: GPU
+autotune.origin_of = lambda device: ORIGIN
+torch.cuda.is_current_stream_capturing = lambda: False
+torch.backends.cudnn.benchmark = True
+print(autotune._find(PROBLEM, DEVICE))
+"""
+
+
+def test_processes_agree_on_the_choice_of_the_first(tmp_path):
+    code = RANK.format(tests=os.path.dirname(__file__))
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    lines = [line for rank in ranks for line in rank.communicate()[0].splitlines()]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert lines.count("timed") == 1
+    assert len(lines) == 3 and len(set(lines)) == 2
+
+
 def model():
     return torch.nn.Sequential(
         tt.TiedConv2d(16, 3, padding=1), tt.TiedConv2d(16, 3, padding=1), tt.TiedConv2d(16, 5)
@@ -267,6 +412,59 @@ def test_reports_tell_before_and_after(timed, monkeypatch):
     (report,) = tuning.tune([PROBLEM], device=DEVICE)
     assert (report.before, report.after) == (12.0, 10.0)
     assert report.floor == cost.floor_us(PROBLEM, GPU) and not report.failures
+    left = cost.sieve(PROBLEM, GPU).candidates
+    assert [(c.config, c.predicted_us) for c in report.candidates] == list(left)
+    medians = [c.median_us for c in report.candidates]
+    assert medians == [12.0, None, None, 10.0] + [None] * (len(left) - 4)
+
+
+def test_budget_is_for_all_problems_together(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    clock, shares = [0.0], []
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: clock[0])
+
+    def tune_on(device, problem, sieved, budget_s, progress):
+        shares.append(budget_s)
+        clock[0] += 1.0 if len(shares) == 1 else budget_s
+        return Tuned({sieved.untimed: 1.0})
+
+    monkeypatch.setattr(trial, "tune_on", tune_on)
+    tuning.tune(tuning.problems_of_layer(PROBLEM), device=DEVICE, budget_s=9)
+    assert shares == [9 / 2, 8]
+    shares.clear()
+    clock[0] = 0.0
+    assert run(capsys, "--shape", "8,96,32,32", "--budget", "9", "--json")[0] == 0
+    assert shares == [9 / 2, 8]
+
+
+def test_report_as_json_is_what_the_ranking_of_the_cost_model_reads(capsys, timed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _, out, _ = run(capsys, "--shape", "8,64,32,32", "--padding", "1", "--json")
+    first = json.loads(out)[0]
+    assert first["origin"]["gpu"] == "NVIDIA H200" and first["problem"]["kernel"] == "conv"
+    left = cost.sieve(timed[0], GPU).candidates
+    assert [c["predicted_us"] for c in first["candidates"]] == [c.predicted_us for c in left]
+    assert [c["median_us"] for c in first["candidates"][:4]] == [12.0, None, None, 10.0]
+
+
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
+    before = torch.get_rng_state()
+    made = trial.Trial(
+        Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY, centre="none"), "cpu"
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert made.x.std() > 0.5 and made.packed.std() > 0.5
+    assert hasattr(made, "grad") == (kernel == "weight_grad")
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("float32", "tf32"), ("float32_ieee", "ieee")])
+def test_a_trial_computes_float32_as_the_problem_says(convolution_precision, dtype, wanted):
+    convolution_precision.fp32_precision = "ieee" if wanted == "tf32" else "tf32"
+    before = convolution_precision.fp32_precision
+    with trial.precision_of(Problem(**vars(PROBLEM) | {"dtype": dtype})):
+        assert convolution_precision.fp32_precision == wanted
+    assert convolution_precision.fp32_precision == before
 
 
 def test_summary_tells_before_after_and_the_share_of_the_roofline(capsys, timed, monkeypatch):
@@ -275,7 +473,7 @@ def test_summary_tells_before_after_and_the_share_of_the_roofline(capsys, timed,
     assert status == 0
     line = next(line for line in out.splitlines() if line.startswith("conv 8x64x32x32"))
     share = cost.floor_us(timed[0], GPU) / 10.0
-    assert line.split()[-4:] == ["12.0", "10.0", "1.20", f"{share:.0%}"]
+    assert line.split()[-5:] == ["12.0", "10.0", "1.20", f"{share:.0%}", "2/20"]
     monkeypatch.setattr(trial, "tune_on", lambda *_: Tuned({}))
     status, out, _ = run(capsys, "--shape", "8,64,32,32", "--padding", "1", "--again", "--json")
     assert status == 1 and json.loads(out)[0]["after_us"] is None
@@ -306,7 +504,8 @@ def test_dry_run_shows_what_would_be_tried_and_why_the_rest_fell(capsys):
     for row in found:
         assert row["problem"]["layout"]["symmetry"] == "skew_adjoint"
         assert set(row["candidates"][0]) == {"config", "predicted_us"}
-        assert set(row["fallen"][0]) == {"config", "reason"}
+        assert all(set(fallen) == {"config", "reason"} for fallen in row["fallen"])
+    assert found[0]["fallen"]
 
 
 def test_dry_run_of_a_model(capsys, monkeypatch, tmp_path):
@@ -328,10 +527,87 @@ def test_dry_run_of_a_model(capsys, monkeypatch, tmp_path):
     assert "conv 2x24x20x20" in out and "weight_grad 2x24x20x20" in out
 
 
+def test_dry_run_for_amd_multiplies_float32_exactly(capsys):
+    arguments = ("--shape", "1,64,8,8", "--dtype", "fp32", "--dry-run", "--gpu", "MI300X")
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and "float32_ieee on MI300X" in out
+
+
+MODELS = """
+import torch, triton_tied as tt
+def raises(): raise KeyError("two\\nlines")
+def narrow(): return tt.TiedConv2d(8, 3)
+def dense(): return torch.nn.Conv2d(16, 16, 3)
+class Several(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = tt.TiedConv2d(16, 3, padding=1)
+    def forward(self, x):
+        return {"y": self.conv(x), "x": x, "n": 3}
+def frozen(): return Several().requires_grad_(False)
+"""
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    (tmp_path / "odd_models.py").write_text(MODELS)
+    (tmp_path / "no_python.py").write_text("def f(:")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("not_there:f", "ModuleNotFoundError"),
+        ("no_python:f", "SyntaxError"),
+        ("odd_models:f", "no attribute 'f'"),
+        ("odd_models:torch", "not callable"),
+        ("odd_models:raises", "KeyError"),
+        ("odd_models:narrow", "to have 8 channels, but got 16"),
+        ("odd_models:dense", "ran no tied convolution"),
+        (":f", "MODULE:FACTORY"),
+    ],
+)
+def test_models_that_do_not_work_are_told_in_a_line(capsys, models, name, message):
+    arguments = ("--model", name, "--input", "1,16,8,8", "--dry-run", "--gpu", "H100")
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and not out
+    assert message in err and err.startswith("tune: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("Several", 2), ("frozen", 1)])
+def test_models_may_return_anything(capsys, models, name, kernels):
+    arguments = ("--input", "1,16,8,8", "--dry-run", "--gpu", "H100", "--json")
+    status, out, err = run(capsys, "--model", f"odd_models:{name}", *arguments)
+    assert status == 0, err
+    assert len(json.loads(out)) == kernels
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "much"])
+def test_a_budget_is_more_than_nothing(capsys, budget):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", "--shape", "1,8,8,8", "--budget", budget])
+    assert "expected seconds, more than none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["1,8,8", "a,8,8,8", "0,8,8,8", "1,-8,8,8", ""])
+def test_a_shape_is_four_positive_numbers(capsys, shape):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", f"--shape={shape}"])
+    assert "expected four positive numbers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "expected --shape, --model"),
+        (("--dry-run", "--gpu", "H100"), "expected --shape, --model"),
+        (("--input", "1,8,8,8"), "which is not given"),
+        (("--shape", "1,8,8,8"), "expected a GPU to time on"),
+        (("--shape", "1,8,8,8", "--padding", "-1", "--dry-run", "--gpu", "H100"), "negative"),
+        (("--shape", "1,8,8,8", "--dilation", "0", "--dry-run", "--gpu", "H100"), "dilation"),
+        (("--shape", "1,8,8,8", "--kernel-size", "0", "--dry-run", "--gpu", "H100"), "kernel_size"),
+        (("--export", "x.json"), "no entry for NVIDIA H200"),
         (("--shape", "1,8,8,8", "--dry-run", "--gpu", "V100"), "unknown GPU 'V100'"),
         (("--shape", "1,9,8,8", "--groups", "2", "--dry-run", "--gpu", "H100"), "divisible"),
         (("--shape", "1,8,2,2", "--padding", "0", "--dry-run", "--gpu", "H100"), "larger than"),
@@ -343,7 +619,7 @@ def test_dry_run_of_a_model(capsys, monkeypatch, tmp_path):
 )
 def test_bad_requests_are_refused(capsys, arguments, message):
     status, _, err = run(capsys, *arguments)
-    assert status == 2 and message in err
+    assert status == 2 and message in err and err.count("\n") == 1
 
 
 def test_a_table_is_exported_and_imported(capsys, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,7 +50,15 @@ def test_saving_adds_and_replaces(path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"triton": "3.6.0"}, {"source": "another"}, {"gpu": "NVIDIA A100"}]
+    "change",
+    [
+        {"gpu": "NVIDIA A100"},
+        {"capability": "10.0"},
+        {"multiprocessors": 66},
+        {"triton": "3.6.0"},
+        {"ptxas": "12.9"},
+        {"source": "another"},
+    ],
 )
 def test_a_stale_table_is_ignored_and_replaced(path, change, recwarn):
     table.save(path, replace(ORIGIN, **change), {"conv a": entry()})
@@ -75,6 +84,38 @@ CORRUPT = {
     "another format": json.dumps({**vars(ORIGIN), "format": 99, "entries": {}}),
     "a bad row": json.dumps({**vars(ORIGIN), "entries": {"conv a": {"config": {"box": 3}}}}),
 }
+
+
+def with_row(**changes):
+    config = asdict(ConvConfig((1, 8, 8), 64, 32)) | changes.pop("config", {})
+    row = {"config": config, "median_us": 1.0, "first_us": None, "predicted_us": 2, **changes}
+    return json.dumps({**vars(ORIGIN), "entries": {"conv a": row}})
+
+
+CORRUPT |= {
+    "nested without end": "[" * 100_000,
+    "rows in a list": json.dumps({**vars(ORIGIN), "entries": []}),
+    "no row": json.dumps({**vars(ORIGIN), "entries": {"conv a": None}}),
+    "no time": with_row(median_us="fast"),
+    "NaN": with_row(median_us=float("nan")),
+    "endless": with_row(predicted_us=float("inf")),
+    "before its start": with_row(first_us=-1.0),
+    "a yes": with_row(median_us=True),
+    "another field": with_row(config={"colour": 1}),
+    "words in a box": with_row(config={"box": ["1", "8", "8"]}),
+    "no box": with_row(config={"box": None}),
+    "a fraction": with_row(config={"num_warps": 4.0}),
+    "a flag": with_row(config={"num_warps": True}),
+    "nothing": with_row(config={"BLOCK_N": 0}),
+    "a list of blocks": with_row(config={"BLOCK_N": [64]}),
+}
+
+
+def test_a_row_of_the_right_types_is_read(path):
+    path.parent.mkdir(parents=True)
+    path.write_text(with_row())
+    read = Entry(ConvConfig((1, 8, 8), 64, 32), 1.0, None, 2.0)
+    assert table.load(path, ORIGIN) == {"conv a": read}
 
 
 @pytest.mark.parametrize("name", CORRUPT)
@@ -151,3 +192,64 @@ def test_a_writer_that_is_killed_leaves_a_whole_table(path):
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert len(table.load(path, ORIGIN)) == 300
+
+
+def _hold(path, ready):
+    with table.locked(path):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
+def test_a_lock_dies_with_its_holder(path, recwarn):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(path, ready))
+    holder.start()
+    assert ready.wait(30)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with table.locked(path):
+        pass
+    assert not recwarn
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError("no locks available")])
+def test_without_locks_a_warning_says_so_and_work_goes_on(path, monkeypatch, error):
+    def refuse():
+        raise error
+
+    lock = SimpleNamespace(acquire=refuse, release=lambda: None)
+    monkeypatch.setattr(table.filelock, "FileLock", lambda path: lock)
+    with pytest.warns(UserWarning, match="cannot be locked.*TRITON_TIED_CACHE_DIR"):
+        _add(path, 0, 1)
+    assert len(table.load(path, ORIGIN)) == 1
+
+
+def test_a_lock_is_given_back_when_work_fails(path):
+    with pytest.raises(KeyError), table.locked(path):
+        raise KeyError
+    reached = threading.Thread(target=_add, args=(path, 0, 1), daemon=True)
+    reached.start()
+    reached.join(10)
+    assert len(table.load(path, ORIGIN)) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_table_is_readable_as_other_files_are(path):
+    before = os.umask(0o022)
+    try:
+        table.save(path, ORIGIN, {"conv a": entry()})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200", "../../etc", "a/b\\c: *?", "\u00fc\u4e2d \n", ""])
+def test_any_name_of_a_gpu_gives_a_file_in_the_folder(tmp_path, name):
+    origin = replace(ORIGIN, gpu=name)
+    path = table.path_of(origin, tmp_path)
+    assert path.parent == tmp_path
+    entries = {"conv a": entry()}
+    table.save(path, origin, entries)
+    assert table.load(path, origin) == entries

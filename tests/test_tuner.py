@@ -82,6 +82,20 @@ def test_a_config_that_fails_is_recorded_and_skipped(truth, error):
     assert config == fastest and type(error).__name__ in reason and str(error) in reason
 
 
+def test_a_fault_and_a_failing_search_for_one_are_recorded_and_skipped(truth):
+    fastest, second = sorted(truth, key=truth.get)[:2]
+
+    def fault(config):
+        if config == second:
+            raise RuntimeError("no memory to compile")
+        return "spills" if config == fastest else None
+
+    bench = Bench(truth)
+    tuned = bench.tune(fault=fault)
+    assert not {fastest, second} & {*bench.ran, *tuned.medians}
+    assert dict(tuned.failures) == {fastest: "spills", second: "RuntimeError: no memory to compile"}
+
+
 def test_an_interrupt_is_not_a_failure(truth):
     with pytest.raises(KeyboardInterrupt):
         Bench(truth, {CONFIGS[0]: KeyboardInterrupt()}).tune()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from pathlib import Path
 
 import torch
 import triton
@@ -45,9 +46,13 @@ Fault = Callable[[Config], str | None]
 
 _chosen: dict[tuple, Config] = {}
 _tables: dict[str, dict[str, Entry]] = {}
+# What this process timed but no table holds, by GPU and problem: a winner that could not be saved,
+# or None, since nothing worked. It need not be timed again.
+_unsaved: dict[tuple[str, str], Entry | None] = {}
 _tuning = threading.RLock()
-_override: ContextVar[dict[str, Config] | None] = ContextVar("triton_tied_configs", default=None)
-_recorded: ContextVar[dict[Problem, None] | None] = ContextVar("triton_tied_seen", default=None)
+# Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
+_override: dict[str, Config] = {}
+_recorded: dict[Problem, None] | None = None
 
 
 def unpacks_centre(layout: Layout, pixels: int) -> bool:
@@ -90,9 +95,8 @@ def _choose(
     form: tuple = (),
 ) -> Config:
     record(kernel, layout, geometry, centre, *images)
-    override = _override.get()
-    if override is not None and kernel in override:
-        return override[kernel]
+    if kernel in _override:
+        return _override[kernel]
     x = images[0]
     key = (
         kernel, layout, geometry, centre, x.dtype, x.device, input_precision(x.dtype),
@@ -150,16 +154,17 @@ def config_for(problem: Problem, device: torch.device | str | None = None) -> Co
 def using(
     *, conv: ConvConfig | None = None, weight_grad: WeightGradConfig | None = None
 ) -> Iterator[None]:
-    """Inside this block the kernels take these configs, whatever the problem.
+    """Inside this block the kernels take these configs, whatever the problem, on all threads.
 
     A config that cannot serve a problem raises ValueError at the launch.
     """
-    given = {"conv": conv, "weight_grad": weight_grad}
-    token = _override.set({name: config for name, config in given.items() if config is not None})
+    global _override
+    outer, given = _override, {"conv": conv, "weight_grad": weight_grad}
+    _override = {**outer, **{name: config for name, config in given.items() if config is not None}}
     try:
         yield
     finally:
-        _override.reset(token)
+        _override = outer
 
 
 def _find(problem: Problem, device: torch.device, fault: Fault = no_fault) -> tuple[Config, bool]:
@@ -171,10 +176,21 @@ def _find(problem: Problem, device: torch.device, fault: Fault = no_fault) -> tu
         return _untimed(problem, device, fault), True
     if torch.are_deterministic_algorithms_enabled() or torch.cuda.is_current_stream_capturing():
         return _untimed(problem, device, fault), False
-    winner = tune_problem(problem, device).winner
+    winner = _winner_on_first_use(problem, device)
     if winner is not None and fault(winner) is None:
         return winner, True
     return _untimed(problem, device, fault), True
+
+
+def _winner_on_first_use(problem: Problem, device: torch.device) -> Config | None:
+    if (origin_of(device).gpu, problem.key) in _unsaved:
+        return None  # what it won is no good here, or nothing won
+    try:
+        return tune_problem(problem, device).winner
+    except torch.cuda.OutOfMemoryError:
+        # The tensors to time on do not fit beside the user's: no reason to fail, nor to try again.
+        _unsaved[origin_of(device).gpu, problem.key] = None
+        return None
 
 
 def _untimed(problem: Problem, device: torch.device, fault: Fault) -> Config:
@@ -193,7 +209,8 @@ def tune_problem(
     """Times a problem on a GPU and keeps the winner in the user's table.
 
     Another process that is tuning the same kind of GPU is waited for, and its choice taken, unless
-    ``again``.
+    ``again``. Where the table cannot be locked or written, a warning says so, and the winner is
+    kept for this process alone.
     """
     origin = origin_of(device)
     path = table.path_of(origin)
@@ -204,16 +221,29 @@ def tune_problem(
             return Tuned({known.config: known.median_us})
         sieved = sieve(problem, gpus.of_device(device))
         tuned = trial.tune_on(device, problem, sieved, budget_s, progress)
-        if tuned.winner is not None:
-            table.save(path, origin, {problem.key: _as_entry(sieved, tuned)})
-        forget()
+        _keep(path, origin, problem, _as_entry(sieved, tuned))
+        _reread()
     return tuned
 
 
-def _as_entry(sieved: Sieved, tuned: Tuned) -> Entry:
+def _keep(path: Path, origin: Origin, problem: Problem, entry: Entry | None) -> None:
+    """In the table if possible, else in memory."""
+    _unsaved[origin.gpu, problem.key] = entry
+    if entry is None:
+        return
+    try:
+        table.save(path, origin, {problem.key: entry})
+    except OSError as error:
+        warnings.warn(f"a tuned config is kept for this process only: {error}", stacklevel=2)
+    else:
+        del _unsaved[origin.gpu, problem.key]
+
+
+def _as_entry(sieved: Sieved, tuned: Tuned) -> Entry | None:
     predicted = {candidate.config: candidate.predicted_us for candidate in sieved.candidates}
     winner = tuned.winner
-    assert winner is not None
+    if winner is None:
+        return None
     first_us = tuned.medians.get(sieved.untimed)
     return Entry(winner, tuned.medians[winner], first_us, predicted[winner])
 
@@ -221,39 +251,48 @@ def _as_entry(sieved: Sieved, tuned: Tuned) -> Entry:
 def _entry(problem: Problem, device: torch.device) -> Entry | None:
     """What a table holds for the problem's key, if it serves this very problem."""
     origin = origin_of(device)
-    if origin.gpu not in _tables:
+    known = _tables.get(origin.gpu)
+    if known is None:
         shipped = table.load(table.path_of(origin, table.SHIPPED), origin)
-        _tables[origin.gpu] = {**shipped, **table.load(table.path_of(origin), origin)}
-    entry = _tables[origin.gpu].get(problem.key)
+        known = {**shipped, **table.load(table.path_of(origin), origin)}
+        _tables[origin.gpu] = known
+    entry = _unsaved.get((origin.gpu, problem.key)) or known.get(problem.key)
     if entry is None or not serves(problem, gpus.of_device(device), entry.config):
         return None
     return entry
 
 
-def forget() -> None:
-    """Reads the tables anew at the next choice."""
+def _reread() -> None:
+    """Reads the tables at the next choice."""
     _tables.clear()
     _chosen.clear()
+
+
+def forget() -> None:
+    """Reads the tables anew at the next choice, which stand against what was timed without them."""
+    _unsaved.clear()
+    _reread()
 
 
 def record(
     kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
 ) -> None:
     """Notes a problem, where a block asked for it."""
-    found = _recorded.get()
+    found = _recorded
     if found is not None:
         found[describe(kernel, layout, geometry, centre, *images)] = None
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[dict[Problem, None]]:
-    """Collects the problems that are met inside this block, in order, each once."""
-    found: dict[Problem, None] = {}
-    token = _recorded.set(found)
+    """Collects the problems that are met inside this block, on any thread, in order, each once."""
+    global _recorded
+    outer, found = _recorded, dict[Problem, None]()
+    _recorded = found
     try:
         yield found
     finally:
-        _recorded.reset(token)
+        _recorded = outer
 
 
 @functools.lru_cache(maxsize=16)

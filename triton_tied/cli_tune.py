@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from . import autotune, gpus, table, tuning
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="MODULE:FACTORY", help="a function that makes the model")
     what.add_argument("--input", type=_sizes, metavar="N,C,H,W", help="what the model takes")
     how = parser.add_argument_group("how")
-    how.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS")
+    how.add_argument("--budget", type=_seconds, default=math.inf, metavar="SECONDS")
     how.add_argument("--again", action="store_true", help="time what the table holds already, too")
     how.add_argument("--dry-run", action="store_true", help="only show the sieves; needs no GPU")
     how.add_argument("--gpu", help=f"for --dry-run: {', '.join(gpus.KNOWN)}")
@@ -55,19 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """The exit status: 2 for a request that makes no sense."""
     try:
-        if given.import_:
-            return _import(given.import_)
+        if given.gpu and not given.dry_run:
+            raise ValueError("--gpu names a GPU for --dry-run; tuning uses the one that is here")
         problems = _problems(given)
         if given.dry_run:
             return _show(problems, _gpu(given.gpu), given.json)
-        if given.gpu:
-            raise ValueError("--gpu names a GPU for --dry-run; tuning uses the one that is here")
+        if given.import_:
+            _import(given.import_)
         status = _tune(problems, given) if problems else 0
         if given.export:
-            return _export(given.export)
+            _export(given.export)
         return status
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"tune: {error}", file=sys.stderr)
+        print(f"tune: {_in_a_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -76,8 +80,13 @@ def _problems(given: argparse.Namespace) -> list[Problem]:
     if given.model:
         if not given.input:
             raise ValueError("--model needs --input N,C,H,W")
-        problems += _of_model(given.model, given.input, _DTYPES[given.dtype], given.memory)
-    if not problems and not given.export:
+        found = _of_model(given.model, given.input, _DTYPES[given.dtype], given.memory)
+        if not found:
+            raise ValueError(f"--model {given.model} ran no tied convolution that has a kernel")
+        problems += found
+    elif given.input:
+        raise ValueError("--input is what --model takes, which is not given")
+    if not problems and (given.dry_run or not (given.import_ or given.export)):
         raise ValueError("expected --shape, --model, --import or --export")
     return list(dict.fromkeys(problems))
 
@@ -85,6 +94,8 @@ def _problems(given: argparse.Namespace) -> list[Problem]:
 def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
     n, channels, h, w = shape
     layout = Layout(channels, (given.kernel_size,) * 2, given.groups, given.symmetry)
+    if isinstance(given.padding, int) and given.padding < 0:
+        raise ValueError(f"negative padding is not supported, got {given.padding}")
     geometry = resolve(layout.kernel_size, 1, given.padding, given.dilation)
     if min(geometry.output_size((h, w), layout.kernel_size)) < 1:
         raise ValueError(f"a kernel larger than the padded image: --shape {n},{channels},{h},{w}")
@@ -96,20 +107,33 @@ def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
 
 def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) -> list[Problem]:
     module, _, factory = name.partition(":")
-    if not factory:
+    if not (module and factory):
         raise ValueError(f"expected --model MODULE:FACTORY, got {name!r}")
-    sys.path.insert(0, "")
-    model = getattr(importlib.import_module(module), factory)()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device, dtype)
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     input = torch.randn(*shape, device=device, dtype=dtype).contiguous(
         memory_format=formats[memory]
     )
-    return tuning.problems_of(lambda: model(input).float().square().sum().backward())
+    sys.path.insert(0, "")
+    try:
+        model = getattr(importlib.import_module(module), factory)().to(device, dtype)
+        return tuning.problems_of(lambda: _run_both_ways(model, input))
+    except Exception as error:  # it is the user's code that runs here
+        raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _run_both_ways(model: torch.nn.Module, input: Tensor) -> None:
+    """The backward is that of all that has one, whatever the model returns."""
+    leaves = [leaf for leaf in tree_leaves(model(input)) if isinstance(leaf, Tensor)]
+    for leaf in leaves:
+        if leaf.requires_grad:
+            leaf.float().square().sum().backward(retain_graph=True)
 
 
 def _tune(problems: list[Problem], given: argparse.Namespace) -> int:
+    tuning.gpu_to_time_on()
     with tqdm(total=len(problems), disable=given.json) as bar:
 
         def progress(problem: Problem, text: str) -> None:
@@ -117,30 +141,37 @@ def _tune(problems: list[Problem], given: argparse.Namespace) -> int:
             bar.set_postfix_str(text)
 
         reports: list[Report] = []
+        end = time.monotonic() + given.budget
         for problem in problems:
-            left = given.budget / (len(problems) - len(reports))
-            reports += tuning.tune([problem], budget_s=left, again=given.again, progress=progress)
+            share = (end - time.monotonic()) / (len(problems) - len(reports))
+            reports += tuning.tune([problem], budget_s=share, again=given.again, progress=progress)
             bar.update()
     if given.json:
-        print(json.dumps([_as_json(report) for report in reports], indent=1))
+        origin = asdict(autotune.origin_of(torch.device("cuda")))
+        print(json.dumps([{"origin": origin, **_as_json(report)} for report in reports], indent=1))
     else:
         _print_reports(reports)
     return 0 if all(report.config for report in reports) else 1
 
 
 def _print_reports(reports: list[Report]) -> None:
-    print(f"{'problem':<52}{'before us':>10}{'after us':>10}{'ratio':>7}{'of roofline':>13}")
+    print(
+        f"{'problem':<52}{'before us':>10}{'after us':>10}{'ratio':>7}{'of roofline':>13}", end=""
+    )
+    print(f"{'timed':>9}")
     for r in reports:
         before = f"{r.before:.1f}" if r.before else "-"
         after = f"{r.after:.1f}" if r.after else "-"
         ratio = f"{r.before / r.after:.2f}" if r.before and r.after else "-"
         share = f"{r.floor / r.after:.0%}" if r.after else "-"
-        print(f"{_name(r.problem):<52}{before:>10}{after:>10}{ratio:>7}{share:>13}")
+        timed = f"{sum(c.median_us is not None for c in r.candidates)}/{len(r.candidates)}"
+        print(f"{_name(r.problem):<52}{before:>10}{after:>10}{ratio:>7}{share:>13}{timed:>9}")
         for failure in r.failures:
             print(f"    failed: {failure.config}: {failure.reason}")
 
 
 def _show(problems: list[Problem], gpu: gpus.GPU, as_json: bool) -> int:
+    problems = [_as_on(gpu, problem) for problem in problems]
     found = [(problem, sieve(problem, gpu)) for problem in problems]
     if as_json:
         print(json.dumps([_sieved_as_json(*pair) for pair in found], indent=1))
@@ -157,6 +188,13 @@ def _show(problems: list[Problem], gpu: gpus.GPU, as_json: bool) -> int:
     return 0
 
 
+def _as_on(gpu: gpus.GPU, problem: Problem) -> Problem:
+    """There is no TF32 on AMD's GPUs, whatever the one that is here has."""
+    if gpu.target == "gfx942" and problem.dtype == "float32":
+        return replace(problem, dtype="float32_ieee")
+    return problem
+
+
 def _gpu(name: str | None) -> gpus.GPU:
     if name:
         return gpus.find(name)
@@ -165,15 +203,16 @@ def _gpu(name: str | None) -> gpus.GPU:
     raise ValueError(f"there is no GPU here: name one with --gpu {'|'.join(gpus.KNOWN)}")
 
 
-def _export(path: Path) -> int:
+def _export(path: Path) -> None:
     origin = autotune.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     entries = table.load(table.path_of(origin), origin)
+    if not entries:
+        raise ValueError(f"there is no entry for {origin.gpu} in {table.directory()}")
     table.save(path, origin, entries)
-    print(f"{len(entries)} entries for {origin.gpu} to {path}")
-    return 0
+    print(f"{len(entries)} entries for {origin.gpu} to {path}", file=sys.stderr)
 
 
-def _import(path: Path) -> int:
+def _import(path: Path) -> None:
     origin = autotune.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     entries = table.load_for_update(path, origin)
     if not entries:
@@ -182,8 +221,7 @@ def _import(path: Path) -> int:
     with table.locked(target):
         table.save(target, origin, entries)
     autotune.forget()
-    print(f"{len(entries)} entries for {origin.gpu} from {path}")
-    return 0
+    print(f"{len(entries)} entries for {origin.gpu} from {path}", file=sys.stderr)
 
 
 def _name(problem: Problem) -> str:
@@ -228,6 +266,10 @@ def _as_json(report: Report) -> dict[str, Any]:
         "before_us": report.before,
         "after_us": report.after,
         "floor_us": report.floor,
+        "candidates": [
+            {"config": asdict(config), "predicted_us": predicted, "median_us": median}
+            for config, predicted, median in report.candidates
+        ],
         "failures": [
             {"config": asdict(config), "reason": reason} for config, reason in report.failures
         ],
@@ -235,11 +277,22 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if len(sizes) != 4 or min(sizes) < 1:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected four positive numbers N,C,H,W, got {text!r}")
-    return sizes
+    return tuple(map(int, parts))
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected seconds, more than none, got {text!r}")
 
 
 def _padding(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())

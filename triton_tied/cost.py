@@ -18,8 +18,9 @@ from .problem import Problem
 KEPT = 20
 _MOST_PROGRAMS = 32  # of one multiprocessor at once
 _MOST_SPLITS = 64
+_MOST_WAVES = 8
 _LAUNCH_US = 3.0
-_STEP_US = 0.35  # one product after another cannot go faster, however small
+_LATENCY_US = 0.7  # of a load; as many are on their way as there are stages, less the one in use
 _HOPELESS = 4.0  # times the best prediction
 
 
@@ -112,8 +113,11 @@ def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
     if isinstance(config, ConvConfig):
         return Predicted(config, _predict(problem, gpu, candidate))
     most = min(_MOST_SPLITS, _count_boxes(problem, config))
-    splits = [2**i for i in range(most.bit_length())]
-    choices = [replace(config, splits=s) for s in splits]
+    programs = _work(problem, config).programs
+    # Powers of two, and what just fills the multiprocessors a few times.
+    full = [waves * gpu.multiprocessors // programs for waves in range(1, _MOST_WAVES + 1)]
+    splits = {2**i for i in range(most.bit_length())} | {s for s in full if 0 < s <= most}
+    choices = [replace(config, splits=s) for s in sorted(splits)]
     predicted = [
         Predicted(c, _predict(problem, gpu, candidate._replace(config=c))) for c in choices
     ]
@@ -121,27 +125,32 @@ def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
 
 
 def _predict(problem: Problem, gpu: GPU, candidate: Candidate) -> float:
-    """Microseconds: the slowest of the products, the cache, the memory, and a chain of steps."""
+    """Microseconds: the slowest of the products, the cache, the memory, and a chain of steps; of
+    the others the more, the nearer they come, since they overlap imperfectly. Then the splits are
+    summed."""
     config = candidate.config
     work = _work(problem, config)
     resident = _resident(gpu, candidate)
     rounds = math.ceil(work.programs / gpu.multiprocessors)  # on the busiest multiprocessor
     rate = gpu.tflops(problem.dtype) * 1e6 / gpu.multiprocessors * _efficiency(problem, config)
     compute = rounds * work.flops / rate
-    chain = math.ceil(rounds / resident) * work.steps * _STEP_US
+    step = _LATENCY_US / max(config.num_stages - 1, 1)
+    chain = math.ceil(rounds / resident) * work.steps * step
     cache = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
     memory = (problem.least_bytes + work.scratch_bytes) / (gpu.memory_gbs * 1e3)
-    return _LAUNCH_US * work.launches + max(compute, chain, cache, memory)
+    overlapped = math.hypot(*(time**2 for time in (compute, chain, cache, memory))) ** 0.5
+    return _LAUNCH_US * work.launches + overlapped + work.scratch_bytes / (gpu.memory_gbs * 1e3)
 
 
 class _Work(NamedTuple):
     """What a launch does: of one program the steps of its loop, its operations and the bytes that
-    it reads; of all programs the scratch that is written and read again."""
+    it reads, but for dead pixels; of all programs the scratch that is written, and read again by
+    the sum that follows."""
 
     programs: int
     steps: int
     flops: int
-    read_bytes: int
+    read_bytes: float
     scratch_bytes: int = 0
     launches: int = 1
 
@@ -149,19 +158,20 @@ class _Work(NamedTuple):
 def _work(problem: Problem, config: ConvConfig | WeightGradConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
-    boxes = _count_boxes(problem, config)
+    boxes, live = _count_boxes(problem, config), live_share(problem, config)
     if isinstance(config, ConvConfig):
         products = layout.taps * k_blocks
         one_tile = k_blocks == 1 and n == k
         tiles = (layout.pairs if one_tile else 2 * layout.pairs) + layout.taps % 2
-        read = (products * m * k + tiles * k_blocks * n * k) * problem.itemsize
+        read = (live * products * m * k + tiles * k_blocks * n * k) * problem.itemsize
         steps = (layout.pairs + layout.taps % 2) * k_blocks
         return _Work(boxes * n_blocks * layout.groups, steps, 2 * products * m * n * k, read)
     steps = math.ceil(boxes / config.splits)
     matrices = (layout.taps + 1) // 2
-    read = steps * m * (2 * n + (1 if n_blocks == 1 and n == k else 2) * k) * problem.itemsize
+    images = 2 * n + (1 if n_blocks == 1 and n == k else 2) * k
+    read = live * steps * m * images * problem.itemsize
     programs = matrices * n_blocks * k_blocks * layout.groups * config.splits
-    scratch = 8 * layout.size * config.splits if config.splits > 1 else 0
+    scratch = 4 * layout.size * config.splits if config.splits > 1 else 0
     launches = 1 if config.splits == 1 else 3  # the sum, and its cast
     return _Work(programs, steps, 4 * steps * m * n * k, read, scratch, launches)
 

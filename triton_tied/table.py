@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,8 +27,8 @@ _FIELDS = ("format", "gpu", "capability", "multiprocessors", "torch", "triton", 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the figures of a table come from. An entry is trusted only where the GPU's name, the
-    version of Triton and the kernels' source are the same."""
+    """Where the figures of a table come from. An entry is trusted only where all is the same but
+    the version of torch, which compiles nothing."""
 
     gpu: str
     capability: str
@@ -39,7 +40,7 @@ class Origin:
     format: int = FORMAT
 
     def trusts(self, table: dict[str, Any]) -> bool:
-        return all(table[name] == getattr(self, name) for name in ("gpu", "triton", "source"))
+        return all(table[name] == getattr(self, name) for name in _FIELDS if name != "torch")
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,31 @@ def load(path: Path, origin: Origin) -> dict[str, Entry]:
     """The entries by :attr:`Problem.key`: none where there is no table or a stale one; none, with
     a warning, where the file is not a table."""
     try:
+        return load_for_update(path, origin)
+    except FileExistsError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return {}
+
+
+def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
+    """:func:`load`, but what is not a table raises instead of being overwritten.
+
+    Raises:
+        FileExistsError: the file is there but is not a table.
+    """
+    try:
         table = json.loads(path.read_text())
         _check(table)
         if not origin.trusts(table):
             return {}
         return {key: _read(key, row) for key, row in table["entries"].items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(
-            f"{path} is not a table of tuned configs and is left alone: {error!r}", stacklevel=2
-        )
-        return {}
+    # RecursionError: of a file that nests without end.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileExistsError(
+            f"{path} is not a table of tuned configs and is left alone: {error!r}"
+        ) from None
 
 
 def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
@@ -88,40 +102,47 @@ def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
 
     Raises:
         FileExistsError: the file is there but is not a table.
+        OSError: it cannot be written.
     """
     known = load_for_update(path, origin)
-    rows = {key: _write(entry) for key, entry in sorted({**known, **entries}.items())}
+    rows = {key: asdict(entry) for key, entry in sorted({**known, **entries}.items())}
     text = json.dumps({**asdict(origin), "entries": rows}, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    # Not by tempfile: a table may be shared, and its files are for one user's eyes.
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "w") as file:
+        with new.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(new, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            new.unlink()
         raise
-
-
-def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
-    """:func:`load`, but what is not a table raises instead of being overwritten."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return load(path, origin)
-        except UserWarning as warning:
-            raise FileExistsError(str(warning)) from None
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time, so that all take the choice of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
+    """One process at a time, so that all take the choice of the first.
+
+    Where there can be no lock (a folder that cannot be written, a file system without locks) a
+    warning says so, and each process is on its own.
+    """
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"{path} cannot be locked, so processes may tune at once and choose otherwise: "
+            f"{error!r}; {_VARIABLE} moves it",
+            stacklevel=3,
+        )
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _check(table: Any) -> None:
@@ -133,11 +154,18 @@ def _check(table: Any) -> None:
 
 
 def _read(key: str, row: dict[str, Any]) -> Entry:
+    """An entry. Its numbers are checked, since what is taken from here is launched."""
     kind = WeightGradConfig if key.startswith("weight_grad ") else ConvConfig
     config = kind(**{**row["config"], "box": tuple(row["config"]["box"])})
-    first_us = None if row["first_us"] is None else float(row["first_us"])
-    return Entry(config, float(row["median_us"]), first_us, float(row["predicted_us"]))
+    others = [v for name, v in vars(config).items() if name not in ("box", "loader", "roles")]
+    if not all(type(size) is int and size > 0 for size in (*config.box, *others)):
+        raise ValueError(f"expected positive integers in {config}")
+    first_us = None if row["first_us"] is None else _microseconds(row["first_us"])
+    median_us, predicted_us = map(_microseconds, (row["median_us"], row["predicted_us"]))
+    return Entry(config, median_us, first_us, predicted_us)
 
 
-def _write(entry: Entry) -> dict[str, Any]:
-    return asdict(entry)
+def _microseconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"expected a time, got {value!r}")
+    return float(value)

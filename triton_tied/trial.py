@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import triton.testing
@@ -28,7 +30,7 @@ def tune_on(
     progress: Callable[[str], None],
 ) -> Tuned:
     """:func:`triton_tied.tuner.tune` on a GPU, with ``triton.testing.do_bench`` for a clock."""
-    with torch.cuda.device(device), torch.no_grad():
+    with torch.cuda.device(device), torch.no_grad(), precision_of(problem):
         trial = Trial(problem, device)
         return tune(
             sieved,
@@ -46,6 +48,19 @@ def clock(call: Callable[[], object]) -> float:
     return triton.testing.do_bench(call, warmup=5, rep=15, return_mode="median")
 
 
+@contextlib.contextmanager
+def precision_of(problem: Problem) -> Iterator[None]:
+    """PyTorch's setting for float32 that the problem stands for: kernel and reference follow it."""
+    setting: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    if problem.dtype.startswith("float32"):
+        setting.fp32_precision = "ieee" if problem.dtype == "float32_ieee" else "tf32"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
 class Trial:
     """Random tensors for a problem, and what its kernel makes of them."""
 
@@ -53,9 +68,10 @@ class Trial:
         layout = problem.layout
         dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
         self.problem = problem
+        # Of its own: whether something is tuned must not change the user's random numbers.
+        self._generator = torch.Generator(device).manual_seed(0)
         self.x = self._image(problem.image, dtype, device)
-        self.grad = self._image(problem.output, dtype, device)
-        self.packed = torch.randn(layout.size, device=device).to(dtype)
+        self.packed = self._random(layout.size, dtype, device)
         centre = None
         if problem.centre == "unpacked":
             centre = launch.unpack_centre(self.packed, layout, dtype)
@@ -63,7 +79,9 @@ class Trial:
         self._conv_arguments = (
             self.x, self.packed, centre, None, None, layout, geometry, 1.0, last
         )  # fmt: skip
-        self._weight_grad_arguments = (self.x, self.grad, layout, geometry, 1.0)
+        if problem.is_weight_grad:
+            self.grad = self._image(problem.output, dtype, device)
+            self._weight_grad_arguments = (self.x, self.grad, layout, geometry, 1.0)
 
     def run(self, config: Config) -> Tensor:
         if isinstance(config, WeightGradConfig):
@@ -98,8 +116,11 @@ class Trial:
         sides = (w, h) if memory == "strided" else (h, w)
         offset = 0 if self.problem.aligned else 1
         order = (*sides, channels) if memory == "channels_last" else (channels, *sides)
-        flat = torch.randn(n * channels * h * w + offset, device=device).to(dtype)
+        flat = self._random(n * channels * h * w + offset, dtype, device)
         image = flat[offset:].view(n, *order)
         if memory == "channels_last":
             return image.permute(0, 3, 1, 2)
         return image.transpose(2, 3) if memory == "strided" else image
+
+    def _random(self, size: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        return torch.randn(size, dtype=dtype, device=device, generator=self._generator)

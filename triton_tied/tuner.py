@@ -64,19 +64,21 @@ def tune(
         for config in list(alive):
             if samples and now() >= end:
                 break
-            if config not in samples and (reason := fault(config)):
-                failures.append(Failure(config, reason))
-                alive.remove(config)
-                continue
+            reason = None
             try:
-                times = samples.setdefault(config, [])
-                times.append(clock(functools.partial(run, config)) * 1e3)
+                if config not in samples:
+                    reason = fault(config)
+                if not reason:
+                    ms = clock(functools.partial(run, config))
+                    samples.setdefault(config, []).append(ms * 1e3)
             except Exception as error:  # a compiler has many ways to fail, none of them ours
-                failures.append(Failure(config, f"{type(error).__name__}: {error}"))
+                reason = f"{type(error).__name__}: {error}"
+            if reason:
+                failures.append(Failure(config, reason))
                 samples.pop(config, None)
                 alive.remove(config)
-                continue
-            progress(_best(samples))
+            else:
+                progress(_best(samples))
         alive = _survivors(samples, alive)
     return Tuned(_check(samples, is_right, failures), failures)
 

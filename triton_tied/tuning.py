@@ -10,22 +10,32 @@ from typing import NamedTuple
 import torch
 
 from . import autotune, gpus
-from .cost import floor_us
+from .cost import floor_us, sieve
 from .packing import Layout
 from .paths import rehearsing
 from .problem import Problem
 from .tuner import Config, Failure
 
 
+class Candidate(NamedTuple):
+    """What the sieves left, with its median where it was timed."""
+
+    config: Config
+    predicted_us: float
+    median_us: float | None
+
+
 class Report(NamedTuple):
-    """What tuning a problem gave. Times in microseconds: ``before`` of the config that would have
-    been taken without, ``after`` of the winner; None where it was not timed, or nothing worked."""
+    """What tuning a problem gave. Times in microseconds: ``before`` of what would have been taken
+    without, or of the next that was timed, ``after`` of the winner; None where nothing worked.
+    ``candidates`` come best prediction first."""
 
     problem: Problem
     config: Config | None
     before: float | None
     after: float | None
     floor: float
+    candidates: list[Candidate]
     failures: list[Failure]
 
 
@@ -53,17 +63,26 @@ def tune(
     Raises:
         RuntimeError: there is no GPU to time on.
     """
+    device = gpu_to_time_on(device)
+    problems = problems_of(what) if callable(what) else list(what)
+    end = time.monotonic() + budget_s
+    reports = []
+    for i, problem in enumerate(problems):
+        share = (end - time.monotonic()) / (len(problems) - i)
+        reports.append(_tune_one(problem, device, share, again, progress))
+    return reports
+
+
+def gpu_to_time_on(device: torch.device | str | None = None) -> torch.device:
+    """The device, by default the current GPU.
+
+    Raises:
+        RuntimeError: it is no GPU, or there is none.
+    """
     device = torch.device(device or "cuda")
     if device.type != "cuda" or not torch.cuda.is_available():
         raise RuntimeError(f"expected a GPU to time on, but got device={str(device)!r}")
-    problems = problems_of(what) if callable(what) else list(what)
-    reports = []
-    for i, problem in enumerate(problems):
-        share = budget_s / (len(problems) - i)
-        report = _tune_one(problem, device, share, again, progress)
-        budget_s -= report[1]
-        reports.append(report[0])
-    return reports
+    return device
 
 
 def _tune_one(
@@ -72,17 +91,22 @@ def _tune_one(
     budget_s: float,
     again: bool,
     progress: Callable[[Problem, str], None],
-) -> tuple[Report, float]:
-    start = time.monotonic()
-    first = autotune.config_for(problem, device)
+) -> Report:
+    gpu = gpus.of_device(device)
+    sieved, first = sieve(problem, gpu), autotune.config_for(problem, device)
     tuned = autotune.tune_problem(
         problem, device, budget_s, lambda text: progress(problem, text), again
     )
-    after = tuned.medians[tuned.winner] if tuned.winner else None
-    before = tuned.medians.get(first)
-    floor = floor_us(problem, gpus.of_device(device))
-    report = Report(problem, tuned.winner, before, after, floor, tuned.failures)
-    return report, time.monotonic() - start
+    medians = tuned.medians
+    return Report(
+        problem,
+        tuned.winner,
+        next((medians[config] for config in (first, *sieved.ranked) if config in medians), None),
+        medians[tuned.winner] if tuned.winner else None,
+        floor_us(problem, gpu),
+        [Candidate(*left, medians.get(left.config)) for left in sieved.candidates],
+        tuned.failures,
+    )
 
 
 def problems_of(function: Callable[[], object]) -> list[Problem]:
