@@ -154,6 +154,11 @@ def test_first_use_is_timed_once_in_benchmark_mode(benchmark_mode, timed):
     assert timed == [PROBLEM]
     entry = table.load(table.path_of(ORIGIN), ORIGIN)[PROBLEM.key]
     assert (entry.median_us, entry.first_us) == (10.0, 12.0)
+    # From now on the table decides: what another process writes there is taken at the next reading.
+    theirs, _ = others()
+    table.save(table.path_of(ORIGIN), ORIGIN, {PROBLEM.key: Entry(theirs, 1.0, 2.0, 3.0)})
+    autotune._reread()
+    assert autotune._find(PROBLEM, DEVICE) == (theirs, True)
 
 
 def test_nothing_is_timed_in_deterministic_mode(benchmark_mode):
@@ -175,19 +180,6 @@ def test_all_failing_leaves_the_first_choice(benchmark_mode, monkeypatch):
     monkeypatch.setattr(trial, "tune_on", lambda *_: Tuned({}))
     assert autotune._find(PROBLEM, DEVICE) == (autotune.config_for(PROBLEM, DEVICE), True)
     assert not table.path_of(ORIGIN).exists()
-
-
-def test_threads_agree_and_time_once(timed):
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(autotune.tune_problem(PROBLEM, DEVICE).winner))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8 and len(set(found)) == 1 and timed == [PROBLEM]
 
 
 def test_a_choice_made_meanwhile_by_another_process_is_taken(timed):
@@ -245,6 +237,7 @@ def test_blocks_hold_on_the_threads_of_the_backward():
         thread.start()
         thread.join()
     assert found == [mine] and [problem.kernel for problem in seen] == ["weight_grad"]
+    autotune.conv_config(x, PROBLEM.layout, GEOMETRY, False)
     backward()
     assert found[1] != mine and len(seen) == 1
 
@@ -271,6 +264,23 @@ def no_folder(monkeypatch, tmp_path):
     """A cache directory that cannot be made, even by root."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("folder", [True, False])
+def test_threads_agree_and_time_once(timed, folder, request):
+    if not folder:  # then there is no lock on disk either
+        request.getfixturevalue("no_folder")
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(autotune.tune_problem(PROBLEM, DEVICE).winner))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1 and timed == [PROBLEM]
 
 
 OTHER = Problem("conv", "bfloat16", Layout(128, (3, 3)), (8, 32, 32), GEOMETRY)
@@ -525,6 +535,14 @@ def test_dry_run_of_a_model(capsys, monkeypatch, tmp_path):
     status, out, err = run(capsys, *arguments)
     assert status == 0, err
     assert "conv 2x24x20x20" in out and "weight_grad 2x24x20x20" in out
+
+
+def test_dry_run_tells_what_is_taken_untimed_where_that_is_not_the_first(capsys):
+    arguments = ("--shape", "8,64,32,32", "--dry-run", "--gpu", "H100", "--memory")
+    assert "taken if nothing is timed" not in run(capsys, *arguments, "channels_last")[1]
+    lines = run(capsys, *arguments, "contiguous")[1].splitlines()
+    untimed = next(line for line in lines if "taken if nothing is timed" in line)
+    assert "descriptor" in lines[1] and "pointer" in untimed
 
 
 def test_dry_run_for_amd_multiplies_float32_exactly(capsys):

@@ -75,3 +75,14 @@ def test_a_deeper_pipeline_is_no_worse(gpu):
         for stages in (2, 3, 4)
     ]
     assert times == sorted(times, reverse=True) and times[0] > times[2]
+
+
+def test_what_is_well_predicted_but_not_timed_says_why():
+    layout = Layout(128, (3, 3))
+    problem = Problem("conv", "bfloat16", layout, (32, 28, 28), GEOMETRY, centre="unpacked")
+    sieved = cost.sieve(problem, gpus.KNOWN["A100"])
+    best = sieved.candidates[0].predicted_us
+    late = [reason for _, reason in sieved.fallen if reason.startswith("predicted")]
+    near = [reason for reason in late if float(reason.split()[1]) <= 4 * best]
+    assert near and len(near) < len(late)
+    assert all(("; 20 are better" in reason) == (reason in near) for reason in late)

@@ -183,6 +183,8 @@ def _show(problems: list[Problem], gpu: gpus.GPU, as_json: bool) -> int:
         more = len(sieved.candidates) - _MOST_SHOWN
         if more > 0:
             print(f"    and {more} more")
+        if sieved.untimed != sieved.candidates[0].config:
+            print(f"    taken if nothing is timed: {_short(sieved.untimed)}")
         for config, reason in sieved.fallen:
             print(f"    fell: {_short(config)}: {reason}")
     return 0

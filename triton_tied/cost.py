@@ -69,6 +69,7 @@ def sieve(problem: Problem, gpu: GPU) -> Sieved:
             Fallen(
                 p.config,
                 f"predicted {p.predicted_us:.1f} us, {p.predicted_us / best:.1f} times the best"
+                + (f"; {KEPT} are better" if p.predicted_us <= _HOPELESS * best else "")
                 + (f"; {1 - share:.0%} of its pixels are dead" if share < 0.75 else ""),
             )
         )
