@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def timed(monkeypatch):
 
     def tune_on(device, problem, sieved, budget_s, progress):
         seen.append(problem)
+        time.sleep(0.02)  # while other threads come
         configs = [candidate.config for candidate in sieved.candidates]
         return Tuned({configs[3]: 10.0, configs[0]: 12.0})
 
@@ -281,6 +283,11 @@ def test_threads_agree_and_time_once(timed, folder, request):
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(found)) == 1 and timed == [PROBLEM]
+
+
+def test_choosing_without_a_folder_is_silent(no_folder, recwarn):
+    assert autotune.config_for(PROBLEM, DEVICE) == cost.sieve(PROBLEM, GPU).untimed
+    assert not recwarn
 
 
 OTHER = Problem("conv", "bfloat16", Layout(128, (3, 3)), (8, 32, 32), GEOMETRY)

@@ -18,7 +18,7 @@ from .problem import Problem
 KEPT = 20
 _MOST_PROGRAMS = 32  # of one multiprocessor at once
 _MOST_SPLITS = 64
-_MOST_WAVES = 8
+_MOST_WAVES = 4
 _LAUNCH_US = 3.0
 _LATENCY_US = 0.7  # of a load; as many are on their way as there are stages, less the one in use
 _HOPELESS = 4.0  # times the best prediction
