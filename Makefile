@@ -3,7 +3,7 @@ BIN := .venv/bin
 # What runs again through the kernels, in Triton's interpreter.
 INTERPRETED := tests/kernels tests/test_functional.py tests/test_modules.py tests/test_cached.py
 
-.PHONY: demo test test_here test_interpreted lint bench inspect
+.PHONY: demo test test_here test_interpreted lint bench figures gpu inspect
 
 demo: .venv/installed
 	$(BIN)/python -m triton_tied check
@@ -24,13 +24,24 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The CPU's result: the quick set, with time for many rounds.
 bench: .venv/installed
-	$(BIN)/python bench/cpu.py
+	$(BIN)/python -m triton_tied bench --quick --device cpu --budget 300 \
+		--json bench/results/cpu-$$(date +%F).json
+
+# The README's figures and tables, from the newest results.
+figures: .venv/installed
+	$(BIN)/python bench/figures.py
+
+# Tests, tuning and benchmarks of a GPU, into the folder OUT. A machine with a GPU has its PyTorch.
+OUT ?= gpu-results
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
 inspect: .venv/installed
 	$(BIN)/python -m triton_tied inspect --write
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,examples]"
 	touch $@

@@ -53,18 +53,22 @@ class Pass:
         prepare: does what is not timed and returns what is.
         around: all calls run inside this context.
         whole: whether a compiled peer can run it by itself.
-        applications: how many convolutions with one weight a call is, at most
-            :data:`_MOST_APPLICATIONS`.
+        applications: how often it repeats the convolution with one weight, if it does.
     """
 
     name: str
     prepare: Callable[[Peer, Images, int], Call]
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     whole: bool = True
-    applications: Callable[[Workload], int] = lambda workload: 1
+    applications: Callable[[Workload], int] | None = None
 
     def times(self, workload: Workload) -> int:
-        return min(self.applications(workload), _MOST_APPLICATIONS)
+        """How many convolutions with one weight a call is."""
+        return min(self.applications(workload), _MOST_APPLICATIONS) if self.applications else 1
+
+    def applies_to(self, workload: Workload) -> bool:
+        """Repeating once is another pass."""
+        return self.applications is None or self.times(workload) > 1
 
     def why_not(self, peer: type[Peer]) -> str | None:
         if peer.whole and not self.whole:

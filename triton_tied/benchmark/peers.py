@@ -142,11 +142,12 @@ class Assembled(Peer):
         above = [group[i, j] for group in blocks for i, j in self._above()]
         free = (self.layout.taps + self.layout.sign) // 2 if self._odd else self.layout.pairs
         own = blocks.diagonal(dim1=1, dim2=2)[:, :free].transpose(1, 2).flatten(0, 1)
-        return [torch.stack(above) if above else tied.new_empty(0, self.layout.taps), own]
+        return [own, torch.stack(above)] if above else [own]
 
     def weight(self) -> Tensor:
-        above, own = self.parameters
-        c, kernels, halves = self.layout.group_channels, iter(above), iter(own)
+        own, *above = self.parameters
+        c, halves = self.layout.group_channels, iter(own)
+        kernels = iter(above[0] if above else ())
         groups = [self._group(kernels, halves) for _ in range(self.layout.groups)]
         weight = torch.stack([kernel for group in groups for row in group for kernel in row])
         return weight.view(self.layout.channels, c, *self.layout.kernel_size)

@@ -65,7 +65,7 @@ _STYLE: Any = {
     "svg.hashsalt": "triton_tied",  # the same picture is the same file
     "svg.fonttype": "none",
 }
-_MARKERS = "os^Dv<>PXph*d8"
+_MARKERS = "s^Dv<>PXph*d8H"  # circles stand for any
 _BARS = ("forward_backward", "forward", "inference")
 _AXES = {"channels": 1, "side": 2, "batch": 0, "kernel": None}
 
@@ -126,7 +126,7 @@ def _roofline_of(
     left, right = min([*places, peak / slope]) / 2, max([*places, peak / slope]) * 2
     corners = [left, peak / slope, right]
     axes.plot(corners, [min(peak, slope * x) for x in corners], color="black", linewidth=2)
-    axes.annotate(f"matrix product: {peak:.3g}", (right, peak), (0, 6), ha="right",
+    axes.annotate(f"matrix product: {peak:.3g}", (peak / slope, peak), (0, 6),
                   textcoords="offset points")  # fmt: skip
     axes.annotate(f"copy: {result.ceilings.copy_gbs:.0f} GB/s", (left, slope * left), (10, 0),
                   textcoords="offset points", va="top")  # fmt: skip

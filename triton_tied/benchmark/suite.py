@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..check import FLOORS
 from . import roofline
-from .passes import PASSES, Call, Images, Pass, random_images
+from .agreement import Truth
+from .passes import PASSES, Call, Pass, random_images
 from .peers import DENSE, PEERS, Peer, Tied, random_tied_weight
 from .results import LeftOut, Result, Row, machine_of, rows_of
 from .timing import Clock, Turn, interleave
@@ -32,7 +32,6 @@ _PARTS = tuple(name for name in PASSES if name not in _STEP)
 _COMPILED_FAMILIES = ("resnet", "lca")
 _COMPILED_IN_QUICK = 2
 _COMPILE_S = 30.0  # the first time; the others take a tenth of it
-_WORST = 1e-2  # a relative error that no dtype excuses
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,18 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
 
 
 def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> tuple[int, int]:
-    """Tunes this package for the cells on a GPU; returns how many problems have a winner, and how
-    many there are."""
+    """Tunes this package for the headline on a GPU; returns how many problems have a winner, and
+    how many there are. What is not tuned runs as the cost model says."""
     from .. import tuning  # needs Triton
 
-    def step_all() -> None:
-        for cell in cells:
-            dtype = DTYPES[cell.workload.dtype]
-            tied = random_tied_weight(cell.workload, dtype, device)
-            images = random_images(cell.workload, cell.memory, dtype, device)
-            peer = Tied(cell.workload, tied, cell.memory)
-            with roofline.precision(cell.workload.dtype):
-                PASSES["forward_backward"].prepare(peer, images, 1)()
-
-    reports = tuning.tune(tuning.problems_of(step_all), device=device, budget_s=budget_s)
+    problems: dict[str, Any] = {}  # by key, since neighbours share an entry
+    for cell in cells:
+        layer = cell.workload.problem
+        if cell.workload.headline and cell.memory == "channels_last":
+            centre = tuning.centre_of(layer.layout, math.prod(layer.image))
+            for problem in tuning.problems_of_layer(replace(layer, centre=centre)):
+                problems.setdefault(problem.key, problem)
+    reports = tuning.tune(problems.values(), device=device, budget_s=budget_s)
     return sum(report.config is not None for report in reports), len(reports)
 
 
@@ -104,19 +101,37 @@ def run(
         dtypes.discard("tf32")
     progress(0, len(cells), "ceilings")
     result = Result(machine_of(device), roofline.measure(clock, dtypes))
-    for done, cell in enumerate(cells):
-        name, memory = cell.workload.name, cell.memory
-        progress(done, len(cells), name)
-        if cell.workload.dtype not in dtypes:
-            result.left_out.append(LeftOut("a CPU has no TF32", name, memory))
-            continue
-        left = end - time.monotonic()
-        if left <= 0:
-            result.left_out.append(LeftOut("the limit of time", name, memory))
-            continue
-        _Bench(cell, clock, result, left / (len(cells) - done), end).run()
+    done = 0
+    try:
+        for done, cell in enumerate(cells):
+            progress(done, len(cells), cell.workload.name)
+            reason = _why_not(cell, dtypes, end)
+            if reason:
+                result.left_out.append(LeftOut(reason, cell.workload.name, cell.memory))
+            else:
+                share = (end - time.monotonic()) / (len(cells) - done)
+                _run_cell(_Bench(cell, clock, result, share, end))
+    except KeyboardInterrupt:
+        result.left_out.append(LeftOut(f"interrupted, {len(cells) - done} of {len(cells)} left"))
     progress(len(cells), len(cells), "")
     return result
+
+
+def _run_cell(bench: _Bench) -> None:
+    """What goes wrong outside of a peer's first call ends the cell alone."""
+    cell, result = bench.cell, bench.result
+    try:
+        bench.run()
+    except torch.OutOfMemoryError as error:
+        result.left_out.append(LeftOut(_first_line(error), cell.workload.name, cell.memory))
+    except Exception as error:
+        result.faults.append(f"{cell.workload.name} {cell.memory}: {_first_line(error)}")
+
+
+def _why_not(cell: Cell, dtypes: set[Dtype], end: float) -> str | None:
+    if cell.workload.dtype not in dtypes:
+        return "a CPU has no TF32"
+    return "the limit of time" if time.monotonic() >= end else None
 
 
 class _Bench:
@@ -130,7 +145,8 @@ class _Bench:
         self.workload, self.dtype = cell.workload, DTYPES[cell.workload.dtype]
 
     def run(self) -> None:
-        torch._dynamo.reset()  # it would refuse to compile the same lines for ever new shapes
+        if any(PEERS[name].whole for name in self.cell.peers):
+            torch._dynamo.reset()  # it would refuse to compile the same lines for ever new shapes
         with ExitStack() as settings:
             settings.enter_context(roofline.precision(self.workload.dtype))
             settings.callback(setattr, torch.backends.cudnn, "benchmark", False)
@@ -141,14 +157,14 @@ class _Bench:
         device, dtype = self.clock.device, self.dtype
         self.tied = random_tied_weight(self.workload, dtype, device)
         self.images = random_images(self.workload, self.cell.memory, dtype, device)
-        truth = self._truth()
+        truth = Truth(self.workload, self.tied, self.images, self.cell.memory)
         peers: dict[str, Peer] = {}
         for name in self.cell.peers:
             made = self._make(name, truth)
             if made is not None:
                 peers[name] = made
         wanted = [PASSES[name] for name in self.cell.passes]
-        wanted = [each for each in wanted if self._has(each)]
+        wanted = [each for each in wanted if each.applies_to(self.workload)]
         for i, each in enumerate(wanted):
             now = time.monotonic()
             if now >= self.end:
@@ -158,11 +174,7 @@ class _Bench:
             with each.around():
                 self.result.rows += self._time(each, peers, share)
 
-    def _has(self, each: Pass) -> bool:
-        """A repetition of one is the pass that it repeats."""
-        return each.name not in ("applications", "evaluation") or each.times(self.workload) > 1
-
-    def _make(self, name: str, truth: _Truth) -> Peer | None:
+    def _make(self, name: str, truth: Truth) -> Peer | None:
         """A peer that was seen to compute the same convolution."""
         kind = PEERS[name]
         reason = kind.why_not(self.workload, self.clock.device)
@@ -245,9 +257,6 @@ class _Bench:
         turn.call()
         return turn
 
-    def _truth(self) -> _Truth:
-        return _Truth(self.workload, self.tied, self.images, self.cell.memory)
-
     def _facts(self) -> dict[str, Any]:
         workload = self.workload
         return {
@@ -276,56 +285,15 @@ class _Bench:
         self.result.left_out.append(left_out)
 
 
-class _Truth:
-    """The first and the last image in float64, and how far off dense is, in its worse layout."""
-
-    def __init__(self, workload: Workload, tied: Tensor, images: Images, memory: Format) -> None:
-        precise = Images(*(_ends(image).double().detach() for image in images))
-        precise.x.requires_grad_()
-        self._wanted = _outputs(PEERS["dense"](workload, tied.double(), memory), precise)
-        layouts = [PEERS[name] for name in DENSE]
-        layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
-        errors = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
-        floor = FLOORS[DTYPES[workload.dtype]]
-        self._allowed = [
-            min(max(2 * max(found), floor), _WORST) for found in zip(*errors, strict=True)
-        ]
-
-    def why_wrong(self, peer: Peer, images: Images) -> str | None:
-        """In its output or its input gradient; NaN is wrong."""
-        if not peer.same:
-            _outputs(peer, images)
-            return None
-        errors = self._errors(peer, images)
-        for what, error, allowed in zip(
-            ("output", "input gradient"), errors, self._allowed, strict=True
-        ):
-            if not error <= allowed:
-                return f"the {what} is off by {error:.1e}, where {allowed:.1e} is allowed"
-        return None
-
-    def _errors(self, peer: Peer, images: Images) -> list[float]:
-        found = [_ends(tensor).double() for tensor in _outputs(peer, images)]
-        pairs = zip(found, self._wanted, strict=True)
-        return [((a - b).norm() / b.norm()).item() for a, b in pairs]
-
-
-def _outputs(peer: Peer, images: Images) -> list[Tensor]:
-    output = peer.forward(images.x)
-    gradients = torch.autograd.grad(output, [images.x, *peer.parameters], images.grad)
-    return [output.detach(), gradients[0]]
-
-
-def _ends(images: Tensor) -> Tensor:
-    return images.detach()[[0, -1]] if len(images) > 1 else images.detach()
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _free(device: torch.device) -> None:
-    gc.collect()  # graphs and compiled code refer to each other in circles
+    """What graphs held is not lent to others before it is given back; that takes a while."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(device).total_memory
+        if torch.cuda.memory_reserved(device) > total / 2:
+            gc.collect()
+            torch.cuda.empty_cache()

@@ -1,0 +1,157 @@
+"""Draws the newest result of each device, and writes the README's figures and tables from it.
+
+    python bench/figures.py
+
+Results are ``bench/results/<device>-<date>.json``, as ``python -m triton_tied bench --json`` writes
+them. No number between the README's two markers is typed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from triton_tied.benchmark import results
+from triton_tied.benchmark.plots import LABELS, PASS_LABELS, draw, machine_name, size_of, sweep
+from triton_tied.benchmark.results import Result, Row
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+PASSES = ("forward_backward", "forward", "inference", "weight_build", "input_gradient",
+          "weight_gradient", "applications", "evaluation")  # fmt: skip
+PEERS = ("averaged", "parametrized", "compiled_averaged", "gathered", "compiled_gathered",
+         "assembled")  # fmt: skip
+_STEADY = 1.5  # a step of a sweep grows as the formula says, if by a factor within this
+
+
+def main() -> None:
+    newest = newest_of(RESULTS)
+    for device, path in newest.items():
+        for drawn in draw(results.read(path), RESULTS, f"{device}-"):
+            print(drawn.relative_to(ROOT))
+    readme = ROOT / "README.md"
+    readme.write_text(replaced(readme.read_text(), block(newest)))
+
+
+def newest_of(folder: Path) -> dict[str, Path]:
+    """By device, the CPU last."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        match = re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", path.stem)
+        if match:
+            found[match[1]] = path
+    return dict(sorted(found.items(), key=lambda item: item[0] == "cpu"))
+
+
+def replaced(text: str, new: str) -> str:
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{new}\n{END}{after}"
+
+
+def block(newest: dict[str, Path]) -> str:
+    return "\n\n".join(_section(device, path) for device, path in newest.items())
+
+
+def _section(device: str, path: Path) -> str:
+    result = results.read(path)
+    machine = result.machine
+    count = len({row.workload for row in result.rows if row.headline})
+    commit = machine["commit"] or "unknown"
+    commit = commit[:7] + " with changes" * commit.endswith("+")
+    versions = f"PyTorch {machine['torch']}, {machine['date']}, commit {commit}"
+    parts = [
+        f"**{machine_name(result)}** ({versions}, [`{path.name}`](bench/results/{path.name})). The "
+        f"time of this package over that of each peer, geometric means over {count} workloads, "
+        f"each median of rounds in which all peers take turns: below 1, in bold, this package is "
+        f"faster. A number in brackets is of so many workloads only.",
+        _means(result),
+        f"![time of triton_tied over that of each peer](bench/results/{device}-ratios.png)",
+        "Milliseconds of a forward and backward, channels-last, and the ratios to dense and to the "
+        "fastest peer that ties its weight:",
+        _workloads(result),
+        f"[Every workload under the roofline](bench/results/{device}-roofline.png)."
+        f"{_growth(result)}",
+    ]
+    if any(row.family.startswith("scaling") for row in result.rows):
+        parts.append(f"![time and memory as one size grows](bench/results/{device}-scaling.png)")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _means(result: Result) -> str:
+    """One row for each pass and memory format. The floor is that of a dense weight: copies."""
+    means = results.geometric_means(result.rows)
+    lines = [["pass", "images", "dense", *(LABELS[peer] for peer in PEERS), "copies over dense"]]
+    for pass_ in PASSES:
+        for memory, found in means.items():
+            if "tied" not in found.get(pass_, {}):
+                continue
+            most = found[pass_]["tied"]["workloads"]
+            pairs = results.pairwise_means(result.rows, memory, pass_)
+            dense = found[pass_]["tied"]["ratio_to_dense"]
+            floor = found[pass_].get("copied", {}).get("ratio_to_dense")
+            cells = [_ratio(*pairs[peer], most) if peer in pairs else "" for peer in PEERS]
+            lines.append(
+                [PASS_LABELS[pass_], memory.replace("_", "-"), _ratio(dense, most, most), *cells]
+                + [f"{floor:.2f}" if floor else ""]
+            )
+    return _markdown(lines)
+
+
+def _workloads(result: Result) -> str:
+    shown = ("dense", "averaged", "tied")
+    lines = [["workload", "dense", "averaged", "triton_tied", "over dense", "over the tied peer"]]
+    by_workload: dict[str, dict[str, Row]] = {}
+    for row in result.rows:
+        if row.headline and (row.pass_, row.memory_format) == ("forward_backward", "channels_last"):
+            by_workload.setdefault(row.workload, {})[row.peer] = row
+    for workload, found in by_workload.items():
+        if "tied" not in found:
+            continue
+        times = {peer: row.median_ms for peer, row in found.items()}
+        times["dense"] = min(times[peer] for peer in times if peer.startswith("dense"))
+        tied = found["tied"]
+        lines.append(
+            [workload, *(f"{times[peer]:.3g}" for peer in shown)]
+            + [_ratio(ratio) for ratio in (tied.ratio_to_dense, tied.ratio_to_best_tied_peer)]
+        )
+    return _markdown(lines)
+
+
+def _growth(result: Result) -> str:
+    """Where the cost does not grow as the formula says."""
+    departures = []
+    steps = 0
+    for axis in ("channels", "side", "batch", "kernel"):
+        rows = [row for row in sweep(result.rows, axis) if row.peer == "tied"]
+        for small, large in zip(rows, rows[1:], strict=False):
+            steps += 1
+            grown, work = large.median_ms / small.median_ms, large.flops / small.flops
+            if not 1 / _STEADY <= grown / work <= _STEADY:
+                sizes = f"{size_of(small, axis)} to {size_of(large, axis)}"
+                departures.append(f"{axis} {sizes} ({grown:.1f} for {work:.1f})")
+    if not steps:
+        return ""
+    text = f" As one size grows, this package's time grows as the FLOPs do (within {_STEADY} x)"
+    if not departures:
+        return f"{text} in all {steps} steps."
+    return f"{text} in {steps - len(departures)} of {steps} steps; not in {', '.join(departures)}."
+
+
+def _ratio(ratio: float | None, count: int = 0, most: int = 0) -> str:
+    if ratio is None:
+        return ""
+    text = f"**{ratio:.2f}**" if float(f"{ratio:.2f}") < 1 else f"{ratio:.2f}"
+    return f"{text} ({count})" if count < most else text
+
+
+def _markdown(lines: Iterable[list[str]]) -> str:
+    head, *rest = lines
+    rows = [head, ["---"] * len(head), *rest]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
