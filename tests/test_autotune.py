@@ -1,5 +1,6 @@
 """The order of choice, when timing happens, and what a call costs; no GPU is asked."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -475,12 +476,31 @@ def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
     assert hasattr(made, "grad") == (kernel == "weight_grad")
 
 
+TUNE_ON = trial.tune_on  # the tests' machine has another
+
+
 @pytest.mark.parametrize(("dtype", "wanted"), [("float32", "tf32"), ("float32_ieee", "ieee")])
-def test_a_trial_computes_float32_as_the_problem_says(convolution_precision, dtype, wanted):
+def test_a_trial_computes_float32_as_the_problem_says(
+    monkeypatch, convolution_precision, dtype, wanted
+):
     convolution_precision.fp32_precision = "ieee" if wanted == "tf32" else "tf32"
     before = convolution_precision.fp32_precision
-    with trial.precision_of(Problem(**vars(PROBLEM) | {"dtype": dtype})):
-        assert convolution_precision.fp32_precision == wanted
+    problem = Problem(**vars(PROBLEM) | {"dtype": dtype})
+    seen = []
+
+    class Spy:
+        run = is_right = fault = None
+
+        def __init__(self, *arguments):
+            seen.append(convolution_precision.fp32_precision)
+
+    monkeypatch.setattr(trial, "Trial", Spy)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        trial, "tune", lambda *_, **__: seen.append(convolution_precision.fp32_precision)
+    )
+    TUNE_ON(DEVICE, problem, cost.sieve(problem, GPU), 1.0, print)
+    assert seen == [wanted, wanted]
     assert convolution_precision.fp32_precision == before
 
 
@@ -560,7 +580,7 @@ def test_dry_run_for_amd_multiplies_float32_exactly(capsys):
 
 MODELS = """
 import torch, triton_tied as tt
-def raises(): raise KeyError("two\\nlines")
+def raises(): raise RuntimeError("two\\nlines")
 def narrow(): return tt.TiedConv2d(8, 3)
 def dense(): return torch.nn.Conv2d(16, 16, 3)
 class Several(torch.nn.Module):
@@ -587,7 +607,7 @@ def models(tmp_path, monkeypatch):
         ("no_python:f", "SyntaxError"),
         ("odd_models:f", "no attribute 'f'"),
         ("odd_models:torch", "not callable"),
-        ("odd_models:raises", "KeyError"),
+        ("odd_models:raises", "RuntimeError: two lines"),
         ("odd_models:narrow", "to have 8 channels, but got 16"),
         ("odd_models:dense", "ran no tied convolution"),
         (":f", "MODULE:FACTORY"),

@@ -85,4 +85,20 @@ def test_what_is_well_predicted_but_not_timed_says_why():
     late = [reason for _, reason in sieved.fallen if reason.startswith("predicted")]
     near = [reason for reason in late if float(reason.split()[1]) <= 4 * best]
     assert near and len(near) < len(late)
-    assert all(("; 20 are better" in reason) == (reason in near) for reason in late)
+    assert all(("; 20 others are timed" in reason) == (reason in near) for reason in late)
+
+
+@GPUS
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+@pytest.mark.parametrize("c", [16, 128, 512])
+def test_what_is_taken_untimed_is_among_what_is_timed(gpu, kernel, c):
+    # Large float32 images in rows: bulk copies are predicted to be many times faster.
+    dtype = "float32_ieee" if gpu.target == "gfx942" else "float32"
+    for side in (8, 64):
+        problem = Problem(
+            kernel, dtype, Layout(c, (3, 3)), (8, side, side), GEOMETRY, "contiguous", "none"
+        )
+        sieved = cost.sieve(problem, gpu)
+        timed = [config for config, _ in sieved.candidates]
+        assert sieved.untimed in timed and len(timed) == len(set(timed)) <= cost.KEPT
+        assert not {*timed} & {config for config, _ in sieved.fallen}

@@ -227,12 +227,12 @@ def test_without_locks_a_warning_says_so_and_work_goes_on(path, monkeypatch, err
 
 
 def test_a_lock_is_given_back_when_work_fails(path):
-    with pytest.raises(KeyError) as kept, table.locked(path):
+    with pytest.raises(KeyError), table.locked(path):
         raise KeyError
     reached = threading.Thread(target=_add, args=(path, 0, 1), daemon=True)
     reached.start()
     reached.join(10)
-    assert len(table.load(path, ORIGIN)) == 1, kept  # whose traceback keeps all its locals alive
+    assert len(table.load(path, ORIGIN)) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")

@@ -51,7 +51,7 @@ class Sieved:
 
 
 def sieve(problem: Problem, gpu: GPU) -> Sieved:
-    """At most :data:`KEPT` configs for a problem, and always one."""
+    """At most :data:`KEPT` configs for a problem, always one, and what is taken without timing."""
     predicted: list[Predicted] = []
     fallen: list[Fallen] = []
     for candidate in list_of(problem.kernel, gpu.target, problem.dtype):
@@ -63,17 +63,22 @@ def sieve(problem: Problem, gpu: GPU) -> Sieved:
     predicted.sort(key=lambda p: p.predicted_us)
     best = predicted[0].predicted_us
     kept = [p for p in predicted[:KEPT] if p.predicted_us <= _HOPELESS * best]
-    for p in predicted[len(kept) :]:
+    safe = [p for p in predicted if "planar" not in problem.needs(p.config)]
+    if safe[0] not in kept:  # a winner has to beat what is taken without timing
+        kept = [*kept[: KEPT - 1], safe[0]]
+    for p in predicted:
+        if p in kept:
+            continue
         share = live_share(problem, p.config)
         fallen.append(
             Fallen(
                 p.config,
                 f"predicted {p.predicted_us:.1f} us, {p.predicted_us / best:.1f} times the best"
-                + (f"; {KEPT} are better" if p.predicted_us <= _HOPELESS * best else "")
+                + (f"; {KEPT} others are timed" if p.predicted_us <= _HOPELESS * best else "")
                 + (f"; {1 - share:.0%} of its pixels are dead" if share < 0.75 else ""),
             )
         )
-    ranked = tuple(p.config for p in predicted if "planar" not in problem.needs(p.config))
+    ranked = tuple(p.config for p in safe)
     return Sieved(tuple(kept), tuple(fallen), floor_us(problem, gpu), ranked)
 
 
