@@ -23,6 +23,7 @@ PASSES = ("forward_backward", "forward", "inference", "weight_build", "input_gra
           "weight_gradient", "applications", "evaluation")  # fmt: skip
 PEERS = ("averaged", "parametrized", "compiled_averaged", "gathered", "compiled_gathered",
          "assembled")  # fmt: skip
+_MOST_LINES = 15  # of a table that is not folded away
 _STEADY = 1.5  # a step of a sweep grows as the formula says, if by a factor within this
 
 
@@ -69,6 +70,7 @@ def _section(device: str, path: Path) -> str:
         f"faster. A number in brackets is of so many workloads only.",
         _means(result),
         f"![time of triton_tied over that of each peer](bench/results/{device}-ratios.png)",
+        _graphs(device, result),
         "Milliseconds of a forward and backward, channels-last, and the ratios to dense and to the "
         "fastest peer that ties its weight:",
         _workloads(result),
@@ -117,7 +119,16 @@ def _workloads(result: Result) -> str:
             [workload, *(f"{times[peer]:.3g}" for peer in shown)]
             + [_ratio(ratio) for ratio in (tied.ratio_to_dense, tied.ratio_to_best_tied_peer)]
         )
-    return _markdown(lines)
+    table = _markdown(lines)
+    if len(lines) <= _MOST_LINES:
+        return table
+    return f"<details><summary>{len(lines) - 1} workloads</summary>\n\n{table}\n\n</details>"
+
+
+def _graphs(device: str, result: Result) -> str:
+    if not any(row.graph_ms for row in result.rows):
+        return ""
+    return f"![the same, as CUDA graphs](bench/results/{device}-graph-ratios.png)"
 
 
 def _growth(result: Result) -> str:

@@ -15,7 +15,7 @@ from triton_tied.benchmark.peers import PEERS, random_tied_weight
 from triton_tied.benchmark.workloads import DTYPES, quick
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WORKLOADS = {workload.name: workload for workload in quick()}
+WORKLOADS = {workload.name: workload for workload in quick(DEVICE.type == "cuda")}
 
 
 @pytest.mark.parametrize("peer_name", PEERS)

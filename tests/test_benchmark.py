@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
 from triton_tied import cli
-from triton_tied.benchmark import passes, peers, results, roofline, suite, timing, workloads
+from triton_tied.benchmark import passes, peers, plots, results, roofline, suite, timing, workloads
 from triton_tied.benchmark.agreement import Truth
 from triton_tied.benchmark.workloads import Workload
 
@@ -331,8 +332,9 @@ def test_every_workload_is_there_with_its_source():
         ("soc", "bf16"), ("lip", "tf32"), ("lca", "bf16"), ("resnet", "bf16"), ("wide", "bf16"),
         ("thin", "bf16"),
     }  # fmt: skip
-    assert all(workload.source for workload in found + workloads.quick())
-    assert {w.name for w in workloads.quick()} <= set(names)
+    few = workloads.quick(on_gpu=True) + workloads.quick(on_gpu=False)
+    assert all(workload.source for workload in found + few)
+    assert {workload.name for workload in few} <= set(names)
 
 
 def test_sweeps_reach_as_far_as_they_should():
@@ -359,7 +361,8 @@ def test_a_plan_times_each_thing_once(kind, is_quick):
     ]
     assert len(things) == len(set(things))
     timed = {cell.workload.name for cell in cells}
-    assert timed >= {w.name for w in (workloads.quick() if is_quick else workloads.every())}
+    wanted = workloads.quick(kind == "cuda") if is_quick else workloads.every()
+    assert timed >= {workload.name for workload in wanted}
 
 
 @pytest.fixture
@@ -376,7 +379,7 @@ def tiny(monkeypatch):
         *(suite.Cell(w, "channels_last", ("forward_backward",), ("dense", "tied")) for w in swept),
         suite.Cell(workloads.every()[9], "channels_last", ("forward",), eager),  # TF32
     ]
-    ceilings = roofline.Ceilings({"fp32": 0.1}, 10.0)
+    ceilings = roofline.Ceilings({"fp32": 0.1, "tf32": 0.2}, 10.0)
     monkeypatch.setattr(timing, "_MOST_ROUNDS", 3)
     monkeypatch.setattr(suite, "plan", lambda device, is_quick: cells)
     monkeypatch.setattr(suite.roofline, "measure", lambda clock, dtypes: ceilings)
@@ -453,6 +456,53 @@ def test_what_no_time_is_left_for_is_said(tiny, tmp_path):
     result = results.read(path)
     assert not result.rows
     assert [each.reason for each in result.left_out][:4] == ["the limit of time"] * 4
+
+
+class GraphClock(timing.Clock):
+    """A GPU's way, on the CPU: a graph is the call itself, and one peer cannot be captured."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.eager = self.replayed = timing.Clock(device).eager
+        self.on_gpu = True
+
+    def capture(self, prepare):
+        (peer,) = prepare.__defaults__
+        if peer.name == "assembled":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return SimpleNamespace(replay=prepare())
+
+    def extra_bytes(self, call):
+        return 5
+
+    def launches(self, call):
+        return 3
+
+
+def test_graphs_are_timed_beside_eager_calls(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "Clock", GraphClock)
+    path = tmp_path / "result.json"
+    assert bench("--json", path) == 0
+    result = results.read(path)
+    captured = {row.peer for row in result.rows if row.graph_ms}
+    assert captured == set(EAGER) - {"assembled"}
+    assert {row.launches for row in result.rows} == {3}
+    assert {each.reason for each in result.left_out if each.peer == "assembled"} == {
+        "no graph: RuntimeError: operation not permitted when stream is capturing"
+    }
+    assert plots.graph_ratios(result) is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_has_launches_graphs_and_peaks(tiny, tmp_path):
+    path = tmp_path / "result.json"
+    assert bench("--json", path, "--device", "cuda", "--plots", tmp_path) == 0
+    result = results.read(path)
+    assert not [each for each in result.left_out if each.reason.startswith("no graph")]
+    steps = [row for row in result.rows if row.pass_ == "forward_backward"]
+    assert all(row.launches and row.graph_ms and row.extra_bytes for row in steps)
+    assert (tmp_path / "graph-ratios.png").exists()
 
 
 def test_tuning_without_a_gpu_is_refused(tiny, capsys):

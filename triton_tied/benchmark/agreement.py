@@ -23,7 +23,8 @@ class Truth:
         layouts = [PEERS[name] for name in DENSE]
         layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
         errors = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
-        floor = FLOORS[DTYPES[workload.dtype]]
+        # Twice, since an averaged weight is rounded before and after it is averaged.
+        floor = 2 * FLOORS[DTYPES[workload.dtype]]
         self._allowed = [
             min(max(2 * max(found), floor), _WORST) for found in zip(*errors, strict=True)
         ]

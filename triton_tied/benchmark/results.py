@@ -32,8 +32,8 @@ class Row:
         applications: convolutions with one weight in the call.
         ratio_to_dense: to the faster of the dense layouts.
         ratio_to_best_tied_peer: to the fastest that ties its weight and is not this package.
-        roofline_share: the least time over the median; above 1 where the cache keeps what the
-            formula reads from memory.
+        roofline_share: the least time over the median, on a GPU that of the graph; above 1 where
+            the cache keeps what the formula reads from memory.
         extra_bytes: the peak above what was held at the start.
         launches, graph_ms: of a GPU only.
     """

@@ -54,8 +54,7 @@ def work_of(workload: Workload, pass_name: str, times: int) -> Work:
 
 def measure(clock: Clock, dtypes: set[Dtype]) -> Ceilings:
     """What the device reaches, with values that are random, since zeros run faster."""
-    on_gpu = clock.device.type == "cuda"
-    side, numbers = (8192, 2**29) if on_gpu else (1536, 2**26)
+    side, numbers = (8192, 2**29) if clock.on_gpu else (1536, 2**26)
     source = torch.randn(numbers // 4, device=clock.device)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / 1e6 / _least(clock, lambda: target.copy_(source))

@@ -48,7 +48,7 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
     """What is timed, the most telling first, since the limit of time cuts the end."""
     on_gpu = device.type == "cuda"
     if is_quick:
-        headline, rest = quick(), []
+        headline, rest = quick(on_gpu), []
     else:
         found = every()
         headline = [workload for workload in found if workload.headline]
@@ -207,7 +207,9 @@ class _Bench:
                 turns[name] = self._turn(peer, each.prepare(peer, self.images, times))
             except Exception as error:
                 self._fail(name, error, each.name)
-        on_gpu = self.clock.device.type == "cuda"
+        if not turns:
+            return []
+        on_gpu = self.clock.on_gpu
         timed = interleave(turns, self.clock.eager, share_s / 2 if on_gpu else share_s)
         graphs = self._time_graphs(each, turns, peers, share_s / 2) if on_gpu else {}
         work = roofline.work_of(self.workload, each.name, times)
@@ -215,6 +217,7 @@ class _Bench:
 
         def make(peer: str, median_ms: float, **ratios: Any) -> Row:
             turns[peer].before()
+            graph_ms = graphs.get(peer)
             return Row(
                 **self._facts(),
                 pass_=each.name,
@@ -224,12 +227,12 @@ class _Bench:
                 median_ms=median_ms,
                 **ratios,
                 # What makes no dense weight is not bound by the bytes of one.
-                roofline_share=least_ms / median_ms if work.flops else None,
+                roofline_share=least_ms / (graph_ms or median_ms) if work.flops else None,
                 flops=work.flops,
                 least_bytes=work.least_bytes,
                 extra_bytes=self.clock.extra_bytes(turns[peer].call),
                 launches=self.clock.launches(turns[peer].call),
-                graph_ms=graphs.get(peer),
+                graph_ms=graph_ms,
             )
 
         return rows_of(timed.medians, each.name == "weight_build", make)

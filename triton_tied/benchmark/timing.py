@@ -65,15 +65,15 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._on_gpu = device.type == "cuda"
-        if self._on_gpu:
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
             size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
             self._cache = torch.empty(size, dtype=torch.int8, device=device)
 
     def eager(self, call: Call) -> float:
         """One call as Python makes it, its launches included. On a GPU the cache is cold, as it is
         when a layer's turn comes in a net."""
-        if not self._on_gpu:
+        if not self.on_gpu:
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start) * 1e3
@@ -112,7 +112,7 @@ class Clock:
     def extra_bytes(self, call: Call) -> int:
         """The peak of what PyTorch's allocator held above the start, results included. What a
         library allocates by itself on a CPU is not seen."""
-        if not self._on_gpu:
+        if not self.on_gpu:
             return _peak_on_cpu(call)
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -123,7 +123,7 @@ class Clock:
 
     def launches(self, call: Call) -> int | None:
         """Kernels, copies and fills that a call starts on a GPU."""
-        if not self._on_gpu:
+        if not self.on_gpu:
             return None
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             call()

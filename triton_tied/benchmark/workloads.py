@@ -140,18 +140,24 @@ def every() -> list[Workload]:
     return sorted(found, key=lambda workload: not workload.headline)
 
 
-def quick() -> list[Workload]:
-    """What a CPU does in milliseconds: one or two of the families that it can serve."""
-    return [
-        replace(workload, headline=True)
-        for workload in [
+def quick(on_gpu: bool) -> list[Workload]:
+    """A few of the families, on a CPU those that it does in milliseconds."""
+    if on_gpu:
+        found = [
+            *_soc()[:9:4],
+            *_resnet(batches=(32,), dtypes=("bf16",)),
+            *_wide_and_thin()[:4],
+            *_launch(),
+        ]
+    else:
+        found = [
             *_resnet(batches=(1,), dtypes=("fp32",)),
             *_lip(dtypes=("fp32",), widths=(16,))[:1],
             *_antisym(),
             Workload("ragged", 3, 50, (29, 29), 5, "fp32"),
             Workload("ragged", 3, 13, (13, 13), 3, "fp32", _SKEW),
         ]
-    ]
+    return [replace(workload, headline=True) for workload in found]
 
 
 def sweeps(batch: int, dtype: Dtype, small: bool = False) -> list[Workload]:
