@@ -8,13 +8,14 @@ them. No number between the README's two markers is typed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from triton_tied.benchmark import results
 from triton_tied.benchmark.plots import LABELS, PASS_LABELS, draw, machine_name, size_of, sweep
-from triton_tied.benchmark.results import Result, Row
+from triton_tied.benchmark.results import BEST_DENSE, Measured, Result, Row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -82,23 +83,24 @@ def _section(device: str, path: Path) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _means(result: Result) -> str:
+def _means(result: Result, measured: Measured = "median_ms") -> str:
     """One row for each pass and memory format. The floor is that of a dense weight: copies."""
-    means = results.geometric_means(result.rows)
+    memories = dict.fromkeys(row.memory_format for row in result.rows)
     lines = [["pass", "images", "dense", *(LABELS[peer] for peer in PEERS), "copies over dense"]]
-    for pass_ in PASSES:
-        for memory, found in means.items():
-            if "tied" not in found.get(pass_, {}):
-                continue
-            most = found[pass_]["tied"]["workloads"]
-            pairs = results.pairwise_means(result.rows, memory, pass_)
-            dense = found[pass_]["tied"]["ratio_to_dense"]
-            floor = found[pass_].get("copied", {}).get("ratio_to_dense")
-            cells = [_ratio(*pairs[peer], most) if peer in pairs else "" for peer in PEERS]
-            lines.append(
-                [PASS_LABELS[pass_], memory.replace("_", "-"), _ratio(dense, most, most), *cells]
-                + [f"{floor:.2f}" if floor else ""]
-            )
+    for pass_, memory in itertools.product(PASSES, memories):
+        pairs = results.pairwise_means(result.rows, memory, pass_, measured)
+        floor = results.pairwise_means(result.rows, memory, pass_, measured, of="copied")
+        if not pairs:
+            continue
+        if pass_ == "weight_build":  # a dense weight need not be built
+            pairs.pop(BEST_DENSE, None)
+            floor.pop(BEST_DENSE, None)
+        most = max(count for _, count in pairs.values())
+        cells = [
+            _ratio(*pairs[peer], most) if peer in pairs else "" for peer in (BEST_DENSE, *PEERS)
+        ]
+        cells.append(f"{floor[BEST_DENSE][0]:.2f}" if BEST_DENSE in floor else "")
+        lines.append([PASS_LABELS[pass_], memory.replace("_", "-"), *cells])
     return _markdown(lines)
 
 
@@ -128,7 +130,9 @@ def _workloads(result: Result) -> str:
 def _graphs(device: str, result: Result) -> str:
     if not any(row.graph_ms for row in result.rows):
         return ""
-    return f"![the same, as CUDA graphs](bench/results/{device}-graph-ratios.png)"
+    figure = f"![the same, as CUDA graphs](bench/results/{device}-graph-ratios.png)"
+    means = _means(result, "graph_ms")
+    return f"The same as CUDA graphs, where no launch is seen:\n\n{means}\n\n{figure}"
 
 
 def _growth(result: Result) -> str:

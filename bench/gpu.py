@@ -42,10 +42,9 @@ def parts(out: Path, device: str) -> list[Part]:
     """510 seconds in all."""
     table, result = out / "table.json", out / f"{device}-{date.today().isoformat()}.json"
     bench = [*PACKAGE, "bench", "--device", "cuda"]
-    tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     tune, measure = 115.0, 215.0
     return [
-        Part("tests", [*tests, f"--junitxml={out / 'tests.xml'}"], 130.0),
+        Part("tests", [sys.executable, str(ROOT / "bench" / "gpu_tests.py")], 130.0),
         Part("tune", [*bench, "--tune", str(tune), "--budget", "0"], tune + _GRACE_S),
         Part(
             "bench",

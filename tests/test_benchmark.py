@@ -287,7 +287,10 @@ def test_geometric_means_are_of_the_headline_and_workload_by_workload():
         "ratio_to_dense": 4.0,
         "ratio_to_best_tied_peer": 2.0,
         "workloads": 2,
+        "tied_over_it": None,
+        "tied_over_it_as_graph": None,
     }
+    assert means["forward"]["averaged"]["tied_over_it"] == 0.5
     assert means["weight_build"]["tied"]["ratio_to_dense"] is None
     pairs = results.pairwise_means(rows, "channels_last", "forward")
     assert pairs == {"averaged": (0.5, 1)}

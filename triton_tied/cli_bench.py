@@ -68,7 +68,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _measure(cells: list[suite.Cell], device: torch.device, budget: float) -> Result:
-    with tqdm(total=len(cells), bar_format="{l_bar}{bar}| {elapsed} {desc}") as bar:
+    with tqdm(total=len(cells), bar_format="{percentage:3.0f}%|{bar}| {elapsed} {desc}") as bar:
 
         def progress(done: int, total: int, text: str) -> None:
             bar.n = done

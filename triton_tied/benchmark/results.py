@@ -19,6 +19,7 @@ from .. import __version__
 from .peers import DENSE, TIED_PEERS
 from .roofline import Ceilings
 
+BEST_DENSE = "best_dense"
 Measured = Literal["median_ms", "graph_ms"]
 # memory format -> pass -> peer -> mean
 Means = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -126,9 +127,10 @@ def read(path: Path) -> Result:
     )
 
 
-def geometric_means(rows: Iterable[Row]) -> Means:
+def geometric_means(rows: list[Row]) -> Means:
     """By memory format, pass and peer, over the headline: the ratios to dense and to the best tied
-    peer, and of how many workloads."""
+    peer, this package's time over the peer's, eager and as a CUDA graph, and of how many
+    workloads."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.headline:
@@ -140,6 +142,13 @@ def geometric_means(rows: Iterable[Row]) -> Means:
             "ratio_to_best_tied_peer": _mean_or_none(row.ratio_to_best_tied_peer for row in group),
             "workloads": len(group),
         }
+    for memory, passes in means.items():
+        for pass_, peers in passes.items():
+            eager = pairwise_means(rows, memory, pass_)
+            graph = pairwise_means(rows, memory, pass_, "graph_ms")
+            for peer, mean in peers.items():
+                mean["tied_over_it"] = _short(eager[peer][0]) if peer in eager else None
+                mean["tied_over_it_as_graph"] = _short(graph[peer][0]) if peer in graph else None
     return means
 
 
@@ -154,10 +163,15 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def pairwise_means(
-    rows: Iterable[Row], memory: str, pass_: str, measured: Measured = "median_ms"
+    rows: Iterable[Row],
+    memory: str,
+    pass_: str,
+    measured: Measured = "median_ms",
+    of: str = "tied",
 ) -> dict[str, tuple[float, int]]:
-    """This package's time over each peer's, over the workloads of the headline in which that peer
-    took part: the geometric mean, and of how many."""
+    """One peer's time, by default this package's, over that of each other and of the faster
+    :data:`BEST_DENSE`, over the workloads of the headline in which both took part: the geometric
+    mean, and of how many."""
     by_workload: dict[str, dict[str, float]] = {}
     for row in rows:
         time = getattr(row, measured)
@@ -165,9 +179,11 @@ def pairwise_means(
             by_workload.setdefault(row.workload, {})[row.peer] = time
     found: dict[str, list[float]] = {}
     for times in by_workload.values():
-        for peer, time in times.items():
-            if peer != "tied" and "tied" in times:
-                found.setdefault(peer, []).append(times["tied"] / time)
+        dense = [times[peer] for peer in DENSE if peer in times]
+        others = {**times, BEST_DENSE: min(dense)} if dense else times
+        for peer, time in others.items():
+            if peer != of and of in times:
+                found.setdefault(peer, []).append(times[of] / time)
     return {peer: (geometric_mean(ratios), len(ratios)) for peer, ratios in found.items()}
 
 
@@ -188,8 +204,9 @@ def rows_of(medians: dict[str, float], builds: bool, make: Callable[..., Row]) -
 
 
 def table(rows: list[Row]) -> str:
-    """One line for each workload and pass, one column of milliseconds for each peer, then what
-    this package's are of the best dense and of the best tied peer's."""
+    """One line for each workload and pass: milliseconds of each peer, and what this package's are
+    of the best dense and of the best tied peer's; its share of the roofline, and MB of extra
+    memory, its own and those of dense."""
     peers = list(dict.fromkeys(row.peer for row in rows))
     lines: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
@@ -197,15 +214,29 @@ def table(rows: list[Row]) -> str:
         lines.setdefault(key, {})[row.peer] = row
     width = max((len(workload) for workload, _, _ in lines), default=0) + 2
     titles = [peer.replace("channels_last", "cl").replace("compiled_", "c_") for peer in peers]
-    head = "".join(f"{title:>13}" for title in titles)
-    text = [f"{'milliseconds':<{width}}{'memory':<15}{'pass':<18}{head}{'/dense':>9}{'/tied':>8}"]
+    titles += ["/dense", "/tied", "roofline", "MB", "dense MB"]
+    text = [f"{'milliseconds':<{width}}{'memory':<15}{'pass':<18}" + _columns(titles)]
     for (workload, memory, pass_), found in lines.items():
-        cells = "".join(f"{_number(found.get(peer)):>13}" for peer in peers)
-        tied = found.get("tied")
-        ratios = [tied and tied.ratio_to_dense, tied and tied.ratio_to_best_tied_peer]
-        shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
-        text.append(f"{workload:<{width}}{memory:<15}{pass_:<18}{cells}{shown[0]:>9}{shown[1]:>8}")
+        cells = [f"{found[peer].median_ms:.4g}" if peer in found else "-" for peer in peers]
+        cells += _of_tied(found["tied"]) if "tied" in found else ["-"] * 4
+        cells.append(_megabytes(found["dense"]) if "dense" in found else "-")
+        text.append(f"{workload:<{width}}{memory:<15}{pass_:<18}" + _columns(cells))
     return "\n".join(text)
+
+
+def _of_tied(row: Row) -> list[str]:
+    ratios = (row.ratio_to_dense, row.ratio_to_best_tied_peer)
+    share = "-" if row.roofline_share is None else f"{row.roofline_share:.0%}"
+    shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    return [*shown, share, _megabytes(row)]
+
+
+def _columns(cells: Iterable[str]) -> str:
+    return "".join(f"{cell:>13}" for cell in cells)
+
+
+def _megabytes(row: Row) -> str:
+    return "-" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.3g}"
 
 
 def means_table(rows: list[Row]) -> str:
@@ -285,7 +316,3 @@ def _lines(objects: Iterable[dict[str, Any]]) -> str:
 def _short(value: Any) -> Any:
     """Five digits of a float, more than any median is good for."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _number(row: Row | None) -> str:
-    return f"{row.median_ms:.4g}" if row else "-"

@@ -63,8 +63,8 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
             Cell(each, each.formats[0], _STEP, tuple(PEERS) if each in compiled else _PLAIN)
             for each in headline
         ),
-        *(Cell(each, "contiguous", (*_STEP, "inference"), _FEW) for each in both),
         *(Cell(each, "channels_last", _STEP[:1], _SWEPT) for each in swept),
+        *(Cell(each, "contiguous", (*_STEP, "inference"), _FEW) for each in both),
         *(Cell(each, each.formats[0], _PARTS, _PLAIN) for each in headline),
         *(Cell(each, memory, more, _FEW) for each in rest for memory in each.formats),
     ]
