@@ -23,6 +23,15 @@ _LAUNCH_US = 3.0
 _LATENCY_US = 0.7  # of a load; as many are on their way as there are stages, less the one in use
 _HOPELESS = 4.0  # times the best prediction
 
+_WORDS = {  # of the needs of candidates
+    "two_sums": "a skew-adjoint weight",
+    "gathered_centre": "a centre gathered from its triangle",
+    "ragged_boxes": "boxes that reach beyond the output",
+    "scattered": "pixels that are not read 16 bytes at a time",
+    "planar": "contiguous (NCHW) images",
+    "wide": "offsets of 64 bits",
+}
+
 
 class Predicted(NamedTuple):
     config: ConvConfig | WeightGradConfig
@@ -91,7 +100,7 @@ def why_not(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
         return f"{gpu.name} has no bulk copies"
     unmet = candidate.not_for & problem.needs(config)
     if unmet:
-        return f"spills registers for {', '.join(sorted(unmet))}"
+        return f"spills registers for {', '.join(sorted(_WORDS[need] for need in unmet))}"
     return problem.why_not(config)
 
 
