@@ -101,15 +101,21 @@ def roofline(result: Result) -> Figure | None:
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     if not rows:
         return None
-    figure, panels = plt.subplots(
-        1, len(dtypes), figsize=(3.5 + 6.5 * len(dtypes), 6.5), squeeze=False, layout="constrained"
-    )
+    lines, columns = -(-len(dtypes) // 2), min(len(dtypes), 2)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(3.5 + 6.5 * columns, 0.5 + 6 * lines), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    panels = list(grid.flat)
+    for unused in panels[len(dtypes) :]:
+        unused.remove()
     unit, scale = ("TFLOP/s", 1.0) if min(result.ceilings.tflops.values()) > 1 else ("GFLOP/s", 1e3)
     families = dict(zip(dict.fromkeys(row.family for row in rows), itertools.cycle(_MARKERS)))
-    for axes, dtype in zip(panels[0], dtypes, strict=True):
+    for axes, dtype in zip(panels, dtypes, strict=False):
         found = [row for row in rows if row.dtype == dtype]
         _roofline_of(found, result, dtype, scale, families, axes)
-    panels[0][0].set_ylabel(f"{unit}, forward and backward")
+    for line in grid:
+        line[0].set_ylabel(f"{unit}, forward and backward")
     figure.legend(handles=_legend_of(families), loc="outside right center", frameon=False)
     figure.suptitle(f"Every workload under the roofline: {machine_name(result)}")
     return figure

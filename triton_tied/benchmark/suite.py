@@ -18,7 +18,7 @@ from .passes import PASSES, Call, Pass, random_images
 from .peers import DENSE, PEERS, Peer, Tied, random_tied_weight
 from .results import LeftOut, Result, Row, machine_of, rows_of
 from .timing import Clock, Turn, interleave
-from .workloads import DTYPES, Dtype, Format, Workload, every, quick, sweeps
+from .workloads import DTYPES, Dtype, Format, Workload, every, on_cpu, quick, sweeps
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,6 +31,7 @@ _PARTS = tuple(name for name in PASSES if name not in _STEP)
 # Each shape is compiled anew, which takes seconds.
 _COMPILED_FAMILIES = ("resnet", "lca")
 _COMPILED_IN_QUICK = 2
+_NO_TIME = "the limit of time"
 _COMPILE_S = 30.0  # the first time; the others take a tenth of it
 
 
@@ -45,12 +46,13 @@ class Cell:
 
 
 def plan(device: torch.device, is_quick: bool) -> list[Cell]:
-    """What is timed, the most telling first, since the limit of time cuts the end."""
+    """What is timed, the most telling first, since the limit of time cuts the end. A CPU gets what
+    is in float32."""
     on_gpu = device.type == "cuda"
     if is_quick:
         headline, rest = quick(on_gpu), []
     else:
-        found = every()
+        found = every() if on_gpu else on_cpu()
         headline = [workload for workload in found if workload.headline]
         rest = [workload for workload in found if not workload.headline]
     swept = sweeps(32, "bf16", is_quick) if on_gpu else sweeps(1, "fp32", is_quick)
@@ -97,20 +99,18 @@ def run(
     end = time.monotonic() + budget_s
     clock = Clock(device)
     dtypes: set[Dtype] = {cell.workload.dtype for cell in cells}
-    if device.type == "cpu":
-        dtypes.discard("tf32")
     progress(0, len(cells), "ceilings")
     result = Result(machine_of(device), roofline.measure(clock, dtypes))
     done = 0
     try:
         for done, cell in enumerate(cells):
             progress(done, len(cells), cell.workload.name)
-            reason = _why_not(cell, dtypes, end)
-            if reason:
-                result.left_out.append(LeftOut(reason, cell.workload.name, cell.memory))
+            left = end - time.monotonic()
+            if left > 0:
+                _run_cell(_Bench(cell, clock, result, left / (len(cells) - done), end))
             else:
-                share = (end - time.monotonic()) / (len(cells) - done)
-                _run_cell(_Bench(cell, clock, result, share, end))
+                out = LeftOut(_NO_TIME, cell.workload.name, cell.memory)
+                result.left_out.append(out)
     except KeyboardInterrupt:
         result.left_out.append(LeftOut(f"interrupted, {len(cells) - done} of {len(cells)} left"))
     progress(len(cells), len(cells), "")
@@ -126,12 +126,6 @@ def _run_cell(bench: _Bench) -> None:
         result.left_out.append(LeftOut(_first_line(error), cell.workload.name, cell.memory))
     except Exception as error:
         result.faults.append(f"{cell.workload.name} {cell.memory}: {_first_line(error)}")
-
-
-def _why_not(cell: Cell, dtypes: set[Dtype], end: float) -> str | None:
-    if cell.workload.dtype not in dtypes:
-        return "a CPU has no TF32"
-    return "the limit of time" if time.monotonic() >= end else None
 
 
 class _Bench:
@@ -168,7 +162,7 @@ class _Bench:
         for i, each in enumerate(wanted):
             now = time.monotonic()
             if now >= self.end:
-                self._leave_out("the limit of time", pass_=each.name)
+                self._leave_out(_NO_TIME, pass_=each.name)
                 continue
             share = (self.until - now) / (len(wanted) - i)
             with each.around():
@@ -178,8 +172,8 @@ class _Bench:
         """A peer that was seen to compute the same convolution."""
         kind = PEERS[name]
         reason = kind.why_not(self.workload, self.clock.device)
-        if kind.whole and self.end - time.monotonic() < _COMPILE_S:
-            reason = "no time is left to compile it"
+        if self.end - time.monotonic() < (_COMPILE_S if kind.whole else 0):
+            reason = _NO_TIME
         if reason:
             self._leave_out(reason, peer=name)
             return None

@@ -140,6 +140,14 @@ def every() -> list[Workload]:
     return sorted(found, key=lambda workload: not workload.headline)
 
 
+def on_cpu() -> list[Workload]:
+    """Those in float32: a CPU has no TF32, and most compute 16-bit products one by one."""
+    mine = [workload for workload in every() if workload.dtype == "fp32"]
+    telling = ("soc", "lip", "resnet")
+    found = [replace(w, headline=w.family in telling and w.batch >= 32) for w in mine]
+    return sorted(found, key=lambda workload: not workload.headline)
+
+
 def quick(on_gpu: bool) -> list[Workload]:
     """A few of the families, on a CPU those that it does in milliseconds."""
     if on_gpu:
