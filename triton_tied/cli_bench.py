@@ -15,6 +15,7 @@ from .benchmark import results, suite
 from .benchmark.results import Result
 
 _QUICK_S, _FULL_S = 80.0, 480.0
+_BUSY = 0.3  # of the CPUs, by others, in the last minute
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,8 @@ def run(given: argparse.Namespace) -> int:
         print("bench: there is no GPU here to tune for", file=sys.stderr)
         return 2
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler tells of each start
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY * (os.cpu_count() or 1):
+        print("bench: this machine is busy, and the figures will show it", file=sys.stderr)
     cells = suite.plan(device, given.quick)
     if given.tune:
         tuned, problems = suite.tune(cells, device, given.tune)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable
@@ -258,12 +259,13 @@ def means_table(rows: list[Row]) -> str:
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
+    """What the figures depend on; "load" is how many processes wanted a CPU in the last minute."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
