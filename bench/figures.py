@@ -86,6 +86,7 @@ def _section(device: str, path: Path) -> str:
 def _means(result: Result, measured: Measured = "median_ms") -> str:
     """One row for each pass and memory format. The floor is that of a dense weight: copies."""
     memories = dict.fromkeys(row.memory_format for row in result.rows)
+    most = len({row.workload for row in result.rows if row.headline})
     lines = [["pass", "images", "dense", *(LABELS[peer] for peer in PEERS), "copies over dense"]]
     for pass_, memory in itertools.product(PASSES, memories):
         pairs = results.pairwise_means(result.rows, memory, pass_, measured)
@@ -95,11 +96,10 @@ def _means(result: Result, measured: Measured = "median_ms") -> str:
         if pass_ == "weight_build":  # a dense weight need not be built
             pairs.pop(BEST_DENSE, None)
             floor.pop(BEST_DENSE, None)
-        most = max(count for _, count in pairs.values())
         cells = [
             _ratio(*pairs[peer], most) if peer in pairs else "" for peer in (BEST_DENSE, *PEERS)
         ]
-        cells.append(f"{floor[BEST_DENSE][0]:.2f}" if BEST_DENSE in floor else "")
+        cells.append(_ratio(*floor[BEST_DENSE], most, bold=False) if BEST_DENSE in floor else "")
         lines.append([PASS_LABELS[pass_], memory.replace("_", "-"), *cells])
     return _markdown(lines)
 
@@ -155,10 +155,10 @@ def _growth(result: Result) -> str:
     return f"{text} in {steps - len(departures)} of {steps} steps; not in {', '.join(departures)}."
 
 
-def _ratio(ratio: float | None, count: int = 0, most: int = 0) -> str:
+def _ratio(ratio: float | None, count: int = 0, most: int = 0, bold: bool = True) -> str:
     if ratio is None:
         return ""
-    text = f"**{ratio:.2f}**" if float(f"{ratio:.2f}") < 1 else f"{ratio:.2f}"
+    text = f"**{ratio:.2f}**" if bold and float(f"{ratio:.2f}") < 1 else f"{ratio:.2f}"
     return f"{text} ({count})" if count < most else text
 
 

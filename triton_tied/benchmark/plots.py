@@ -201,12 +201,13 @@ def _ratios_of(result: Result, measured: Measured, how: str) -> Figure | None:
         len(peers), len(_BARS), figsize=(15, 1.2 + 0.42 * sum(heights)), sharex=True,
         sharey="row", squeeze=False, layout="constrained", height_ratios=heights,
     )  # fmt: skip
+    most = len({row.workload for row in result.rows if row.headline})
     span = 1.3 * max(
         abs(math.log2(ratio)) for found in means.values() for ratio, _ in found.values()
     )
     for line, memory in zip(panels, peers, strict=True):
         for axes, pass_ in zip(line, _BARS, strict=True):
-            _bars_of(means[memory, pass_], peers[memory], max(span, 1.0), axes)
+            _bars_of(means[memory, pass_], peers[memory], most, max(span, 1.0), axes)
             axes.set_title(f"{PASS_LABELS[pass_]}, {memory.replace('_', '-')}")
     for axes in panels[-1]:
         axes.set_xlabel("← triton_tied faster      slower →")
@@ -215,10 +216,9 @@ def _ratios_of(result: Result, measured: Measured, how: str) -> Figure | None:
 
 
 def _bars_of(
-    means: dict[str, tuple[float, int]], peers: list[str], span: float, axes: Axes
+    means: dict[str, tuple[float, int]], peers: list[str], most: int, span: float, axes: Axes
 ) -> None:
     """Numbers stand on the side of the line that their bar leaves free."""
-    most = max((count for _, count in means.values()), default=0)
     low, high = 2.0**-span, 2.0**span
     axes.axvspan(low, 1, color="#2ca02c", alpha=0.07, linewidth=0)
     axes.axvspan(1, high, color="#d62728", alpha=0.07, linewidth=0)
