@@ -2,8 +2,9 @@
 
     python bench/gpu.py FOLDER
 
-The GPU's tests, tuning for the benchmarks' workloads, the benchmarks, and the tuned table, each in
-a process of its own with a share of the time: what one of them dies of, an illegal memory access
+The GPU's tests, some of them under compute-sanitizer (where it is installed), tuning for the
+benchmarks' workloads, how well the cost model ranks what was timed, the benchmarks, and the tuned
+table, each in a process of its own with a share of the time: what one of them dies of, an illegal memory access
 say, does not reach the next. Each writes its output to the folder, and ``summary.json`` says how
 they ended. The exit status is 1 if any of them failed.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,12 @@ from triton_tied.benchmark.results import machine_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = [sys.executable, "-m", "triton_tied"]
+# Every access of a small set of launches, whose shapes fit no tile.
+SANITIZER = [
+    *("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"),
+    *(sys.executable, "-m", "pytest", "-q", "-m", "gpu"),
+    *("tests/kernels/test_kernel_launch.py", "-k", "allocated_number"),
+]
 _GRACE_S = 20.0  # to start, to finish what a limit of time does not cut short, and to draw
 
 
@@ -39,13 +47,21 @@ class Part:
 
 
 def parts(out: Path, device: str) -> list[Part]:
-    """510 seconds in all."""
-    table, result = out / "table.json", out / f"{device}-{date.today().isoformat()}.json"
+    """520 seconds in all."""
+    name = f"{device}-{date.today().isoformat()}.json"
+    table, tuned, result = out / "table.json", out / f"tune-{name}", out / name
     bench = [*PACKAGE, "bench", "--device", "cuda"]
-    tune, measure = 115.0, 215.0
+    tune, measure = 95.0, 190.0
+    scripts = ROOT / "bench"
     return [
-        Part("tests", [sys.executable, str(ROOT / "bench" / "gpu_tests.py")], 130.0),
-        Part("tune", [*bench, "--tune", str(tune), "--budget", "0"], tune + _GRACE_S),
+        Part("tests", [sys.executable, str(scripts / "gpu_tests.py")], 130.0),
+        *([Part("sanitizer", SANITIZER, 45.0)] if shutil.which(SANITIZER[0]) else []),
+        Part(
+            "tune",
+            [*bench, "--tune", str(tune), "--tune-json", str(tuned), "--budget", "0"],
+            tune + _GRACE_S,
+        ),
+        Part("cost_model", [sys.executable, str(scripts / "cost_model.py"), str(tuned)], 10.0),
         Part(
             "bench",
             [*bench, "--budget", str(measure), "--json", str(result), "--plots", str(out)],

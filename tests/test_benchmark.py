@@ -525,9 +525,19 @@ def test_the_readme_shows_the_newest_results():
             assert (ROOT / "bench" / "results" / f"{device}-{name}").exists()
 
 
-def test_the_parts_for_a_gpu_end_within_nine_minutes(tmp_path):
+def test_the_parts_for_a_gpu_end_within_nine_minutes(tmp_path, monkeypatch):
     gpu = by_path(ROOT / "bench" / "gpu.py")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
     assert sum(part.limit_s for part in gpu.parts(tmp_path, "x")) <= 520
+
+
+def test_every_gpu_test_runs_in_one_process():
+    gpu_tests = by_path(ROOT / "bench" / "gpu_tests.py")
+    names = [f"test_{i}" for i in range(11)]
+    shares = gpu_tests.spread(names, 4)
+    assert sorted(itertools.chain(*shares)) == sorted(names)
+    assert {len(share) for share in shares} == {2, 3}
+    assert gpu_tests.spread(names, 20) == [[name] for name in names]
 
 
 def test_a_part_that_runs_out_of_time_is_ended(tmp_path, monkeypatch):

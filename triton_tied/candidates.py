@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
+import io
 import json
+import tokenize
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .configs import ConvConfig, WeightGradConfig
+from .configs import ConvConfig, WeightGradConfig, compile_options
 
 Kernel = Literal["conv", "weight_grad"]
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -80,10 +83,15 @@ def read_file() -> dict[str, Any]:
 
 
 def source_hash() -> str:
-    """SHA-256 of the kernels' source."""
+    """SHA-256 of what the compiler is given: the kernels' source, but for comments and the breaks
+    of lines inside brackets, and how they are compiled."""
+    paths = sorted(FILE.with_name("kernels").glob("*.py"))
+    sources = [path.read_text() for path in paths] + [inspect.getsource(compile_options)]
     digest = hashlib.sha256()
-    for path in sorted(FILE.with_name("kernels").glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for source in sources:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                digest.update(f"{tokenize.tok_name[token.type]} {token.string}\0".encode())
     return digest.hexdigest()
 
 

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="first tune this package for the workloads, on a GPU",
     )
+    parser.add_argument(
+        "--tune-json", type=Path, metavar="FILE", help="write there what tuning gave"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw there, PNG and SVG")
 
@@ -51,8 +54,13 @@ def run(given: argparse.Namespace) -> int:
         print("bench: this machine is busy, and the figures will show it", file=sys.stderr)
     cells = suite.plan(device, given.quick)
     if given.tune:
-        tuned, problems = suite.tune(cells, device, given.tune)
-        print(f"tuned {tuned} of {problems} problems")
+        reports = suite.tune(cells, device, given.tune)
+        tuned = sum(report.config is not None for report in reports)
+        print(f"tuned {tuned} of {len(reports)} problems")
+        if given.tune_json:
+            from .cli_tune import as_json  # needs Triton
+
+            given.tune_json.write_text(as_json(reports) + "\n")
     budget = given.budget
     if budget is None:
         budget = _QUICK_S if given.quick else _FULL_S

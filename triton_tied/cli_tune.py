@@ -147,8 +147,7 @@ def _tune(problems: list[Problem], given: argparse.Namespace) -> int:
             reports += tuning.tune([problem], budget_s=share, again=given.again, progress=progress)
             bar.update()
     if given.json:
-        origin = asdict(autotune.origin_of(torch.device("cuda")))
-        print(json.dumps([{"origin": origin, **_as_json(report)} for report in reports], indent=1))
+        print(as_json(reports))
     else:
         _print_reports(reports)
     return 0 if all(report.config for report in reports) else 1
@@ -259,6 +258,12 @@ def _sieved_as_json(problem: Problem, sieved: Sieved) -> dict[str, Any]:
             {"config": asdict(config), "reason": reason} for config, reason in sieved.fallen
         ],
     }
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """What tuning on the current GPU gave."""
+    origin = asdict(autotune.origin_of(torch.device("cuda")))
+    return json.dumps([{"origin": origin, **_as_json(report)} for report in reports], indent=1)
 
 
 def _as_json(report: Report) -> dict[str, Any]:

@@ -72,9 +72,9 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
     ]
 
 
-def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> tuple[int, int]:
-    """Tunes this package for the headline on a GPU; returns how many problems have a winner, and
-    how many there are. What is not tuned runs as the cost model says."""
+def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> list[Any]:
+    """Tunes this package for the headline on a GPU; returns the reports of
+    :func:`triton_tied.tune`. What is not tuned runs as the cost model says."""
     from .. import tuning  # needs Triton
 
     problems: dict[str, Any] = {}  # by key, since neighbours share an entry
@@ -84,8 +84,7 @@ def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> tuple[
             centre = tuning.centre_of(layer.layout, math.prod(layer.image))
             for problem in tuning.problems_of_layer(replace(layer, centre=centre)):
                 problems.setdefault(problem.key, problem)
-    reports = tuning.tune(problems.values(), device=device, budget_s=budget_s)
-    return sum(report.config is not None for report in reports), len(reports)
+    return tuning.tune(problems.values(), device=device, budget_s=budget_s)
 
 
 def run(

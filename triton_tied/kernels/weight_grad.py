@@ -14,9 +14,7 @@ from .tiles import (
 )
 
 
-@triton.jit(
-    do_not_specialize=["n", "h", "w", "out_h", "out_w", "padding_h", "padding_w", "splits"]
-)
+@triton.jit(do_not_specialize=["n", "h", "w", "out_h", "out_w", "padding_h", "padding_w", "splits"])
 def weight_grad_kernel(
     x, grad, partial,
     n, h, w, out_h, out_w,
