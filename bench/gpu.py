@@ -4,9 +4,9 @@
 
 The GPU's tests, some of them under compute-sanitizer (where it is installed), tuning for the
 benchmarks' workloads, how well the cost model ranks what was timed, the benchmarks, and the tuned
-table, each in a process of its own with a share of the time: what one of them dies of, an illegal memory access
-say, does not reach the next. Each writes its output to the folder, and ``summary.json`` says how
-they ended. The exit status is 1 if any of them failed.
+table. Each is a process of its own with a share of the time: what one of them dies of, an illegal
+memory access say, does not reach the next. Each writes its output to the folder, and
+``summary.json`` says how they ended. The exit status is 1 if any of them failed.
 """
 
 from __future__ import annotations
