@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import gpus, table, trial
 from .candidates import Dtype, Kernel
 from .configs import ConvConfig, WeightGradConfig
-from .cost import Sieved, serves, sieve
+from .cost import Sieved, serves, sieve, unpack_us
 from .geometry import Geometry, memory_of
 from .launch import extent, input_precision
 from .packing import Layout
@@ -30,7 +34,7 @@ from .table import Entry, Origin
 from .tuner import Config, Tuned
 
 # A centre gathered from its triangle costs each program scattered reads; an unpacked one a launch.
-# Where the one begins to pay is a guess.
+# Where the one begins to pay is a guess, until a table holds both.
 _SMALL_CENTRE = 64
 _FEW_PIXELS = 2**14
 _MOST_CHOSEN = 4096  # calls that are told apart; images of ever new sizes must not fill the memory
@@ -44,7 +48,9 @@ _DTYPES: dict[torch.dtype, Dtype] = {
 # Why a config should not be launched for the tensors at hand, or None: the compiler's word.
 Fault = Callable[[Config], str | None]
 
+_Choice = TypeVar("_Choice")
 _chosen: dict[tuple, Config] = {}
+_unpacking: dict[tuple, bool] = {}
 _tables: dict[str, dict[str, Entry]] = {}
 # What this process timed but no table holds, by GPU and problem: a winner that could not be saved,
 # or None, since nothing worked. It need not be timed again.
@@ -55,8 +61,29 @@ _override: dict[str, Config] = {}
 _recorded: dict[Problem, None] | None = None
 
 
-def unpacks_centre(layout: Layout, pixels: int) -> bool:
-    """Whether a convolution should unpack its centre first, though nothing else would use it."""
+def unpacks_centre(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
+    """Whether a convolution of ``x`` should unpack its centre first, though nothing else would use
+    it: as the tables say where they hold both ways, else by a guess."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+        return guess_unpacks_centre(layout, x.shape[0] * x.shape[2] * x.shape[3])
+    key = (layout, geometry, *_identity(x))
+    known = _unpacking.get(key)
+    if known is None:
+        problem = describe("conv", layout, geometry, "gathered", x)
+        known = _remember(_unpacking, key, _compare_centres(problem, x.device))
+    return known
+
+
+def _compare_centres(problem: Problem, device: torch.device) -> bool:
+    gathered = _entry(problem, device)
+    unpacked = _entry(replace(problem, centre="unpacked"), device)
+    if gathered is None or unpacked is None:
+        return guess_unpacks_centre(problem.layout, math.prod(problem.image))
+    return unpacked.median_us + unpack_us(problem, gpus.of_device(device)) < gathered.median_us
+
+
+def guess_unpacks_centre(layout: Layout, pixels: int) -> bool:
+    """Where nothing was timed."""
     return layout.group_channels >= _SMALL_CENTRE and pixels >= _FEW_PIXELS
 
 
@@ -99,19 +126,30 @@ def _choose(
         return _override[kernel]
     x = images[0]
     key = (
-        kernel, layout, geometry, centre, x.dtype, x.device, input_precision(x.dtype),
-        torch.backends.cudnn.benchmark, form,
-        *((image.shape, image.stride(), image.data_ptr() % 16) for image in images),
+        kernel, layout, geometry, centre, torch.backends.cudnn.benchmark, form,
+        *_identity(*images),
     )  # fmt: skip
     config = _chosen.get(key)
     if config is None:
         problem = describe(kernel, layout, geometry, centre, *images)
         config, final = _find(problem, x.device, fault)
         if final:
-            if len(_chosen) >= _MOST_CHOSEN:
-                _chosen.clear()
-            _chosen[key] = config
+            _remember(_chosen, key, config)
     return config
+
+
+def _identity(*images: Tensor) -> tuple:
+    """What of images a choice may depend on."""
+    x = images[0]
+    layouts = [(image.shape, image.stride(), image.data_ptr() % 16) for image in images]
+    return x.dtype, x.device, input_precision(x.dtype), *layouts
+
+
+def _remember(known: dict[tuple, _Choice], key: tuple, choice: _Choice) -> _Choice:
+    if len(known) >= _MOST_CHOSEN:
+        known.clear()
+    known[key] = choice
+    return choice
 
 
 def describe(
@@ -266,6 +304,7 @@ def _reread() -> None:
     """Reads the tables at the next choice."""
     _tables.clear()
     _chosen.clear()
+    _unpacking.clear()
 
 
 def forget() -> None:

@@ -88,7 +88,7 @@ def _problems(given: argparse.Namespace) -> list[Problem]:
         raise ValueError("--input is what --model takes, which is not given")
     if not problems and (given.dry_run or not (given.import_ or given.export)):
         raise ValueError("expected --shape, --model, --import or --export")
-    return list(dict.fromkeys(problems))
+    return tuning.both_centres(problems)
 
 
 def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
@@ -100,8 +100,7 @@ def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
     if min(geometry.output_size((h, w), layout.kernel_size)) < 1:
         raise ValueError(f"a kernel larger than the padded image: --shape {n},{channels},{h},{w}")
     dtype = autotune.dtype_of(_DTYPES[given.dtype])
-    centre = tuning.centre_of(layout, n * h * w)
-    problem = Problem("conv", dtype, layout, (n, h, w), geometry, given.memory, centre)
+    problem = Problem("conv", dtype, layout, (n, h, w), geometry, given.memory)
     return tuning.problems_of_layer(problem)
 
 
@@ -232,7 +231,8 @@ def _name(problem: Problem) -> str:
     groups = f" g{layout.groups}" if layout.groups > 1 else ""
     sign = " skew" if layout.sign < 0 else ""
     padding = "" if problem.is_weight_grad else f" p{problem.geometry.padding[0][0]}"
-    return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign} {problem.dtype}"
+    centre = "" if problem.centre == "none" else f" {problem.centre}"
+    return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign}{centre} {problem.dtype}"
 
 
 def _short(config: autotune.Config) -> str:

@@ -123,6 +123,13 @@ def floor_us(problem: Problem, gpu: GPU) -> float:
     return max(compute, problem.least_bytes / (gpu.memory_gbs * 1e3))
 
 
+def unpack_us(problem: Problem, gpu: GPU) -> float:
+    """Of unpacking a convolution's centre: a launch that reads a triangle and writes a square."""
+    layout = problem.layout
+    numbers = 1.5 * layout.groups * layout.group_channels**2
+    return _LAUNCH_US + problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
+
+
 def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
     config = candidate.config
     if isinstance(config, ConvConfig):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops, reference
+from . import autotune, ops, reference
 from .geometry import Geometry
 from .packing import Layout
 from .preparation import prepare_for_kernels
@@ -39,11 +39,13 @@ def convolve(
     if circular:
         _check_wraps_once(input, geometry)
     layout, geometry = _as_image(layout, geometry)
-    pixels = input.numel() // input.shape[-dims - 1]
-    packed, centre = prepare_for_kernels(packed, layout, input.dtype, pixels)
+    images = _as_images(input, dims)
+    packed, centre = prepare_for_kernels(
+        packed, layout, input.dtype, lambda: autotune.unpacks_centre(images, layout, geometry)
+    )
     output = ops.apply(
         ops.conv,
-        _as_images(input, dims),
+        images,
         packed,
         centre,
         bias,

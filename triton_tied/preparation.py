@@ -21,7 +21,7 @@ from . import paths
 from .packing import Layout, expand
 
 if paths.HAS_TRITON:
-    from . import autotune, ops
+    from . import ops
 
 
 class _Entry(NamedTuple):
@@ -66,9 +66,10 @@ def prepare(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: b
 
 
 def prepare_for_kernels(
-    packed: Tensor, layout: Layout, dtype: torch.dtype, pixels: int
+    packed: Tensor, layout: Layout, dtype: torch.dtype, pays: Callable[[], bool]
 ) -> tuple[Tensor, Tensor | None]:
-    """``packed`` in the compute dtype, and its unpacked centre where that pays."""
+    """``packed`` in the compute dtype, and its unpacked centre, where that ``pays`` for one
+    application or more may follow."""
 
     reused = _known_entries() is not None
 
@@ -76,7 +77,7 @@ def prepare_for_kernels(
         cast = packed.to(dtype)
         if layout.taps % 2 == 0 or torch._C._are_functorch_transforms_active():
             return cast, None
-        if not reused and not autotune.unpacks_centre(layout, pixels):
+        if not reused and not pays():
             return cast, None
         # Derived from packed, so no gradient goes through it; saved, it serves the backward too.
         c, groups = layout.group_channels, layout.groups

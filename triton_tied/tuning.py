@@ -50,8 +50,8 @@ def tune(
     """Times the problems on a GPU and keeps the winners in the user's table.
 
     Args:
-        what: problems, or a function that is called once and whose convolutions are tuned; let it
-            run the backward too.
+        what: problems, or a function that is called once and whose convolutions are tuned, with
+            their centre tap gathered and unpacked; let it run the backward too.
         device: a GPU, by default the current one.
         budget_s: seconds for all of it, shared evenly among the problems that are left.
         again: times also what the table holds already.
@@ -64,7 +64,7 @@ def tune(
         RuntimeError: there is no GPU to time on.
     """
     device = gpu_to_time_on(device)
-    problems = problems_of(what) if callable(what) else list(what)
+    problems = both_centres(problems_of(what)) if callable(what) else list(what)
     end = time.monotonic() + budget_s
     reports = []
     for i, problem in enumerate(problems):
@@ -124,8 +124,20 @@ def problems_of_layer(problem: Problem) -> list[Problem]:
     return list(dict.fromkeys([problem, backward, weight]))
 
 
+def both_centres(problems: Iterable[Problem]) -> list[Problem]:
+    """Each convolution with its centre tap gathered and unpacked, so that the faster way is taken
+    later; the other problems as they are. Each once."""
+    found: dict[Problem, None] = {}
+    for problem in problems:
+        ways: tuple[autotune.Centre, ...] = ("gathered", "unpacked")
+        if problem.is_weight_grad or problem.layout.taps % 2 == 0:
+            ways = ("none",)
+        found |= dict.fromkeys(replace(problem, centre=way) for way in ways)
+    return list(found)
+
+
 def centre_of(layout: Layout, pixels: int) -> autotune.Centre:
-    """Where a convolution of this size takes its centre from."""
+    """Where a convolution of this size takes its centre from, unless a table knows better."""
     if layout.taps % 2 == 0:
         return "none"
-    return "unpacked" if autotune.unpacks_centre(layout, pixels) else "gathered"
+    return "unpacked" if autotune.guess_unpacks_centre(layout, pixels) else "gathered"

@@ -290,9 +290,12 @@ class Tied(Peer):
         if not paths.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
             channels_last = self.memory is torch.channels_last
             return preparation.prepare(packed, self.layout, dtype, channels_last)
+        from .. import autotune  # needs Triton
+
         pixels = self.workload.batch * torch.Size(self.workload.image).numel()
         layout = self.workload.problem.layout
-        cast, centre = preparation.prepare_for_kernels(packed, layout, dtype, pixels)
+        pays = autotune.guess_unpacks_centre(layout, pixels)
+        cast, centre = preparation.prepare_for_kernels(packed, layout, dtype, lambda: pays)
         return cast if centre is None else centre
 
     def forward(self, x: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class _Bench:
             torch._dynamo.reset()  # it would refuse to compile the same lines for ever new shapes
         with ExitStack() as settings:
             settings.enter_context(roofline.precision(self.workload.dtype))
-            settings.callback(setattr, torch.backends.cudnn, "benchmark", False)
+            settings.callback(_let_cudnn_search, torch.backends.cudnn.benchmark)
             settings.callback(_free, self.clock.device)
             self._run_passes()
 
@@ -178,7 +178,7 @@ class _Bench:
             return None
         try:
             peer = kind(self.workload, self.tied, self.cell.memory)
-            torch.backends.cudnn.benchmark = kind.searches
+            _let_cudnn_search(kind.searches)
             wrong = truth.why_wrong(peer, self.images)
         except Exception as error:  # whatever a peer dies of, the others are timed
             self._fail(name, error)
@@ -248,7 +248,7 @@ class _Bench:
         return interleave(replays, self.clock.replayed, share_s).medians if replays else {}
 
     def _turn(self, peer: Peer, call: Call) -> Turn:
-        turn = Turn(call, lambda: setattr(torch.backends.cudnn, "benchmark", peer.searches))
+        turn = Turn(call, lambda: _let_cudnn_search(peer.searches))
         turn.before()
         turn.call()
         return turn
@@ -279,6 +279,11 @@ class _Bench:
     def _leave_out(self, reason: str, pass_: str = "", peer: str = "") -> None:
         left_out = LeftOut(reason, self.workload.name, self.cell.memory, pass_, peer)
         self.result.left_out.append(left_out)
+
+
+def _let_cudnn_search(allowed: bool) -> None:
+    """``torch.backends.cudnn.benchmark``, also where PyTorch's test utilities have locked it."""
+    torch._C._set_cudnn_benchmark(allowed)
 
 
 def _first_line(error: Exception) -> str:
