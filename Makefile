@@ -1,23 +1,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# What runs again through the kernels, in Triton's interpreter.
-INTERPRETED := tests/kernels tests/test_functional.py tests/test_modules.py tests/test_cached.py
+# What runs again in Triton's interpreter: the kernels as they are launched, and the way to them.
+LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
+WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py tests/test_cached.py
 
-.PHONY: demo test test_here test_interpreted lint bench figures gpu inspect
+.PHONY: demo test test_here test_launches test_way lint bench figures gpu inspect
 
 demo: .venv/installed
 	$(BIN)/python -m triton_tied check
 	$(BIN)/python examples/denoise.py
 
-# Two processes of one thread each: most tests are small.
+# Two processes of one thread each, the longest first: most tests are small.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_here test_interpreted
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_launches test_way test_here
 
 test_here: .venv/installed
 	$(BIN)/python -m pytest -q
 
-test_interpreted: .venv/installed
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(INTERPRETED)
+test_launches: .venv/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(LAUNCHES)
+
+test_way: .venv/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WAY)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

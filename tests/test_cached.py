@@ -1,12 +1,30 @@
 """Explicit reuse: how often a weight is expanded and folded, and that it is never stale."""
 
+import contextlib
 import threading
 
 import pytest
 import torch
 
 import triton_tied as tt
-from triton_tied import packing, preparation
+from triton_tied import packing, paths, preparation
+
+
+@pytest.fixture(autouse=True)
+def one_config():
+    """Where the kernels run, the same config serves a centre that is gathered and one that is
+    unpacked: only then are results the same to the bit."""
+    with contextlib.ExitStack() as stack:
+        if paths.INTERPRETED:
+            from triton_tied import autotune, configs
+
+            stack.enter_context(
+                autotune.using(
+                    conv=configs.ConvConfig((1, 8, 8), 16, 16),
+                    weight_grad=configs.WeightGradConfig((1, 4, 8), 16, 16),
+                )
+            )
+        yield
 
 
 @pytest.fixture

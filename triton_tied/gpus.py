@@ -70,9 +70,10 @@ def find(name: str) -> GPU:
 
 def of_device(device: torch.device) -> GPU:
     """The GPU of a device; an unknown one is a known one of its kind, scaled by its number of
-    multiprocessors. The CPU of an interpreted run counts as the smallest common denominator."""
+    multiprocessors. The CPU of an interpreted run has the limits of an A100, which others have too,
+    and runs one program after another."""
     if device.type != "cuda":
-        return KNOWN["A100"]
+        return replace(KNOWN["A100"], multiprocessors=1, registers=0)
     properties = torch.cuda.get_device_properties(device)
     plain = properties.name.replace(" ", "").lower()
     for known, gpu in KNOWN.items():
