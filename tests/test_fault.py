@@ -125,11 +125,11 @@ def test_fault_is_what_the_compiler_says_and_nothing_is_launched(monkeypatch, x,
     monkeypatch.setattr(launch, "weight_grad_kernel", kernel)
     packed = torch.randn(LAYOUT.size)
     conv = (x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)
-    assert launch.conv_fault(*conv, ConvConfig((1, 8, 8), 16, 16)) == fault
-    assert (
-        launch.weight_grad_fault(x, x, LAYOUT, GEOMETRY, 1.0, WeightGradConfig((1, 8, 8), 16, 16))
-        == fault
-    )
+    call, _ = launch.conv_call(*conv, ConvConfig((1, 8, 8), 16, 16))
+    assert call.fault() == fault
+    config = WeightGradConfig((1, 8, 8), 16, 16)
+    call, _ = launch.weight_grad_call(x, x, LAYOUT, GEOMETRY, 1.0, config)
+    assert call.fault() == fault
     assert not kernel.launched
 
 
@@ -137,4 +137,5 @@ def test_interpreted_kernels_have_no_fault(monkeypatch, x):
     monkeypatch.setattr(launch, "INTERPRETED", True)
     monkeypatch.setattr(launch, "weight_grad_kernel", Kernel(spills=2))
     config = WeightGradConfig((1, 8, 8), 16, 16)
-    assert launch.weight_grad_fault(x, x, LAYOUT, GEOMETRY, 1.0, config) is None
+    call, _ = launch.weight_grad_call(x, x, LAYOUT, GEOMETRY, 1.0, config)
+    assert call.fault() is None

@@ -148,8 +148,9 @@ def test_a_config_that_spills_is_known_before_it_is_launched(gpu):
     packed = torch.randn(layout.size).to(torch.bfloat16)
     arguments = (x, packed, None, None, None, layout, SAME, 1.0, True)
     # two sums of 128 numbers a thread
-    assert "spills" in launch.conv_fault(*arguments, ConvConfig((1, 8, 16), 128, 16, 4, 2))
-    assert launch.conv_fault(*arguments, POINTER) is None
+    spilling, _ = launch.conv_call(*arguments, ConvConfig((1, 8, 16), 128, 16, 4, 2))
+    assert "spills" in spilling.fault()
+    assert launch.conv_call(*arguments, POINTER)[0].fault() is None
     assert not gpu.launched
 
 
@@ -158,5 +159,6 @@ def test_a_config_that_does_not_compile_is_known_too(gpu):
     x = image(64, "channels_last")
     packed = torch.randn(layout.size).to(torch.bfloat16)
     config = ConvConfig((1, 3, 8), 32, 32)  # not a power of two
-    fault = launch.conv_fault(x, packed, None, None, None, layout, SAME, 1.0, True, config)
+    call, _ = launch.conv_call(x, packed, None, None, None, layout, SAME, 1.0, True, config)
+    fault = call.fault()
     assert "power of 2" in fault or "Error" in fault

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -45,8 +45,9 @@ _DTYPES: dict[torch.dtype, Dtype] = {
     torch.bfloat16: "bfloat16",
 }
 
-# Why a config should not be launched for the tensors at hand, or None: the compiler's word.
-Fault = Callable[[Config], str | None]
+# Why a config of the kernel should not be launched for the tensors at hand, or None: the compiler's
+# word.
+Fault = Callable[[Any], str | None]
 
 _Choice = TypeVar("_Choice")
 _chosen: dict[tuple, Config] = {}

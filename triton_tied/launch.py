@@ -40,29 +40,12 @@ def conv(
 
     ``centre`` is what :func:`unpack_centre` makes of ``packed``, or None to gather it in the loop.
     """
-    sizes = geometry.output_size(x.shape[2:], layout.kernel_size)
-    y = empty_image((*x.shape[:2], *sizes), x, channels_last)
+    call, y = conv_call(
+        x, packed, centre, bias, residual, layout, geometry, alpha, channels_last, config
+    )
     if y.numel():
-        _conv_call(x, packed, centre, bias, residual, y, layout, geometry, alpha, config).run()
+        call.run()
     return y
-
-
-def conv_fault(
-    x: Tensor,
-    packed: Tensor,
-    centre: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    layout: Layout,
-    geometry: Geometry,
-    alpha: float,
-    channels_last: bool,
-    config: ConvConfig,
-) -> str | None:
-    """Why :func:`conv` should not take the config; see :meth:`Call.fault`."""
-    sizes = geometry.output_size(x.shape[2:], layout.kernel_size)
-    y = empty_image((*x.shape[:2], *sizes), x, channels_last)
-    return _conv_call(x, packed, centre, bias, residual, y, layout, geometry, alpha, config).fault()
 
 
 def weight_grad(
@@ -79,22 +62,9 @@ def weight_grad(
     """
     if grad.numel() == 0 or layout.size == 0:
         return x.new_zeros(layout.size)
-    call, partial = _weight_grad_call(x, grad, layout, geometry, alpha, config)
+    call, partial = weight_grad_call(x, grad, layout, geometry, alpha, config)
     call.run()
     return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
-
-
-def weight_grad_fault(
-    x: Tensor,
-    grad: Tensor,
-    layout: Layout,
-    geometry: Geometry,
-    alpha: float,
-    config: WeightGradConfig,
-) -> str | None:
-    """Why :func:`weight_grad` should not take the config; see :meth:`Call.fault`."""
-    call, _ = _weight_grad_call(x, grad, layout, geometry, alpha, config)
-    return call.fault()
 
 
 def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -153,19 +123,22 @@ class Call(NamedTuple):
 _ANY_DEVICE = contextlib.nullcontext()
 
 
-def _conv_call(
+def conv_call(
     x: Tensor,
     packed: Tensor,
     centre: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    y: Tensor,
     layout: Layout,
     geometry: Geometry,
     alpha: float,
+    channels_last: bool,
     config: ConvConfig,
-) -> Call:
-    n, _, *sizes = y.shape
+) -> tuple[Call, Tensor]:
+    """The call of :func:`conv`, and the output that it writes."""
+    n, channels, *image = x.shape
+    sizes = geometry.output_size(image, layout.kernel_size)
+    y = empty_image((n, channels, *sizes), x, channels_last)
     (before_h, _), (before_w, _) = geometry.padding
     boxes = _count_boxes((n, *sizes), config.box)
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
@@ -174,14 +147,13 @@ def _conv_call(
     strides = _strides(constants["DENSE"], x, y if residual is None else residual, y)
     arguments = (
         *sources, packed, centre, bias, residual, y,
-        n, *x.shape[2:], *sizes,
-        *strides, before_h, before_w, alpha,
+        n, *image, *sizes, *strides, before_h, before_w, alpha,
     )  # fmt: skip
     constants["ROLES"] = config.roles
-    return Call(conv_kernel, boxes * blocks * layout.groups, arguments, constants, x)
+    return Call(conv_kernel, boxes * blocks * layout.groups, arguments, constants, x), y
 
 
-def _weight_grad_call(
+def weight_grad_call(
     x: Tensor,
     grad: Tensor,
     layout: Layout,
@@ -189,7 +161,8 @@ def _weight_grad_call(
     alpha: float,
     config: WeightGradConfig,
 ) -> tuple[Call, Tensor]:
-    """The call, and the sums of the splits that it writes: ``(splits, packed)``."""
+    """The call of :func:`weight_grad`, and the sums of its splits that it writes:
+    ``(splits, packed)``."""
     n, _, *sizes = grad.shape
     boxes = _count_boxes((n, *sizes), config.box)
     splits = min(config.splits, boxes)

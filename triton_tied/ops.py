@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -83,8 +83,9 @@ def conv(
         channels_last,
     )
     config = autotune.conv_config(
-        x, layout, geometry, centre is not None, partial(launch.conv_fault, *arguments), form
-    )
+        x, layout, geometry, centre is not None,
+        lambda config: launch.conv_call(*arguments, config)[0].fault(), form,
+    )  # fmt: skip
     return launch.conv(*arguments, config)
 
 
@@ -109,8 +110,9 @@ def weight_grad(
         return reference.weight_grad(x, grad, layout, geometry, alpha)
     arguments = (x, grad, layout, geometry, alpha)
     config = autotune.weight_grad_config(
-        x, grad, layout, geometry, partial(launch.weight_grad_fault, *arguments)
-    )
+        x, grad, layout, geometry,
+        lambda config: launch.weight_grad_call(*arguments, config)[0].fault(),
+    )  # fmt: skip
     return launch.weight_grad(*arguments, config)
 
 

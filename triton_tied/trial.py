@@ -91,8 +91,10 @@ class Trial:
     def fault(self, config: Config) -> str | None:
         """Why the compiler speaks against a config, or None."""
         if isinstance(config, WeightGradConfig):
-            return launch.weight_grad_fault(*self._weight_grad_arguments, config)
-        return launch.conv_fault(*self._conv_arguments, config)
+            call, _ = launch.weight_grad_call(*self._weight_grad_arguments, config)
+        else:
+            call, _ = launch.conv_call(*self._conv_arguments, config)
+        return call.fault()
 
     def is_right(self, config: Config) -> bool:
         """Whether the result is that of the reference, to the rounding of the dtype."""
