@@ -514,6 +514,18 @@ def test_tuning_without_a_gpu_is_refused(tiny, capsys):
     assert "no GPU" in capsys.readouterr().err
 
 
+def test_requests_that_cannot_be_met_are_refused_before_anything_is_timed(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(suite, "run", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "bench: there is no GPU here\n"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert bench("--plots", tmp_path) == 2
+    assert "needs matplotlib" in capsys.readouterr().err
+
+
 def test_the_readme_shows_the_newest_results():
     figures = by_path(ROOT / "bench" / "figures.py")
     readme = (ROOT / "README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -46,8 +47,9 @@ def run(given: argparse.Namespace) -> int:
     """The exit status: 1 if a peer computes another function, 2 for a request that makes no
     sense."""
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if given.tune and device.type != "cuda":
-        print("bench: there is no GPU here to tune for", file=sys.stderr)
+    wrong = _why_not(given, device)
+    if wrong:
+        print(f"bench: {wrong}", file=sys.stderr)
         return 2
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler tells of each start
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY * (os.cpu_count() or 1):
@@ -76,6 +78,16 @@ def run(given: argparse.Namespace) -> int:
         for path in plots.draw(result, given.plots):
             print(path)
     return 1 if result.faults else 0
+
+
+def _why_not(given: argparse.Namespace, device: torch.device) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU here"
+    if given.tune and device.type != "cuda":
+        return "there is no GPU here to tune for"
+    if given.plots and importlib.util.find_spec("matplotlib") is None:
+        return "--plots needs matplotlib, which is not installed"
+    return None
 
 
 def _measure(cells: list[suite.Cell], device: torch.device, budget: float) -> Result:

@@ -32,6 +32,7 @@ _PARTS = tuple(name for name in PASSES if name not in _STEP)
 _COMPILED_FAMILIES = ("resnet", "lca")
 _COMPILED_IN_QUICK = 2
 _NO_TIME = "the limit of time"
+_CALL_S = 5e-3  # of a call, besides its arithmetic: Python, memory, and its part of the checks
 _COMPILE_S = 30.0  # the first time; the others take a tenth of it
 
 
@@ -93,20 +94,22 @@ def run(
     budget_s: float,
     progress: Progress = lambda done, total, text: None,
 ) -> Result:
-    """Times the cells. Each gets an even share of the time that is left; what no time is left
-    for is left out, and the result says so."""
+    """Times the cells. Each gets a share of the time that is left, the larger the longer its calls
+    should take; what no time is left for is left out, and the result says so."""
     end = time.monotonic() + budget_s
     clock = Clock(device)
     dtypes: set[Dtype] = {cell.workload.dtype for cell in cells}
     progress(0, len(cells), "ceilings")
     result = Result(machine_of(device), roofline.measure(clock, dtypes))
+    weights = [_weight(cell, result.ceilings.tflops) for cell in cells]
     done = 0
     try:
         for done, cell in enumerate(cells):
             progress(done, len(cells), cell.workload.name)
             left = end - time.monotonic()
             if left > 0:
-                _run_cell(_Bench(cell, clock, result, left / (len(cells) - done), end))
+                share = left * weights[done] / sum(weights[done:])
+                _run_cell(_Bench(cell, clock, result, share, end))
             else:
                 out = LeftOut(_NO_TIME, cell.workload.name, cell.memory)
                 result.left_out.append(out)
@@ -114,6 +117,12 @@ def run(
         result.left_out.append(LeftOut(f"interrupted, {len(cells) - done} of {len(cells)} left"))
     progress(len(cells), len(cells), "")
     return result
+
+
+def _weight(cell: Cell, tflops: dict[str, float]) -> float:
+    """Seconds for one call of each peer and pass, at the ceiling and with what else it takes."""
+    arithmetic = cell.workload.problem.flops / (tflops[cell.workload.dtype] * 1e12)
+    return len(cell.passes) * len(cell.peers) * (arithmetic + _CALL_S)
 
 
 def _run_cell(bench: _Bench) -> None:
