@@ -53,7 +53,8 @@ KNOWN = {
         GPU("RTX4090", "sm_80", 128, 102400, 101376, 165, 83, 83, 1008, 4500),
     )
 }
-_MODEL_OF = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
+# The one whose limits the configs of a target are held to; unknown ones count as its like.
+MODEL_OF = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
 
 
 def find(name: str) -> GPU:
@@ -80,7 +81,7 @@ def of_device(device: torch.device) -> GPU:
         if known.lower() in plain:
             return replace(gpu, multiprocessors=properties.multi_processor_count)
     target = "gfx942" if torch.version.hip else target_of((properties.major, properties.minor))
-    model = KNOWN[_MODEL_OF[target or "sm_80"]]
+    model = KNOWN[MODEL_OF[target or "sm_80"]]
     share = properties.multi_processor_count / model.multiprocessors
     return replace(
         model,

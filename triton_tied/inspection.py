@@ -16,9 +16,10 @@ from .compiled import (
     compile_config,
 )
 from .configs import ConvConfig, WeightGradConfig
+from .gpus import KNOWN, MODEL_OF
 from .problem import Problem
 
-SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+SHARED_LIMIT = {target: KNOWN[name].block_shared_bytes for target, name in MODEL_OF.items()}
 MOST_WAITS = 6
 KERNELS = ("conv", "weight_grad")
 LISTS = ("half", "float32", "float32_ieee")
