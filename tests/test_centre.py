@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 autotune = pytest.importorskip("triton_tied.autotune", reason="there are no kernels without Triton")
 
@@ -12,23 +13,12 @@ from triton_tied import cost, gpus, table, tuning  # noqa: E402 (after the check
 from triton_tied.geometry import Geometry  # noqa: E402
 from triton_tied.packing import Layout  # noqa: E402
 from triton_tied.problem import Problem  # noqa: E402
-from triton_tied.table import Entry, Origin  # noqa: E402
+from triton_tied.table import Entry  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("absent_h200")
 GPU = gpus.KNOWN["H200"]
 GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
-ORIGIN = Origin("NVIDIA H200", "9.0", 132, torch.__version__, "3.7.1", "12.8")
 SMALL, LARGE = (1, 16, 8, 8), (4, 64, 64, 64)  # on either side of the guess
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch, tmp_path):
-    """An H200 that is not there, with a table of its own."""
-    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpus, "of_device", lambda device: GPU)
-    monkeypatch.setattr(autotune, "origin_of", lambda device: ORIGIN)
-    autotune.forget()
-    yield
-    autotune.forget()
 
 
 def image(shape):
@@ -39,21 +29,26 @@ def unpacks(x):
     return autotune.unpacks_centre(x, Layout(x.shape[1], (3, 3)), GEOMETRY)
 
 
-def store(x, **medians_us):
-    """Entries of the table for the problem of x, its centre as the names say."""
-    gathered = autotune.describe("conv", Layout(x.shape[1], (3, 3)), GEOMETRY, "gathered", x)
-    entries = {}
-    for centre, median_us in medians_us.items():
-        problem = replace(gathered, centre=centre)
-        config = cost.sieve(problem, GPU).untimed
-        entries[problem.key] = Entry(config, median_us, None, 1.0)
-    table.save(table.path_of(ORIGIN), ORIGIN, entries)
-    autotune.forget()
-    return gathered
+@pytest.fixture
+def store(absent_h200):
+    """Puts into the table what the problem of x took, its centre as the names say."""
+
+    def store(x, **medians_us):
+        gathered = autotune.describe("conv", Layout(x.shape[1], (3, 3)), GEOMETRY, "gathered", x)
+        entries = {}
+        for centre, median_us in medians_us.items():
+            problem = replace(gathered, centre=centre)
+            config = cost.sieve(problem, GPU).untimed
+            entries[problem.key] = Entry(config, median_us, None, 1.0)
+        table.save(table.path_of(absent_h200), absent_h200, entries)
+        autotune.forget()
+        return gathered
+
+    return store
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
-def test_a_table_with_both_ways_decides(shape):
+def test_a_table_with_both_ways_decides(shape, store):
     x = image(shape)
     unpack_us = cost.unpack_us(store(x), GPU)
     store(x, gathered=100.0, unpacked=100.0 - 0.9 * unpack_us)
@@ -63,12 +58,19 @@ def test_a_table_with_both_ways_decides(shape):
 
 
 @pytest.mark.parametrize("shape, guess", [(SMALL, False), (LARGE, True)])
-def test_a_guess_decides_where_no_table_has_both(shape, guess):
+def test_a_guess_decides_where_no_table_has_both(shape, guess, store):
     x = image(shape)
     assert unpacks(x) is guess
     store(x, gathered=1000.0 if guess else 1.0)
     assert unpacks(x) is guess
     store(image((2, 128, 32, 32)), gathered=1.0, unpacked=2.0)  # of others
+    assert unpacks(x) is guess
+
+
+@pytest.mark.parametrize("shape, guess", [(SMALL, False), (LARGE, True)])
+def test_memory_of_a_stand_in_is_not_asked_for(shape, guess):
+    with FakeTensorMode():
+        x = torch.empty(shape)
     assert unpacks(x) is guess
 
 

@@ -12,28 +12,17 @@ from triton_tied.configs import ConvConfig, WeightGradConfig  # noqa: E402
 from triton_tied.cost import Predicted, Sieved  # noqa: E402
 from triton_tied.geometry import Geometry  # noqa: E402
 from triton_tied.packing import Layout  # noqa: E402
-from triton_tied.table import Entry, Origin  # noqa: E402
+from triton_tied.table import Entry  # noqa: E402
 from triton_tied.tuner import tune  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("absent_h200")
 LAYOUT = Layout(64, (3, 3))
 GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
-ORIGIN = Origin("NVIDIA H200", "9.0", 132, torch.__version__, "3.7.1", "12.8")
 
 
 @pytest.fixture
 def x():
     return torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch, tmp_path):
-    """An H200 that is not there, with a table of its own."""
-    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpus, "of_device", lambda device: gpus.KNOWN["H200"])
-    monkeypatch.setattr(autotune, "origin_of", lambda device: ORIGIN)
-    autotune.forget()
-    yield
-    autotune.forget()
 
 
 def problem_of(x):
@@ -71,9 +60,10 @@ def test_other_compiled_code_is_asked_about_anew(x):
     assert never == first  # a known call asks nothing
 
 
-def test_an_entry_of_the_table_with_a_fault_is_passed_over(x):
+def test_an_entry_of_the_table_with_a_fault_is_passed_over(x, absent_h200):
     order, key = ranked(x), problem_of(x).key
-    table.save(table.path_of(ORIGIN), ORIGIN, {key: Entry(order[2], 1.0, 2.0, 3.0)})
+    origin = absent_h200
+    table.save(table.path_of(origin), origin, {key: Entry(order[2], 1.0, 2.0, 3.0)})
     autotune.forget()
     assert autotune.conv_config(x, LAYOUT, GEOMETRY, False, refuse()) == order[2]
     autotune.forget()

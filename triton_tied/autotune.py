@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 import triton
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from . import gpus, table, trial
 from .candidates import Dtype, Kernel
@@ -49,6 +48,9 @@ _DTYPES: dict[torch.dtype, Dtype] = {
 # word.
 Fault = Callable[[Any], str | None]
 
+# Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
+_WITH_MEMORY = (Tensor, torch.nn.Parameter)
+
 _Choice = TypeVar("_Choice")
 _chosen: dict[tuple, Config] = {}
 _unpacking: dict[tuple, bool] = {}
@@ -65,7 +67,7 @@ _recorded: dict[Problem, None] | None = None
 def unpacks_centre(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
     """Whether a convolution of ``x`` should unpack its centre first, though nothing else would use
     it: as the tables say where they hold both ways, else by a guess."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+    if torch.compiler.is_compiling() or type(x) not in _WITH_MEMORY:
         return guess_unpacks_centre(layout, x.shape[0] * x.shape[2] * x.shape[3])
     key = (layout, geometry, *_identity(x))
     known = _unpacking.get(key)

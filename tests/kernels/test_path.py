@@ -6,6 +6,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import aot_function, nop
 from problems import DTYPES, INTERPRETED, SYMMETRIES
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
@@ -283,6 +284,19 @@ def test_training_step_is_the_same_to_the_bit(device):
         return layer.packed.detach()
 
     assert torch.equal(trained(), trained())
+
+
+def test_traced_function_equals_eager(device):
+    layer = tt.TiedConv2d(4, 3, padding=1, device=device)
+    x = randn(1, 4, 6, 6, device=device)
+
+    def apply(x, packed, bias):
+        return tt.tied_conv2d(x, packed, bias, kernel_size=3, padding=1)
+
+    traced = aot_function(apply, fw_compiler=nop, bw_compiler=nop)
+    tensors = (x, layer.packed, layer.bias)
+    for actual, expected in zip(run(traced, tensors), run(apply, tensors), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_self_adjoint_layer_is_its_own_transpose_after_training(device):
