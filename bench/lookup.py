@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import triton
 
-from triton_tied import autotune, launch
+from triton_tied.autotune import select
 from triton_tied.geometry import Geometry
+from triton_tied.kernels import launch
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.packing import Layout
 
@@ -62,7 +63,7 @@ def ours_for(x: torch.Tensor, packed: torch.Tensor) -> Callable[[], object]:
     def look_up() -> object:
         form = (packed.data_ptr() % 16, True, None, True)
         fault = partial(launch.conv_fault, *arguments)
-        return autotune.conv_config(x, LAYOUT, GEOMETRY, True, fault, form)
+        return select.conv_config(x, LAYOUT, GEOMETRY, True, fault, form)
 
     return look_up
 

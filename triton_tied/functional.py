@@ -14,22 +14,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .geometry import (
-    PADDING_MODES,
-    Geometry,
-    IntOrInts,
-    Padding,
-    as_integer,
-    is_channels_last,
-    per_axis,
-    resolve,
-)
+from .dispatch import HAS_TRITON, takes_operators
+from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
+from .memory_format import is_channels_last
 from .packing import SIGNS, Layout, check_supported, check_symmetry
-from .paths import HAS_TRITON, takes_operators
-from .preparation import prepare
 
 if HAS_TRITON:
-    from . import fused
+    from .operators.convolve import convolve
 
 
 def tied_conv1d(
@@ -166,12 +157,12 @@ def _tied_conv(
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
     if takes_operators(input.device, dtype, geometry.stride):
-        return fused.convolve(
+        return convolve(
             input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
         )
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
         input, geometry = reference.pad(input, geometry, padding_mode)
-    weight = prepare(packed, layout, dtype, channels_last)
+    weight = reference.dense_weight(packed, layout, dtype, channels_last)
     return reference.convolve(
         input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
     )

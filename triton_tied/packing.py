@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import CHANNELS_LAST, as_integer
+from .geometry import as_integer
+from .memory_format import CHANNELS_LAST
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
@@ -106,6 +107,11 @@ class Layout:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.channels, self.group_channels, *self.kernel_size)
+
+    def flops(self, pixels: int) -> int:
+        """Of a convolution, or of its weight gradient, with so many output pixels: a product and a
+        sum for each pixel, tap and pair of channels."""
+        return 2 * pixels * self.channels * self.group_channels * self.taps
 
     def __str__(self) -> str:
         return (

@@ -4,9 +4,9 @@ import pytest
 import torch
 from problems import SYMMETRIES, embed, integers, make_problem, place
 
-from triton_tied import launch
-from triton_tied.configs import ConvConfig, WeightGradConfig
-from triton_tied.paths import INTERPRETED
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 
 if INTERPRETED:
     from triton.runtime.interpreter import InterpreterBuilder

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..preparation import cached
+from ..cached_weights import cached
 from .peers import Peer
 from .workloads import FORMATS, Format, Workload
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import functional, paths, preparation
+from .. import dispatch, functional, reference
+from ..cached_weights import cached
 from ..check import CONVOLUTIONS
 from ..packing import Layout, pack, packed_size, unpack
 from .workloads import FORMATS, Format, Workload
@@ -287,15 +288,16 @@ class Tied(Peer):
 
     def weight(self) -> Tensor:
         packed, dtype = self.parameters[0], self.parameters[0].dtype
-        if not paths.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
+        if not dispatch.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
             channels_last = self.memory is torch.channels_last
-            return preparation.prepare(packed, self.layout, dtype, channels_last)
-        from .. import autotune  # needs Triton
+            return reference.dense_weight(packed, self.layout, dtype, channels_last)
+        from ..autotune.centre_tap import guess_unpacking_pays  # needs Triton
+        from ..operators.prepare import prepare
 
         pixels = self.workload.batch * torch.Size(self.workload.image).numel()
         layout = self.workload.problem.layout
-        pays = autotune.guess_unpacks_centre(layout, pixels)
-        cast, centre = preparation.prepare_for_kernels(packed, layout, dtype, lambda: pays)
+        pays = guess_unpacking_pays(layout, pixels)
+        cast, centre = prepare(packed, layout, dtype, lambda: pays)
         return cast if centre is None else centre
 
     def forward(self, x: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ class Tied(Peer):
         )
 
     def repeat(self, x: Tensor, times: int) -> Tensor:
-        with preparation.cached():
+        with cached():
             for _ in range(times):
                 x = self.forward(x)
         return x

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .timing import Clock
+from .clocks import Clock
 from .workloads import DTYPES, Dtype, Workload
 
 

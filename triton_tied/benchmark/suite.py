@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from ..autotune.problem import problems_of_layer
 from . import roofline
 from .agreement import Truth
+from .clocks import Clock, Turn, interleave
 from .passes import PASSES, Call, Pass, random_images
 from .peers import DENSE, PEERS, Peer, Tied, random_tied_weight
 from .results import LeftOut, Result, Row, machine_of, rows_of
-from .timing import Clock, Turn, interleave
 from .workloads import DTYPES, Dtype, Format, Workload, every, on_cpu, quick, sweeps
 
 Progress = Callable[[int, int, str], None]
@@ -76,14 +77,15 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
 def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> list[Any]:
     """Tunes this package for the headline on a GPU; returns the reports of
     :func:`triton_tied.tune`. What is not tuned runs as the cost model says."""
-    from .. import tuning  # needs Triton
+    from ..autotune import tuning  # needs Triton
+    from ..autotune.centre_tap import guess_centre
 
     problems: dict[str, Any] = {}  # by key, since neighbours share an entry
     for cell in cells:
         layer = cell.workload.problem
         if cell.workload.headline and cell.memory == "channels_last":
-            centre = tuning.centre_of(layer.layout, math.prod(layer.image))
-            for problem in tuning.problems_of_layer(replace(layer, centre=centre)):
+            centre = guess_centre(layer.layout, math.prod(layer.image))
+            for problem in problems_of_layer(replace(layer, centre=centre)):
                 problems.setdefault(problem.key, problem)
     return tuning.tune(problems.values(), device=device, budget_s=budget_s)
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 
+from ..autotune.problem import Problem
 from ..geometry import resolve
 from ..packing import Layout
-from ..problem import Problem
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16"]  # "tf32": float32 whose products may be TF32
 Format = Literal["channels_last", "contiguous"]
