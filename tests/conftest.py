@@ -93,5 +93,5 @@ def convolution_precision():
 def expansion(request, monkeypatch):
     """Both ways in which a weight is expanded, whatever its size."""
     if request.param == "written":
-        monkeypatch.setattr(triton_tied.packing, "_GATHERED", 0)
+        monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
     return request.param

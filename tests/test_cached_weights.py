@@ -31,7 +31,7 @@ def one_config():
 @pytest.fixture
 def counts(monkeypatch):
     """Calls of expand and of fold; the weights are expanded by the function that counts both."""
-    monkeypatch.setattr(packing, "_GATHERED", 0)
+    monkeypatch.setattr(packing, "_MAX_GATHERED", 0)
     seen = {"expand": 0, "fold": 0}
 
     def counted(name, function):

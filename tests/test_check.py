@@ -33,7 +33,7 @@ def test_check_finds_a_fault(fault, monkeypatch, capsys):
     elif fault == "not a number":
         monkeypatch.setattr(reference, "convolve", lambda *a: convolve(*a) * math.nan)
     elif fault == "gradient":
-        monkeypatch.setattr(packing, "_GATHERED", 0)
+        monkeypatch.setattr(packing, "_MAX_GATHERED", 0)
         monkeypatch.setattr(packing, "fold", lambda *a: fold(*a) * 1.02)
     else:
         monkeypatch.setattr(packing, "pack", lambda *a: tt.pack(*a).flip(0))
