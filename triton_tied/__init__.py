@@ -1,4 +1,7 @@
-"""Convolutions whose weight is tied inside the layer, held without a redundant parameter."""
+"""Convolution layers with symmetric weights, held as their free numbers only.
+
+The layers are in ``modules``, the functions in ``functional``, the algebra in ``packing``.
+"""
 
 from . import reference
 from .cached_weights import cached
@@ -6,10 +9,10 @@ from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import pack, packed_size, unpack
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
+    "__version__",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",

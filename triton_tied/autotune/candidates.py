@@ -86,7 +86,7 @@ def source_hash() -> str:
     """SHA-256 of what the compiler is given: the kernels' source, but for comments, docstrings and
     the breaks of lines inside brackets, and how they are compiled."""
     paths = sorted(Path(configs.__file__).parent.glob("*.py"))
-    kernels = [source for path in paths if "@triton.jit" in (source := path.read_text())]
+    kernels = [source for path in paths if "\n@triton.jit" in (source := path.read_text())]
     digest = hashlib.sha256()
     for source in (*kernels, inspect.getsource(configs.compile_options)):
         for token in _code(source):

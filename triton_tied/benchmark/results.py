@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .. import __version__
+from ..version import __version__
 from .peers import DENSE, TIED_PEERS
 from .roofline import Ceilings
 

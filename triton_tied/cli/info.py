@@ -8,8 +8,8 @@ import platform
 
 import torch
 
-from .. import __version__
 from ..dispatch import why_reference
+from ..version import __version__
 from .devices import devices
 
 
