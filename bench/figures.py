@@ -15,7 +15,7 @@ from pathlib import Path
 
 from triton_tied.benchmark import results
 from triton_tied.benchmark.plots import LABELS, PASS_LABELS, draw, machine_name, size_of, sweep
-from triton_tied.benchmark.results import BEST_DENSE, Measured, Result, Row
+from triton_tied.benchmark.results import BEST_DENSE, Measured, Measurement, Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -24,7 +24,7 @@ PASSES = ("forward_backward", "forward", "inference", "weight_build", "input_gra
           "weight_gradient", "applications", "evaluation")  # fmt: skip
 PEERS = ("averaged", "parametrized", "compiled_averaged", "gathered", "compiled_gathered",
          "assembled")  # fmt: skip
-_MOST_LINES = 15  # of a table that is not folded away
+_MAX_LINES = 15  # of a table that is not folded away
 _STEADY = 1.5  # a step of a sweep grows as the formula says, if by a factor within this
 
 
@@ -107,7 +107,7 @@ def _means(result: Result, measured: Measured = "median_ms") -> str:
 def _workloads(result: Result) -> str:
     shown = ("dense", "averaged", "tied")
     lines = [["workload", "dense", "averaged", "triton_tied", "over dense", "over the tied peer"]]
-    by_workload: dict[str, dict[str, Row]] = {}
+    by_workload: dict[str, dict[str, Measurement]] = {}
     for row in result.rows:
         if row.headline and (row.pass_, row.memory_format) == ("forward_backward", "channels_last"):
             by_workload.setdefault(row.workload, {})[row.peer] = row
@@ -122,7 +122,7 @@ def _workloads(result: Result) -> str:
             + [_ratio(ratio) for ratio in (tied.ratio_to_dense, tied.ratio_to_best_tied_peer)]
         )
     table = _markdown(lines)
-    if len(lines) <= _MOST_LINES:
+    if len(lines) <= _MAX_LINES:
         return table
     return f"<details><summary>{len(lines) - 1} workloads</summary>\n\n{table}\n\n</details>"
 

@@ -260,7 +260,7 @@ def row(**changes):
         "rounds": 3, "median_ms": 1.0, "ratio_to_dense": 1.0, "ratio_to_best_tied_peer": 1.0,
         "roofline_share": 0.5, "flops": 10, "least_bytes": 10, "extra_bytes": 7,
     }  # fmt: skip
-    return results.Row(**{**values, **changes})
+    return results.Measurement(**{**values, **changes})
 
 
 def test_ratios_are_to_the_faster_dense_and_to_the_fastest_other_that_ties():
@@ -383,7 +383,7 @@ def tiny(monkeypatch):
         *(suite.Cell(w, "channels_last", ("forward_backward",), ("dense", "tied")) for w in swept),
     ]
     ceilings = roofline.Ceilings({"fp32": 0.1}, 10.0)
-    monkeypatch.setattr(clocks, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(clocks, "_MAX_ROUNDS", 3)
     monkeypatch.setattr(suite, "plan", lambda device, is_quick: cells)
     monkeypatch.setattr(suite.roofline, "measure", lambda clock, dtypes: ceilings)
 

@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
-_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 40
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def interleave(
     start = now()
     _round(turns, 0, clock)
     took = max(now() - start, 1e-6)
-    rounds = min(max(int(budget_s / took), _FEWEST_ROUNDS), _MOST_ROUNDS)
+    rounds = min(max(int(budget_s / took), _MIN_ROUNDS), _MAX_ROUNDS)
     samples: dict[str, list[float]] = {name: [] for name in turns}
     for turn in range(rounds):
         for name, milliseconds in _round(turns, turn, clock).items():
