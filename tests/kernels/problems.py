@@ -122,15 +122,13 @@ def configs(draw, problem, loader, kind):
     if loader != "pointer" and problem.layout.groups > 1:
         blocks = [b for b in blocks if c % b == 0]
     block_n, block_k = draw(st.sampled_from(blocks)), draw(st.sampled_from(blocks))
-    options = {
-        "loader": loader,
-        "accumulators": draw(st.integers(1, 2)),
-    }
+    options = {"loader": loader}
     if kind is WeightGradConfig:
         options["splits"] = draw(st.integers(1, 4))
         block_k = block_n if loader != "pointer" else block_k
     else:
         options["roles"] = draw(st.sampled_from(["pixels_first", "weights_first"]))
+        options["accumulators"] = draw(st.integers(1, 2))
     tiles = problem.layout.groups * triton.cdiv(c, block_n) * triton.cdiv(c, block_k)
     steps = tiles * (problem.layout.taps + 1) // 2
     box = draw(st.sampled_from(_boxes(problem.out_shape, loader, steps)))
