@@ -266,12 +266,12 @@ def row(**changes):
 def test_ratios_are_to_the_faster_dense_and_to_the_fastest_other_that_ties():
     medians = {"dense": 4.0, "dense_channels_last": 2.0, "averaged": 5.0, "gathered": 4.0,
                "copied": 1.0, "tied": 3.0}  # fmt: skip
-    found = {each.peer: each for each in results.rows_of(medians, False, row)}
+    found = {each.peer: each for each in results.measurements_of(medians, False, row)}
     assert found["tied"].ratio_to_dense == 1.5
     assert found["dense"].ratio_to_dense == 2.0
     assert found["tied"].ratio_to_best_tied_peer == 0.75
     assert found["averaged"].ratio_to_best_tied_peer == 1.25
-    assert all(each.ratio_to_dense is None for each in results.rows_of(medians, True, row))
+    assert all(each.ratio_to_dense is None for each in results.measurements_of(medians, True, row))
 
 
 def test_geometric_means_are_of_the_headline_and_workload_by_workload():
@@ -432,7 +432,7 @@ def test_this_package_may_not_die(tiny, tmp_path, monkeypatch):
     def dies(*arguments, **options):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(tt.functional, "_tied_conv", dies)
+    monkeypatch.setattr(tt.functional, "tied_conv2d", dies)
     assert bench("--json", tmp_path / "result.json") == 1
     assert "tied: RuntimeError: out of order" in results.read(tmp_path / "result.json").faults[0]
 
