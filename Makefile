@@ -33,7 +33,7 @@ bench: .venv/installed
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
 		--json bench/results/cpu-$$(date +%F).json
 
-# The README's figures and tables, from the newest results.
+# The figures and tables of docs/performance.md, from the newest results.
 figures: .venv/installed
 	$(BIN)/python bench/figures.py
 

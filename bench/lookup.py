@@ -20,6 +20,7 @@ import torch
 import triton
 
 from triton_tied import autotune, launch
+from triton_tied.configs import ConvConfig
 from triton_tied.geometry import Geometry
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.packing import Layout
@@ -61,7 +62,10 @@ def ours_for(x: torch.Tensor, packed: torch.Tensor) -> Callable[[], object]:
 
     def look_up() -> object:
         form = (packed.data_ptr() % 16, True, None, True)
-        fault = partial(launch.conv_fault, *arguments)
+
+        def fault(config: ConvConfig) -> str | None:
+            return launch.conv_call(*arguments, config)[0].fault()
+
         return autotune.conv_config(x, LAYOUT, GEOMETRY, True, fault, form)
 
     return look_up
