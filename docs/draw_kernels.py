@@ -351,7 +351,9 @@ def gradient() -> Drawing:
             shown = str(box % number if number else box)
             tile(drawing, 110 + box * 36.7, y, 36.7, 24, "faint", shown)
 
-    drawing.title_at(20, 268, "3. Each split writes its own row; the rows are added in a fixed order")
+    drawing.title_at(
+        20, 268, "3. Each split writes its own row; the rows are added in a fixed order"
+    )
     for split in range(3):
         y = 284 + split * 26
         drawing.text(100, y + 16, f"split {split}", "small", "end")

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: up to date, true to the packed order, and inside their sheet."""
+"""The pictures of the documentation: up to date, true to the packed order, inside their sheet."""
 
 import importlib.util
 import re
@@ -45,8 +45,8 @@ def test_nothing_is_drawn_outside_of_the_sheet(script):
         wide = 0.0
         for shape in svg:
             for left, right, top, bottom in extents(shape):
-                assert -1 <= left and right <= drawing.width + 1, (name, shape.text)
-                assert -1 <= top and bottom <= drawing.height + 1, (name, shape.text)
+                assert left >= -1 and right <= drawing.width + 1, (name, shape.text)
+                assert top >= -1 and bottom <= drawing.height + 1, (name, shape.text)
                 wide = max(wide, right)
         assert wide > drawing.width / 2  # something was seen
 
