@@ -33,9 +33,10 @@ bench: .venv/installed
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
 		--json bench/results/cpu-$$(date +%F).json
 
-# The figures and tables of docs/performance.md, from the newest results.
+# The figures and tables of docs/performance.md, from the newest results; the drawings of kernels.
 figures: .venv/installed
 	$(BIN)/python bench/figures.py
+	$(BIN)/python docs/draw_kernels.py
 
 # Tests, tuning and benchmarks of a GPU, into the folder OUT. A machine with a GPU has its PyTorch.
 OUT ?= gpu-results

@@ -33,7 +33,7 @@ def test_drawn_places_are_those_that_unpack_fills(script, channels, taps):
 def test_committed_drawings_are_those_of_the_script(script):
     for name, draw in script.DRAWINGS.items():
         committed = (script.IMAGES / name).read_text()
-        assert committed == draw().svg(), "run `python docs/draw_kernels.py`"
+        assert committed == draw().svg(), "run `make figures`"
     found = {path.name for path in script.IMAGES.glob("kernels-*.svg")}
     assert found == set(script.DRAWINGS)
 
