@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from triton_tied.ranking import Judged, judge
+from typing import Any, NamedTuple
 
 COMMITTED = Path(__file__).with_name("results")
+
+Pair = tuple[float, float]  # predicted and measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def read(file: Path) -> list[tuple[str, str, Judged]]:
     return found
 
 
-def _pair(candidate: dict[str, Any]) -> tuple[float, float]:
+def _pair(candidate: dict[str, Any]) -> Pair:
     return candidate["predicted_us"], candidate["median_us"]
 
 
@@ -65,6 +66,48 @@ def _line(judged: list[Judged]) -> str:
     regrets = [j.regret for j in judged]
     text = f"rho {rho}   regret {statistics.median(regrets):5.2f} x" if judged else "nothing"
     return text + (f"   worst {max(regrets):5.2f} x" if len(judged) > 1 else "")
+
+
+class Judged(NamedTuple):
+    """Spearman's rho of the pairs, and the measured time of the best prediction over the shortest.
+
+    ``rho`` is None where it says nothing: of fewer than two pairs, or all equal on one side.
+    """
+
+    rho: float | None
+    regret: float
+
+
+def judge(pairs: Sequence[Pair]) -> Judged:
+    """Of the timed configs of one problem. Of equal predictions the first is the choice, as in the
+    sieves.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    if not pairs:
+        raise ValueError("expected at least one config that was timed")
+    predicted, measured = zip(*pairs, strict=True)
+    chosen = min(pairs, key=lambda pair: pair[0])
+    return Judged(spearman(predicted, measured), chosen[1] / min(measured))
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's correlation of the ranks, or None where one side does not vary."""
+    a, b = (_centred(ranks(values)) for values in (xs, ys))
+    scale = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / scale if scale else None
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """From 1 up; equal values share the mean of their ranks."""
+    below = [sum(other < value for other in values) for value in values]
+    return [n + (1 + values.count(v)) / 2 for n, v in zip(below, values, strict=True)]
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    mean = sum(values) / len(values)
+    return [value - mean for value in values]
 
 
 if __name__ == "__main__":

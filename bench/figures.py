@@ -15,7 +15,7 @@ from pathlib import Path
 
 from triton_tied.benchmark import results
 from triton_tied.benchmark.plots import LABELS, PASS_LABELS, draw, machine_name, size_of, sweep
-from triton_tied.benchmark.results import BEST_DENSE, Measured, Result, Row
+from triton_tied.benchmark.results import BEST_DENSE, Measured, Measurement, Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -104,7 +104,7 @@ def _means(result: Result, measured: Measured = "median_ms") -> str:
 def _workloads(result: Result) -> str:
     shown = ("dense", "averaged", "tied")
     lines = [["layer", *shown[:2], "triton_tied", "over dense", "over the fastest tied peer"]]
-    by_workload: dict[str, dict[str, Row]] = {}
+    by_workload: dict[str, dict[str, Measurement]] = {}
     for row in result.rows:
         if row.headline and (row.pass_, row.memory_format) == ("forward_backward", "channels_last"):
             by_workload.setdefault(row.workload, {})[row.peer] = row

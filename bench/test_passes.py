@@ -12,7 +12,7 @@ import torch
 from triton_tied.benchmark.agreement import Truth
 from triton_tied.benchmark.passes import PASSES, random_images
 from triton_tied.benchmark.peers import PEERS, random_tied_weight
-from triton_tied.benchmark.workloads import DTYPES, quick
+from triton_tied.benchmark.workloads import TORCH_DTYPES, quick
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WORKLOADS = {workload.name: workload for workload in quick(DEVICE.type == "cuda")}
@@ -23,7 +23,7 @@ WORKLOADS = {workload.name: workload for workload in quick(DEVICE.type == "cuda"
 @pytest.mark.parametrize("workload_name", WORKLOADS)
 def test_pass(benchmark, workload_name, pass_name, peer_name):
     workload, each, kind = WORKLOADS[workload_name], PASSES[pass_name], PEERS[peer_name]
-    memory, dtype = workload.formats[0], DTYPES[workload.dtype]
+    memory, dtype = workload.formats[0], TORCH_DTYPES[workload.dtype]
     if not each.applies_to(workload):
         pytest.skip("a single application is the forward")
     reason = kind.why_not(workload, DEVICE) or each.why_not(kind)

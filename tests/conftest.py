@@ -1,11 +1,17 @@
 import os
+import time
 
 import hypothesis
 import pytest
 import torch
 
 import triton_tied.packing
+from triton_tied.dispatch import HAS_TRITON
 
+# There are no kernels without Triton.
+collect_ignore = (
+    [] if HAS_TRITON else ["autotune", "inspection", "kernels", "operators", "cli/test_tune.py"]
+)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("ci")
 
@@ -20,22 +26,72 @@ def fresh_random_data():
 
 @pytest.fixture
 def absent_h200(monkeypatch, tmp_path):
-    """Every device is an H200 that is not there, with an empty table of its own: its origin."""
-    from triton_tied import autotune, gpus
-    from triton_tied.table import Origin
+    """Every device is an H200 that is not there, with empty tables of its own, a compiler that
+    finds no fault, and a stopwatch that must not be touched."""
+    from stand_ins import GPU, ORIGIN
 
-    origin = Origin("NVIDIA H200", "9.0", 132, torch.__version__, "3.7.1", "12.8")
-    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpus, "of_device", lambda device: gpus.KNOWN["H200"])
-    monkeypatch.setattr(autotune, "origin_of", lambda device: origin)
-    autotune.forget()
-    yield origin
-    autotune.forget()
+    from triton_tied.autotune import disk_cache, gpus, trial, tuned_configs
+    from triton_tied.kernels import launch
+
+    def never(*arguments):
+        raise AssertionError("timed")
+
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(disk_cache, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(gpus, "of_device", lambda device: GPU)
+    monkeypatch.setattr(tuned_configs, "origin_of", lambda device: ORIGIN)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(trial, "race_on", never)
+    for fault in ("conv_fault", "weight_grad_fault"):
+        monkeypatch.setattr(launch, fault, lambda call, config: None)
+    tuned_configs.forget()
+    yield ORIGIN
+    tuned_configs.forget()
+
+
+@pytest.fixture
+def timed(absent_h200, monkeypatch):
+    """Replaces the timing: the fourth prediction wins. Lists the problems."""
+    from triton_tied.autotune import trial
+    from triton_tied.autotune.race import Outcome
+
+    seen = []
+
+    def race_on(device, problem, shortlist, budget_s, progress):
+        seen.append(problem)
+        time.sleep(0.02)  # while other threads come
+        configs = [candidate.config for candidate in shortlist.candidates]
+        return Outcome({configs[3]: 10.0, configs[0]: 12.0})
+
+    monkeypatch.setattr(trial, "race_on", race_on)
+    return seen
+
+
+@pytest.fixture
+def no_folder(absent_h200, monkeypatch, tmp_path):
+    """A cache directory that cannot be made, even by root."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "file" / "cache"))
+
+
+@pytest.fixture
+def benchmark_mode():
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        yield
+
+
+@pytest.fixture
+def convolution_precision():
+    """PyTorch's setting for float32 convolutions, put back at the end."""
+    setting = torch.backends.cudnn.conv
+    before = setting.fp32_precision
+    yield setting
+    setting.fp32_precision = before
 
 
 @pytest.fixture(params=["gathered", "written"])
 def expansion(request, monkeypatch):
     """Both ways in which a weight is expanded, whatever its size."""
     if request.param == "written":
-        monkeypatch.setattr(triton_tied.packing, "_GATHERED", 0)
+        monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
     return request.param

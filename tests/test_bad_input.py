@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_tied as tt
-from triton_tied import functional, reference
+from triton_tied import reference
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d, 3: tt.tied_conv3d}
@@ -303,7 +303,7 @@ def test_neither_the_weight_is_made_nor_the_convolution_run(mistake, monkeypatch
     def fail(*_, **__):
         raise AssertionError("work began before the arguments were checked")
 
-    monkeypatch.setattr(functional, "prepare", fail)
+    monkeypatch.setattr(reference, "dense_weight", fail)
     monkeypatch.setattr(reference, "convolve", fail)
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         call(**mistake)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import triton_tied as tt
-from triton_tied import paths, reference
+from triton_tied import dispatch, reference
 from triton_tied.geometry import Geometry
 from triton_tied.packing import Layout, expand
 
@@ -80,7 +80,7 @@ def test_output_and_gradients_are_as_good_as_dense(dtype, problem, small, seed):
     baseline = run(dense, tensors, seed)
     with pytest.MonkeyPatch.context() as patch:
         if not small:
-            patch.setattr(tt.packing, "_GATHERED", 0)
+            patch.setattr(tt.packing, "_MAX_GATHERED", 0)
         actual = run(tied, tensors, seed)
     for a, b, t in zip(actual, baseline, truth, strict=True):
         assert a.dtype == dtype and a.shape == t.shape
@@ -333,7 +333,7 @@ def test_same_bits_from_run_to_run(expansion):
         return y, *torch.autograd.grad(y.square().sum(), [x, packed])
 
     first = step()
-    for _ in range(2 if paths.INTERPRETED else 10):  # which takes its time
+    for _ in range(2 if dispatch.INTERPRETED else 10):  # which takes its time
         assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
 
 

@@ -84,7 +84,7 @@ def test_unpack_equals_the_formula_written_out(layout, channels_last, small):
     packed = random_packed(*layout)
     with pytest.MonkeyPatch.context() as patch:
         if not small:
-            patch.setattr(packing, "_GATHERED", 0)
+            patch.setattr(packing, "_MAX_GATHERED", 0)
         weight = tt.unpack(packed, *layout, memory_format=memory_format)
     assert torch.equal(weight, oracle.expand(packed, channels, kernel, groups, symmetry))
     assert weight.is_contiguous(memory_format=memory_format)
@@ -229,7 +229,7 @@ def test_tables_made_inside_a_transform_do_not_outlive_it(first, expansion):
 
 def test_tables_are_kept_in_bounded_number(monkeypatch):
     packing._tables.clear()
-    monkeypatch.setattr(packing, "_MOST_TABLES", 3)
+    monkeypatch.setattr(packing, "_MAX_TABLES", 3)
     for channels in range(2, 8):
         layout = (channels, (3, 3), 1, "skew_adjoint")
         packed = random_packed(*layout)

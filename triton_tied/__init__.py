@@ -1,15 +1,18 @@
-"""Convolutions whose weight is tied inside the layer, held without a redundant parameter."""
+"""Convolution layers with symmetric weights, held as their free numbers only.
+
+The layers are in ``modules``, the functions in ``functional``, the algebra in ``packing``.
+"""
 
 from . import reference
+from .cached_weights import cached
+from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import pack, packed_size, unpack
-from .paths import HAS_TRITON
-from .preparation import cached
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
+    "__version__",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
@@ -24,8 +27,9 @@ __all__ = [
 ]
 
 if HAS_TRITON:
-    from .autotune import config_for
-    from .problem import Problem
-    from .tuning import problems_of, tune
+    from .autotune.problem import Problem
+    from .autotune.recording import problems_of
+    from .autotune.tuned_configs import config_for
+    from .autotune.tuning import tune
 
     __all__ += ["Problem", "config_for", "problems_of", "tune"]

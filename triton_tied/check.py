@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import functional, geometry, packing
+from . import functional, memory_format, packing
 
 # What an error is always allowed to be: a few roundings, where F.conv itself happens to be exact.
 FLOORS = {torch.float32: 2e-7, torch.float16: 6e-4, torch.bfloat16: 4e-3}
@@ -109,7 +109,7 @@ def _check_case(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
     weight = ((free + _mirror(free, case)) / 2).to(dtype)
     input = torch.randn(case.shape, device=device).to(dtype)
     if case.channels_last:
-        input = input.contiguous(memory_format=geometry.CHANNELS_LAST[dims])
+        input = input.contiguous(memory_format=memory_format.CHANNELS_LAST[dims])
     bias = torch.randn(channels, device=device).to(dtype)
     convolve = CONVOLUTIONS[dims]
 

@@ -8,31 +8,33 @@ Mistakes raise what ``F.conv2d`` raises for them, with the offending values.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .geometry import (
-    PADDING_MODES,
-    Geometry,
-    IntOrInts,
-    Padding,
-    as_integer,
-    is_channels_last,
-    per_axis,
-    resolve,
+from .dispatch import HAS_TRITON, takes_operators
+from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
+from .memory_format import is_channels_last
+from .packing import (
+    Layout,
+    check_supported,
+    check_symmetry,
+    expected_length,
+    layout_of_length,
 )
-from .packing import SIGNS, Layout, check_supported, check_symmetry
-from .paths import HAS_TRITON, takes_operators
-from .preparation import prepare
 
 if HAS_TRITON:
-    from . import fused
+    from .operators.convolve import convolve
+
+_Options = ParamSpec("_Options")
 
 
-def tied_conv1d(
+def tied_conv(
+    dims: int,
     input: Tensor,
     packed: Tensor,
     bias: Tensor | None = None,
@@ -47,28 +49,64 @@ def tied_conv1d(
     alpha: float = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tied_conv2d` over ``(N, C, L)`` or ``(C, L)`` input."""
-    return _tied_conv(
-        1, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
-        symmetry, alpha, residual,
-    )  # fmt: skip
+    """:func:`tied_conv2d` over ``dims`` spatial dimensions: 1, 2 or 3."""
+    tensors = {"input": input, "packed": packed}
+    optional = {"bias": bias, "residual": residual}
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
+    autocast = _autocast_dtype(described["input"].device.type)
+    # The checks look at descriptions only, so that what passed once need not be checked again.
+    is_plain = type(input) is Tensor and not torch.compiler.is_compiling()
+    layout, geometry, dtype = (_check_once if is_plain else _check)(
+        tuple(described.items()),
+        autocast,
+        per_axis("kernel_size", kernel_size, dims),
+        per_axis("stride", stride, dims),
+        padding if isinstance(padding, str) else per_axis("padding", padding, dims),
+        per_axis("dilation", dilation, dims),
+        check_groups(groups),
+        check_symmetry(symmetry),
+    )
+    check_padding_mode(padding_mode)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
+    channels_last = is_channels_last(dims, input)
+    input = input.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    residual = None if residual is None else residual.to(dtype)
+    if takes_operators(input.device, dtype, geometry.stride):
+        return convolve(
+            input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
+        )
+    if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
+        input, geometry = reference.pad(input, geometry, padding_mode)
+    weight = reference.dense_weight(packed, layout, dtype, channels_last)
+    return reference.convolve(
+        input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
+    )
 
 
-def tied_conv2d(
-    input: Tensor,
-    packed: Tensor,
-    bias: Tensor | None = None,
-    *,
-    kernel_size: IntOrInts,
-    stride: IntOrInts = 1,
-    padding: Padding = 0,
-    dilation: IntOrInts = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    symmetry: str = "self_adjoint",
-    alpha: float = 1.0,
-    residual: Tensor | None = None,
-) -> Tensor:
+def _over(
+    dims: int, function: Callable[Concatenate[int, _Options], Tensor], doc: str
+) -> Callable[_Options, Tensor]:
+    """``function`` over so many dimensions, under a name and with a signature of its own."""
+
+    def tied_convnd(*args: _Options.args, **kwargs: _Options.kwargs) -> Tensor:
+        return function(dims, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    tied_convnd.__name__ = tied_convnd.__qualname__ = f"tied_conv{dims}d"
+    tied_convnd.__doc__ = doc
+    tied_convnd.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=list(signature.parameters.values())[1:]
+    )
+    return tied_convnd
+
+
+tied_conv1d = _over(1, tied_conv, ":func:`tied_conv2d` over ``(N, C, L)`` or ``(C, L)`` input.")
+tied_conv2d = _over(
+    2,
+    tied_conv,
     """``alpha * (conv2d(input, W) + bias) + residual`` where W is the tied weight of ``packed``.
 
     Args:
@@ -97,84 +135,11 @@ def tied_conv2d(
         ValueError: an unknown symmetry or padding mode, a kernel size that is not positive.
         RuntimeError: whatever ``F.conv2d`` refuses; ``packed`` of the wrong length; tensors of
             different dtype or device; NotImplementedError for dtypes and layouts not supported.
-    """
-    return _tied_conv(
-        2, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
-        symmetry, alpha, residual,
-    )  # fmt: skip
-
-
-def tied_conv3d(
-    input: Tensor,
-    packed: Tensor,
-    bias: Tensor | None = None,
-    *,
-    kernel_size: IntOrInts,
-    stride: IntOrInts = 1,
-    padding: Padding = 0,
-    dilation: IntOrInts = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    symmetry: str = "self_adjoint",
-    alpha: float = 1.0,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """:func:`tied_conv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."""
-    return _tied_conv(
-        3, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
-        symmetry, alpha, residual,
-    )  # fmt: skip
-
-
-def _tied_conv(
-    dims: int,
-    input: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    kernel_size: IntOrInts,
-    stride: IntOrInts,
-    padding: Padding,
-    dilation: IntOrInts,
-    groups: int,
-    padding_mode: str,
-    symmetry: str,
-    alpha: float,
-    residual: Tensor | None,
-) -> Tensor:
-    tensors = {"input": input, "packed": packed}
-    optional = {"bias": bias, "residual": residual}
-    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-    described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
-    autocast = _autocast_dtype(described["input"].device.type)
-    # The checks look at descriptions only, so that what passed once need not be checked again.
-    known = type(input) is Tensor and not torch.compiler.is_compiling()
-    layout, geometry, dtype = (_known_plan if known else _plan)(
-        tuple(described.items()),
-        autocast,
-        per_axis("kernel_size", kernel_size, dims),
-        per_axis("stride", stride, dims),
-        padding if isinstance(padding, str) else per_axis("padding", padding, dims),
-        per_axis("dilation", dilation, dims),
-        check_groups(groups),
-        check_symmetry(symmetry),
-    )
-    check_padding_mode(padding_mode)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
-    channels_last = is_channels_last(dims, input)
-    input = input.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    residual = None if residual is None else residual.to(dtype)
-    if takes_operators(input.device, dtype, geometry.stride):
-        return fused.convolve(
-            input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
-        )
-    if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
-        input, geometry = reference.pad(input, geometry, padding_mode)
-    weight = prepare(packed, layout, dtype, channels_last)
-    return reference.convolve(
-        input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
-    )
+    """,
+)
+tied_conv3d = _over(
+    3, tied_conv, ":func:`tied_conv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."
+)
 
 
 class _Description(NamedTuple):
@@ -188,7 +153,7 @@ def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
     return _Description(tensor.shape, tensor.dtype, tensor.device)
 
 
-def _plan(
+def _check(
     tensors: tuple[tuple[str, _Description], ...],
     autocast: torch.dtype | None,
     kernel: tuple[int, ...],
@@ -204,11 +169,11 @@ def _plan(
     _check_rank(given["input"], len(kernel))
     dtype = _check_types(given, autocast)
     layout = _check_channels(given, kernel, groups, symmetry)
-    _check_walk(given, kernel, geometry)
+    _check_sizes(given, kernel, geometry)
     return layout, geometry, dtype
 
 
-_known_plan = functools.lru_cache(maxsize=4096)(_plan)
+_check_once = functools.lru_cache(maxsize=4096)(_check)
 
 
 def _check_rank(input: _Description, dims: int) -> None:
@@ -258,31 +223,20 @@ def _check_channels(
 
 def _wrong_length(input_shape: torch.Size, packed_shape: torch.Size, layout: Layout) -> str:
     """What packed should have been, and what its length would be right for."""
-    expected = (
-        f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
-        f"but got packed of size {list(packed_shape)}"
-    )
-    if len(packed_shape) != 1:
+    expected = expected_length(layout, packed_shape)
+    other = layout_of_length(packed_shape[0], layout) if len(packed_shape) == 1 else None
+    if other is None:
         return expected
-    size = packed_shape[0]
-    for symmetry in sorted(SIGNS, key=lambda name: name != layout.symmetry):
-        groups, kernel = layout.groups, layout.kernel_size
-        most = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
-        for group_channels in range(1, most):
-            other = Layout(group_channels * groups, kernel, groups, symmetry)
-            if other.size != size:
-                continue
-            if other.channels == layout.channels:
-                return f"{expected}, the length for symmetry={symmetry!r}"
-            return (
-                f"Given groups={groups}, weight of size {list(other.weight_shape)}, expected "
-                f"input{list(input_shape)} to have {other.channels} channels, but got "
-                f"{layout.channels} channels instead ({expected})"
-            )
-    return expected
+    if other.channels == layout.channels:
+        return f"{expected}, the length for symmetry={other.symmetry!r}"
+    return (
+        f"Given groups={layout.groups}, weight of size {list(other.weight_shape)}, expected "
+        f"input{list(input_shape)} to have {other.channels} channels, but got "
+        f"{layout.channels} channels instead ({expected})"
+    )
 
 
-def _check_walk(
+def _check_sizes(
     given: dict[str, _Description], kernel: tuple[int, ...], geometry: Geometry
 ) -> None:
     shape = given["input"].shape
@@ -294,8 +248,8 @@ def _check_walk(
     padded, window = geometry.padded_size(spatial), geometry.window(kernel)
     if min(spatial) < 1 or any(p < w for p, w in zip(padded, window, strict=True)):
         raise RuntimeError(
-            f"Calculated padded input size per channel: ({_times(padded)}). "
-            f"Kernel size: ({_times(window)}). Kernel size can't be greater than actual input "
+            f"Calculated padded input size per channel: ({_joined(padded)}). "
+            f"Kernel size: ({_joined(window)}). Kernel size can't be greater than actual input "
             f"size, and no side of it can be empty, but got input of size {list(shape)}"
         )
     expected = [*shape[: -len(kernel)], *geometry.output_size(spatial, kernel)]
@@ -334,5 +288,5 @@ def _after_autocast(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.d
     return dtype if autocast is None or dtype == torch.float64 else autocast
 
 
-def _times(sizes: list[int]) -> str:
+def _joined(sizes: list[int]) -> str:
     return " x ".join(str(size) for size in sizes)

@@ -1,5 +1,4 @@
-"""How a convolution walks over its input: stride, padding and dilation, one entry for each axis;
-and the memory formats that it knows."""
+"""How a convolution walks over its input: stride, padding and dilation, one entry for each axis."""
 
 from __future__ import annotations
 
@@ -7,17 +6,12 @@ import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor
-
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 IntOrInts = int | Sequence[int]
 Padding = int | Sequence[int] | str
-Memory = Literal["channels_last", "contiguous", "strided"]
 
 
 @dataclass(frozen=True)
@@ -113,24 +107,6 @@ def as_integer(name: str, value: Any, shown: Any = None) -> int:
             return operator.index(value)
     shown = value if shown is None else shown
     raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
-
-
-def is_channels_last(dims: int, input: Tensor) -> bool:
-    """Whether a batched input asks for a channels-last output; one of both formats does not."""
-    memory_format = CHANNELS_LAST.get(dims)
-    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
-        return False
-    return input.is_contiguous(memory_format=memory_format)
-
-
-def memory_of(*images: Tensor) -> Memory:
-    """The memory format that all of the ``(N, C, H, W)`` images have; where both would do, the
-    former."""
-    if all(image.is_contiguous(memory_format=torch.channels_last) for image in images):
-        return "channels_last"
-    if all(image.is_contiguous() for image in images):
-        return "contiguous"
-    return "strided"
 
 
 def _named_padding(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,6 +11,16 @@ from torch import Tensor, nn
 from . import functional
 from .geometry import IntOrInts, Padding, per_axis, resolve
 from .packing import check_supported, make_layout, pack, unpack
+from .read_only_weight import ReadOnlyWeight
+
+# What a layer holds as attributes of these names, as ``nn.Conv2d`` does, and its default.
+_OPTIONS: dict[str, Any] = {
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "padding_mode": "zeros",
+}
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
 
@@ -21,7 +30,6 @@ class _TiedConv(nn.Module):
 
     dims: ClassVar[int]
     dense: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
-    convolve: ClassVar[Callable[..., Tensor]]
 
     packed: nn.Parameter
     bias: nn.Parameter | None
@@ -84,7 +92,7 @@ class _TiedConv(nn.Module):
         that would change nothing in the layer.
         """
         weight = unpack(self.packed, self.channels, self.kernel_size, self.groups, self.symmetry)
-        return weight if torch.compiler.is_compiling() else weight.as_subclass(_ReadOnlyWeight)
+        return weight if torch.compiler.is_compiling() else weight.as_subclass(ReadOnlyWeight)
 
     @weight.setter
     def weight(self, weight: Tensor) -> None:
@@ -103,32 +111,22 @@ class _TiedConv(nn.Module):
         super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.convolve(
+        return functional.tied_conv(
+            self.dims,
             input,
             self.packed,
             self.bias,
             kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            padding_mode=self.padding_mode,
             symmetry=self.symmetry,
+            **_options_of(self),
         )
 
     def extra_repr(self) -> str:
         shown = [f"{self.channels}, kernel_size={self.kernel_size}"]
-        defaults = {
-            "stride": (1,) * self.dims,
-            "padding": (0,) * self.dims,
-            "dilation": (1,) * self.dims,
-            "groups": 1,
-            "padding_mode": "zeros",
-            "symmetry": "self_adjoint",
-        }
+        defaults = {**_OPTIONS, "symmetry": "self_adjoint"}
         for name, default in defaults.items():
             value = getattr(self, name)
-            if value != default:
+            if value not in (default, (default,) * self.dims):
                 shown.append(f"{name}={value!r}")
         if self.bias is None:
             shown.append("bias=False")
@@ -160,15 +158,11 @@ class _TiedConv(nn.Module):
             cls,
             conv.in_channels,
             conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            symmetry,
+            bias=conv.bias is not None,
+            symmetry=symmetry,
             device=weight.device,
             dtype=weight.dtype,
+            **_options_of(conv),
         )
         tied.weight = weight
         if conv.bias is not None:
@@ -183,14 +177,10 @@ class _TiedConv(nn.Module):
             self.channels,
             self.channels,
             self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
+            bias=self.bias is not None,
             device=self.packed.device,
             dtype=self.packed.dtype,
+            **_options_of(self),
         )
         with torch.no_grad():
             conv.weight.copy_(self.weight)
@@ -240,12 +230,15 @@ class _TiedConv(nn.Module):
         )
 
 
+def _options_of(layer: nn.Module) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in _OPTIONS}
+
+
 class TiedConv1d(_TiedConv):
     """:class:`TiedConv2d` over ``(N, C, L)`` or ``(C, L)``."""
 
     dims = 1
     dense = nn.Conv1d
-    convolve = staticmethod(functional.tied_conv1d)
 
 
 class TiedConv2d(_TiedConv):
@@ -282,7 +275,6 @@ class TiedConv2d(_TiedConv):
 
     dims = 2
     dense = nn.Conv2d
-    convolve = staticmethod(functional.tied_conv2d)
 
 
 class TiedConv3d(_TiedConv):
@@ -290,46 +282,3 @@ class TiedConv3d(_TiedConv):
 
     dims = 3
     dense = nn.Conv3d
-    convolve = staticmethod(functional.tied_conv3d)
-
-
-_IN_PLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
-
-
-class _ReadOnlyWeight(Tensor):
-    """Refuses in-place operations: the layer would not see them. What is computed from it is a
-    plain Tensor."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        given = (*args, *kwargs.values())  # torch.nn.init passes its tensor by keyword
-        targets = kwargs.get("out", given[0] if given else None)
-        targets = targets if isinstance(targets, list | tuple) else [targets]
-        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
-        writes = in_place or "out" in kwargs or kwargs.get("inplace", False)
-        if writes and any(isinstance(target, cls) for target in targets):
-            raise RuntimeError(
-                f"{name}: the dense weight of a tied layer is computed from layer.packed, so that "
-                f"writing into it would change nothing. Assign to layer.weight, which projects, "
-                f"or write into layer.packed"
-            )
-        with torch._C.DisableTorchFunctionSubclass():
-            if name in ("__repr__", "__deepcopy__", "__reduce_ex__"):  # shown, copied, saved plain
-                args = (args[0].as_subclass(Tensor), *args[1:])
-            return _guard_views(cls, func(*args, **kwargs), given)
-
-
-def _guard_views(cls: type, result: Any, given: tuple) -> Any:
-    """What shares the weight's memory (``.data``, ``[0]``, ``.view(-1)``) is as read-only."""
-    if isinstance(result, list | tuple) and type(result) in (list, tuple):
-        return type(result)(_guard_views(cls, item, given) for item in result)
-    weights = [t for t in given if isinstance(t, Tensor) and isinstance(t, cls)]
-    shared = [weight.untyped_storage()._cdata for weight in weights]
-    if isinstance(result, Tensor) and result.untyped_storage()._cdata in shared:
-        return result.as_subclass(cls)
-    return result

@@ -12,7 +12,7 @@ Tap ``T-1-t`` is the opposite tap of ``t``. The free numbers, and so the packed 
   matrix, with the diagonal if ``s = +1`` and without it if ``s = -1``.
 
 ``packed = [pairs: group, tap, out, in | centre: group, lower triangle by rows]``, where ``C``
-stands for ``channels // groups``. This module is the only place that knows this order.
+stands for ``channels // groups``. This order is known here and in the kernels' files alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import CHANNELS_LAST, as_integer
+from .geometry import as_integer
+from .memory_format import CHANNELS_LAST
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
-_GATHERED = 2**18  # dense numbers at most: a table takes 4 bytes for each
-_MOST_TABLES = 64
+_MAX_GATHERED = 2**18  # numbers of a dense weight: a table takes 4 bytes for each
+_MAX_TABLES = 64
 _tables: dict[tuple, Tensor] = {}
 
 
@@ -82,7 +83,7 @@ class Layout:
         return self.taps // 2
 
     @property
-    def triangle(self) -> int:
+    def triangle_size(self) -> int:
         """Free numbers in the centre of one group: 0 where there is no centre tap."""
         c = self.group_channels
         return c * (c + self.sign) // 2 if self.taps % 2 else 0
@@ -93,7 +94,7 @@ class Layout:
 
     @property
     def part_sizes(self) -> tuple[int, int]:
-        return math.prod(self.pairs_shape), self.groups * self.triangle
+        return math.prod(self.pairs_shape), self.groups * self.triangle_size
 
     @property
     def pairs_shape(self) -> tuple[int, int, int, int]:
@@ -106,6 +107,11 @@ class Layout:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.channels, self.group_channels, *self.kernel_size)
+
+    def flops(self, pixels: int) -> int:
+        """Of a convolution, or of its weight gradient, with so many output pixels: a product and a
+        sum for each pixel, tap and pair of channels."""
+        return 2 * pixels * self.channels * self.group_channels * self.taps
 
     def __str__(self) -> str:
         return (
@@ -133,13 +139,38 @@ def make_layout(
     )
 
 
+def expected_length(layout: Layout, packed_shape: Sequence[int]) -> str:
+    """What packed should have been."""
+    return (
+        f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
+        f"but got packed of size {list(packed_shape)}"
+    )
+
+
+def layout_of_length(size: int, like: Layout) -> Layout | None:
+    """One whose packed vector has ``size`` numbers: of the same kernel and groups, if possible of
+    the same symmetry, else of the other."""
+    groups, kernel = like.groups, like.kernel_size
+    end = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
+    for symmetry in sorted(SIGNS, key=lambda name: name != like.symmetry):
+        for group_channels in range(1, end):
+            layout = Layout(group_channels * groups, kernel, groups, symmetry)
+            if layout.size == size:
+                return layout
+    return None
+
+
 def check_supported(function: str, name: str, tensor: Tensor) -> None:
     """Raises TypeError for what is no tensor, NotImplementedError for what is not supported."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{function}(): argument {name!r} must be Tensor, not {type(tensor).__name__}"
         )
-    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
+    if (
+        tensor.dtype not in SUPPORTED_DTYPES
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+    ):
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise NotImplementedError(
             f"{function} is not implemented for {name} of dtype {tensor.dtype} and layout {kind}: "
@@ -208,10 +239,7 @@ def unpack(
     check_supported("unpack", "packed", packed)
     layout = make_layout(channels, kernel_size, groups, symmetry)
     if packed.shape != (layout.size,):
-        raise ValueError(
-            f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
-            f"but got packed of size {list(packed.shape)}"
-        )
+        raise ValueError(expected_length(layout, packed.shape))
     known = (torch.contiguous_format, CHANNELS_LAST.get(len(layout.kernel_size)))
     if memory_format not in known:
         raise ValueError(
@@ -258,18 +286,18 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     A small weight is bound by the number of operations: it is gathered in one, by a table. A large
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
-    if math.prod(layout.weight_shape) <= _GATHERED:
-        return _gather(packed, layout, channels_last)
+    if math.prod(layout.weight_shape) <= _MAX_GATHERED:
+        return _expand_by_table(packed, layout, channels_last)
     if _is_transformed(packed):
-        return _expand(packed, layout, channels_last)
-    return _Expand.apply(packed, layout, channels_last)
+        return _expand_by_stacking(packed, layout, channels_last)
+    return _ExpandFunction.apply(packed, layout, channels_last)
 
 
 def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
     """The transpose of :func:`expand`, so its gradient: both places of a number are summed."""
     if _is_transformed(dense):
         return _fold_plainly(dense, layout)
-    return _Fold.apply(dense, layout, channels_last)
+    return _FoldFunction.apply(dense, layout, channels_last)
 
 
 def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
@@ -277,13 +305,13 @@ def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
     return _expand_centre(_split(packed, layout)[1], layout)
 
 
-class _Expand(torch.autograd.Function):
+class _ExpandFunction(torch.autograd.Function):
     """packed -> W. Linear: the derivative of each of the two maps is the other."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
-        return _expand(packed, *arguments)
+        return _expand_by_stacking(packed, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -294,13 +322,13 @@ class _Expand(torch.autograd.Function):
         return expand(tangent, *ctx.arguments)
 
 
-class _Fold(torch.autograd.Function):
+class _FoldFunction(torch.autograd.Function):
     """dW -> dpacked."""
 
     @staticmethod
     def forward(ctx: Any, dense: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
-        return _fold(dense, arguments[0])
+        return _fold_into_parts(dense, arguments[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -320,7 +348,7 @@ def _is_transformed(tensor: Tensor) -> bool:
     )
 
 
-def _gather(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     source = packed
     if layout.sign < 0:
         source = torch.cat([packed, packed.neg(), packed.new_zeros(1)])
@@ -328,7 +356,7 @@ def _gather(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     return _as_weight(source.index_select(0, index), layout, channels_last)
 
 
-def _expand(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
     opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
@@ -376,7 +404,7 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
 def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
     pairs, triangle = packed.split_with_sizes(layout.part_sizes)
-    return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle)
+    return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle_size)
 
 
 def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
@@ -392,7 +420,7 @@ def _as_weight(numbers: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     return numbers.view(layout.weight_shape)
 
 
-def _fold(dense: Tensor, layout: Layout) -> Tensor:
+def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
     """:func:`_fold_plainly` with each part written once, in its place."""
     taps = _tap_matrices(dense, layout)
     packed = dense.new_empty(layout.size)
@@ -418,7 +446,7 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
             table = build(*place[1:])
         # One made for a fake or traced tensor must not outlive that.
         if plain and type(table) is Tensor:
-            if len(_tables) >= _MOST_TABLES:
+            if len(_tables) >= _MAX_TABLES:
                 _tables.pop(next(iter(_tables)), None)
             _tables[place] = table
     return table
@@ -447,7 +475,7 @@ def _build_gather_index(device: torch.device, layout: Layout, channels_last: boo
     """For each dense number, in memory order, its place in ``packed`` (s = +1) or in
     ``[packed, -packed, 0]`` (s = -1): what becomes of the packed vector 1, 2, 3, ..."""
     packed = torch.arange(1, layout.size + 1, dtype=torch.int32, device=device)
-    dense = _expand(packed, layout, channels_last)
+    dense = _expand_by_stacking(packed, layout, channels_last)
     signed = (dense.movedim(1, -1) if channels_last else dense).flatten()
     place = torch.where(signed < 0, layout.size - signed, signed) - 1
     return place.masked_fill_(signed == 0, 2 * layout.size)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
+from .cached_weights import derived_from
 from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
 from .packing import Layout, expand, fold
 
@@ -50,6 +52,16 @@ def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, G
     mode = "constant" if padding_mode == "zeros" else padding_mode
     unpadded = replace(geometry, padding=((0, 0),) * len(geometry.stride))
     return F.pad(input, geometry.flat_padding, mode=mode), unpadded
+
+
+def dense_weight(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """The weight in the compute dtype and the memory order of the input; inside a ``cached()``
+    block it is made once."""
+    return derived_from(
+        packed,
+        (layout, dtype, channels_last),
+        lambda: expand(packed.to(dtype), layout, channels_last),
+    )
 
 
 def weight_grad(

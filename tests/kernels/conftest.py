@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from triton_tied.paths import HAS_TRITON, INTERPRETED
+from triton_tied.dispatch import HAS_TRITON, INTERPRETED
 
 collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
 LOADERS = ["pointer", "channels_last_descriptor", "planar_descriptor"]

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 import triton
 from hypothesis import strategies as st
 
-from triton_tied import launch
-from triton_tied.configs import WeightGradConfig
+from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import WeightGradConfig
+from triton_tied.kernels.launch import Convolution, WeightGradient
 from triton_tied.packing import Layout
-from triton_tied.paths import INTERPRETED
 
 # The interpreter reads bfloat16 as integers in a matrix product.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
@@ -122,7 +123,7 @@ def configs(draw, problem, loader, kind):
         blocks = [b for b in blocks if c % b == 0]
     block_n, block_k = draw(st.sampled_from(blocks)), draw(st.sampled_from(blocks))
     options = {
-        "loader": "pointer" if loader == "pointer" else "descriptor",
+        "loader": loader,
         "accumulators": draw(st.integers(1, 2)),
     }
     if kind is WeightGradConfig:
@@ -215,10 +216,11 @@ def launch_conv(
     layout, centre = problem.layout, None
     if unpacked and layout.taps % 2:
         centre = launch.unpack_centre(packed, layout, x.dtype)
-    return launch.conv(
-        x, packed, centre, bias, residual, layout, problem.geometry, alpha, last, config
-    )
+    geometry = problem.geometry
+    convolution = Convolution(x, packed, centre, bias, residual, layout, geometry, alpha, last)
+    return launch.conv(convolution, config)
 
 
 def launch_weight_grad(x, grad, problem, config, alpha=1.0):
-    return launch.weight_grad(x, grad, problem.layout, problem.geometry, alpha, config)
+    gradient = WeightGradient(x, grad, problem.layout, problem.geometry, alpha)
+    return launch.weight_grad(gradient, config)

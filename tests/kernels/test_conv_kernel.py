@@ -25,13 +25,12 @@ from problems import (
     problems,
 )
 
-from triton_tied.configs import ConvConfig
+from triton_tied.kernels.configs import ConvConfig
 
 ROLES = ["pixels_first", "weights_first"]
 
 
 def make_config(loader, box=(1, 8, 8), block_n=16, block_k=16, **options):
-    loader = "pointer" if loader == "pointer" else "descriptor"
     return ConvConfig(box, block_n, block_k, loader=loader, **options)
 
 

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from problems import SYMMETRIES, embed, integers, make_problem, place
+from problems import (
+    SYMMETRIES,
+    embed,
+    integers,
+    launch_conv,
+    launch_weight_grad,
+    make_problem,
+    place,
+)
 
-from triton_tied import launch
-from triton_tied.configs import ConvConfig, WeightGradConfig
-from triton_tied.paths import INTERPRETED
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 
 if INTERPRETED:
     from triton.runtime.interpreter import InterpreterBuilder
@@ -21,16 +29,16 @@ KERNELS = ["conv", "weight_grad", "unpack_centre"]
 def run(kernel, symmetry, device):
     """A launch whose blocks divide nothing; all that it is given is finite and lies amid NaN."""
     problem = make_problem((3, 34, 5, 6), (3, 1), ((1, 1), (0, 0)), groups=2, symmetry=symmetry)
-    layout, geometry = problem.layout, problem.geometry
+    layout = problem.layout
     x, grad = (place(integers(problem.shape, torch.float32, device, s), "gapped") for s in (0, 1))
     packed, bias = (embed(integers((size,), torch.float32, device)) for size in (layout.size, 34))
     if kernel == "unpack_centre":
         return launch.unpack_centre(packed, layout, torch.float32)
     if kernel == "weight_grad":
         config = WeightGradConfig(BOX, 16, 32, splits=2)
-        return launch.weight_grad(x, grad, layout, geometry, 1.0, config)
+        return launch_weight_grad(x, grad, problem, config)
     config = ConvConfig(BOX, 16, 32)
-    return launch.conv(x, packed, None, bias, grad, layout, geometry, 1.0, False, config)
+    return launch_conv(x, packed, problem, config, bias=bias, residual=grad, last=False)
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)

@@ -1,5 +1,7 @@
 """What a launch does around the kernels: memory it allocates, configs it refuses, the centre."""
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
@@ -16,14 +18,15 @@ from problems import (
     place,
 )
 
-from triton_tied import launch
-from triton_tied.configs import ConvConfig, WeightGradConfig
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.precision import input_precision
 from triton_tied.packing import Layout
-from triton_tied.paths import INTERPRETED
 
 KERNELS = {
-    "conv": ConvConfig((1, 4, 4), 16, 16, loader="descriptor"),
-    "weight_grad": WeightGradConfig((1, 4, 4), 16, 16, loader="descriptor"),
+    "conv": ConvConfig((1, 4, 4), 16, 16, loader="channels_last_descriptor"),
+    "weight_grad": WeightGradConfig((1, 4, 4), 16, 16, loader="channels_last_descriptor"),
 }
 
 
@@ -75,9 +78,14 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
 ):
     problem = make_problem(shape, (3, 3), SAME, groups=options.get("groups", 1))
     config = KERNELS[kernel]
-    config = type(config)(options.get("box", config.box), 16, 16, loader="descriptor")
+    planar = memory == "contiguous"
+    config = replace(
+        config,
+        box=options.get("box", config.box),
+        loader="planar_descriptor" if planar else "channels_last_descriptor",
+    )
     x = place(integers(shape, torch.float16, device), memory)
-    assert reason in launch.why_no_descriptor(problem.layout, config, x)
+    assert reason in launch.why_unreadable(problem.layout, config, x)
     with pytest.raises(ValueError, match=reason):
         apply(config, x, x, problem)
 
@@ -90,7 +98,7 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
         ("channels_last", "gapped", 8, "contiguous in neither memory format"),
         ("gapped", "channels_last", 8, "contiguous in neither memory format"),
         ("channels_last", "unaligned", 8, "pixels are not aligned to 16 bytes"),
-        ("contiguous", "channels_last", 1, "rows are not aligned to 16 bytes"),  # both formats
+        ("contiguous", "channels_last", 1, "its memory is contiguous"),  # the former is both
     ],
 )
 def test_one_descriptor_has_to_read_both_images_of_a_weight_gradient(
@@ -107,7 +115,7 @@ def test_one_descriptor_has_to_read_both_images_of_a_weight_gradient(
 def test_a_descriptor_serves_equal_blocks_only(device):
     problem = make_problem((1, 32, 4, 8), (3, 3), SAME)
     x = place(integers(problem.shape, torch.float16, device), "channels_last")
-    config = WeightGradConfig((1, 4, 4), 16, 32, loader="descriptor")
+    config = WeightGradConfig((1, 4, 4), 16, 32, loader="channels_last_descriptor")
     with pytest.raises(ValueError, match="BLOCK_N must equal BLOCK_K"):
         launch_weight_grad(x, x, problem, config)
 
@@ -136,28 +144,19 @@ def test_centre_is_that_of_the_dense_weight(device, symmetry, channels, groups, 
     assert torch.equal(centre, expected.to(dtype))
 
 
-@pytest.fixture
-def convolution_precision():
-    """PyTorch's settings for convolutions, put back afterwards."""
-    settings = torch.backends.cudnn.conv
-    before = settings.fp32_precision
-    yield settings
-    settings.fp32_precision = before
-
-
 @pytest.mark.skipif(torch.version.hip is not None, reason="tf32 is NVIDIA's")
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_float32_products_follow_the_setting_for_convolutions(convolution_precision, precision):
     convolution_precision.fp32_precision = precision
-    assert launch.input_precision(torch.float32) == precision
-    assert launch.input_precision(torch.float16) == "ieee"
+    assert input_precision(torch.float32) == precision
+    assert input_precision(torch.float16) == "ieee"
 
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="tf32 is NVIDIA's")
 @pytest.mark.parametrize("allowed", [True, False])
 def test_float32_products_follow_the_older_setting_too(allowed):
     with torch.backends.cudnn.flags(allow_tf32=allowed):
-        assert launch.input_precision(torch.float32) == ("tf32" if allowed else "ieee")
+        assert input_precision(torch.float32) == ("tf32" if allowed else "ieee")
 
 
 @pytest.mark.skipif(

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 import triton_tied as tt
-from triton_tied import autotune, launch
+from triton_tied.autotune import centre_tap
+from triton_tied.kernels import launch
 
 CONVOLUTIONS = {1: (tt.tied_conv1d, F.conv1d), 2: (tt.tied_conv2d, F.conv2d)}
 
@@ -143,7 +144,7 @@ def test_twelve_applications_prepare_once_under_autograd(device, launches, monke
         (grad,) = torch.autograd.grad(y.square().sum(), layer.packed)
         return grad
 
-    monkeypatch.setattr(autotune, "unpacks_centre", lambda *_: True)
+    monkeypatch.setattr(centre_tap, "unpacking_pays", lambda *_: True)
     expected = gradient()
     assert launches == {"unpack_centre": 12, "conv": 12 + 11, "weight_grad": 12}
     launches.clear()
@@ -218,9 +219,9 @@ def test_memory_formats_are_those_of_the_dense_convolution(padding_mode, device)
 def test_channels_last_images_reach_the_kernel_without_a_copy(device, monkeypatch):
     seen, conv = [], launch.conv
 
-    def spy(x, *rest):
-        seen.append(x.data_ptr())
-        return conv(x, *rest)
+    def spy(convolution, config):
+        seen.append(convolution.x.data_ptr())
+        return conv(convolution, config)
 
     monkeypatch.setattr(launch, "conv", spy)
     x = randn(2, 8, 6, 6, device=device).contiguous(memory_format=torch.channels_last)

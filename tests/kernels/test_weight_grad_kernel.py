@@ -25,11 +25,10 @@ from problems import (
     problems,
 )
 
-from triton_tied.configs import WeightGradConfig
+from triton_tied.kernels.configs import WeightGradConfig
 
 
 def make_config(loader, box=(1, 8, 8), block=16, splits=1, **options):
-    loader = "pointer" if loader == "pointer" else "descriptor"
     return WeightGradConfig(box, block, block, splits, loader=loader, **options)
 
 

@@ -18,9 +18,9 @@ from problems import (
     make_problem,
 )
 
-from triton_tied import launch
-from triton_tied.configs import ConvConfig, WeightGradConfig
-from triton_tied.paths import INTERPRETED
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 
 FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
 CONV = ConvConfig((4, 4, 4), 16, 16)

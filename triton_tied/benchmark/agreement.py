@@ -8,7 +8,7 @@ from torch import Tensor
 from ..check import FLOORS
 from .passes import Images
 from .peers import DENSE, PEERS, Peer
-from .workloads import DTYPES, Format, Workload
+from .workloads import TORCH_DTYPES, Format, Workload
 
 _WORST = 1e-2  # a relative error that no dtype excuses
 
@@ -24,7 +24,7 @@ class Truth:
         layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
         errors = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
         # Twice, since an averaged weight is rounded before and after it is averaged.
-        floor = 2 * FLOORS[DTYPES[workload.dtype]]
+        floor = 2 * FLOORS[TORCH_DTYPES[workload.dtype]]
         self._allowed = [
             min(max(2 * max(found), floor), _WORST) for found in zip(*errors, strict=True)
         ]

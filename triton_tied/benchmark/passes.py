@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..preparation import cached
+from ..cached_weights import cached
 from .peers import Peer
 from .workloads import FORMATS, Format, Workload
 
 # The cost of one more application no longer changes here; users apply up to 800.
-_MOST_APPLICATIONS = 20
+_MAX_APPLICATIONS = 20
 
 Call = Callable[[], object]
 
@@ -64,7 +64,7 @@ class Pass:
 
     def times(self, workload: Workload) -> int:
         """How many convolutions with one weight a call is."""
-        return min(self.applications(workload), _MOST_APPLICATIONS) if self.applications else 1
+        return min(self.applications(workload), _MAX_APPLICATIONS) if self.applications else 1
 
     def applies_to(self, workload: Workload) -> bool:
         """Repeating once is another pass."""

@@ -15,20 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import functional, paths, preparation
+from .. import dispatch, functional, reference
+from ..cached_weights import cached
 from ..check import CONVOLUTIONS
 from ..packing import Layout, pack, packed_size, unpack
 from .workloads import FORMATS, Format, Workload
 
 # Steps of Python, each of them an operator, that anybody would wait for.
-_MOST_STEPS = 64**2
+_MAX_STEPS = 64**2
 
 
 class Peer:
     """A way to hold, make and apply a tied weight.
 
     Attributes:
-        name: what tables call it.
+        name: what results call it. label, colour: the same in tables and pictures for people; greys
+            have no tie, and one colour stands out.
+        in_every_workload: not only in those of the headline. in_sweeps: where one size grows.
         ties: whether its weight stays tied in training.
         same: whether it computes the same convolution as the others.
         whole: whether only forwards, and backwards of everything, are its own.
@@ -37,6 +40,10 @@ class Peer:
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    colour: ClassVar[str]
+    in_every_workload: ClassVar[bool] = False
+    in_sweeps: ClassVar[bool] = False
     ties: ClassVar[bool] = True
     same: ClassVar[bool] = True
     whole: ClassVar[bool] = False
@@ -47,6 +54,7 @@ class Peer:
         self.layout = workload.layout
         self.memory = FORMATS[memory]
         self.parameters = [part.detach().requires_grad_() for part in self._hold(tied)]
+        self.kept: Tensor | None = None
 
     @classmethod
     def why_not(cls, workload: Workload, device: torch.device) -> str | None:
@@ -80,6 +88,8 @@ class Peer:
         self.kept = self.weight()
 
     def infer(self, x: Tensor) -> Tensor:
+        """One convolution with the weight that was kept."""
+        assert self.kept is not None
         return self.convolve(x, self.kept)
 
 
@@ -87,6 +97,9 @@ class Dense(Peer):
     """``F.conv2d`` with a free weight: no tie at all."""
 
     name = "dense"
+    label = "dense"
+    colour = "#555555"
+    in_every_workload = True
     ties = False
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
@@ -100,6 +113,9 @@ class DenseChannelsLast(Dense):
     """The same, its weight in channels-last memory."""
 
     name = "dense_channels_last"
+    label = "dense, channels-last weight"
+    colour = "#999999"
+    in_sweeps = True
 
     @classmethod
     def why_not(cls, workload: Workload, device: torch.device) -> str | None:
@@ -113,6 +129,10 @@ class Averaged(Peer):
     """``(W0 + flip(W0)^T) / 2``, from parameters that are redundant by half."""
 
     name = "averaged"
+    label = "averaged"
+    colour = "#1f77b4"
+    in_every_workload = True
+    in_sweeps = True
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
         noise = torch.randn_like(tied) * tied.std()  # what averaging must take out again
@@ -130,12 +150,14 @@ class Assembled(Peer):
     weight would cost a copy of the weight a kernel in the backward."""
 
     name = "assembled"
+    label = "assembled"
+    colour = "#9467bd"
 
     @classmethod
     def why_not(cls, workload: Workload, device: torch.device) -> str | None:
         layout = workload.layout
         steps = layout.groups * layout.group_channels**2
-        return f"{steps} steps of Python" if steps > _MOST_STEPS else None
+        return f"{steps} steps of Python" if steps > _MAX_STEPS else None
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
         blocks = tied.unflatten(0, (self.layout.groups, -1)).flatten(3)
@@ -181,6 +203,9 @@ class Gathered(Peer):
     """One index table: ``packed[index]``, and a table of signs where there are any."""
 
     name = "gathered"
+    label = "gathered"
+    colour = "#2ca02c"
+    in_every_workload = True
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
         layout = self.layout
@@ -201,6 +226,10 @@ class Parametrized(Averaged):
     """The averaging as a ``torch.nn.utils.parametrize`` of an ``nn.Conv``."""
 
     name = "parametrized"
+    label = "parametrized"
+    colour = "#7fb3d9"
+    in_every_workload = False
+    in_sweeps = False
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
         (free,) = super()._hold(tied)
@@ -265,6 +294,8 @@ class CompiledAveraged(_Compiled):
     """``torch.compile`` of :class:`Averaged`."""
 
     name = "compiled_averaged"
+    label = "averaged, compiled"
+    colour = "#0b3d66"
     inner = Averaged
 
 
@@ -272,6 +303,8 @@ class CompiledGathered(_Compiled):
     """``torch.compile`` of :class:`Gathered`."""
 
     name = "compiled_gathered"
+    label = "gathered, compiled"
+    colour = "#145214"
     inner = Gathered
 
 
@@ -280,6 +313,10 @@ class Tied(Peer):
     prepare. cuDNN's flag would make it tune at once: it is tuned before, within a time limit."""
 
     name = "tied"
+    label = "triton_tied"
+    colour = "#e8460a"
+    in_every_workload = True
+    in_sweeps = True
     searches = False
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
@@ -287,15 +324,16 @@ class Tied(Peer):
 
     def weight(self) -> Tensor:
         packed, dtype = self.parameters[0], self.parameters[0].dtype
-        if not paths.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
+        if not dispatch.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
             channels_last = self.memory is torch.channels_last
-            return preparation.prepare(packed, self.layout, dtype, channels_last)
-        from .. import autotune  # needs Triton
+            return reference.dense_weight(packed, self.layout, dtype, channels_last)
+        from ..autotune.centre_tap import guess_unpacking_pays  # needs Triton
+        from ..operators.prepare import prepare
 
         pixels = self.workload.batch * torch.Size(self.workload.image).numel()
         layout = self.workload.problem.layout
-        pays = autotune.guess_unpacks_centre(layout, pixels)
-        cast, centre = preparation.prepare_for_kernels(packed, layout, dtype, lambda: pays)
+        pays = guess_unpacking_pays(layout, pixels)
+        cast, centre = prepare(packed, layout, dtype, lambda: pays)
         return cast if centre is None else centre
 
     def forward(self, x: Tensor) -> Tensor:
@@ -311,7 +349,7 @@ class Tied(Peer):
         )
 
     def repeat(self, x: Tensor, times: int) -> Tensor:
-        with preparation.cached():
+        with cached():
             for _ in range(times):
                 x = self.forward(x)
         return x
@@ -328,6 +366,9 @@ class Copied(Peer):
     tie's traffic but nothing to transpose. Another convolution than the others'."""
 
     name = "copied"
+    label = "copied (floor)"
+    colour = "#c7a76c"
+    in_every_workload = True
     ties = False
     same = False
 
@@ -349,11 +390,11 @@ PEERS: dict[str, type[Peer]] = {
         Dense,
         DenseChannelsLast,
         Averaged,
-        Assembled,
-        Gathered,
         Parametrized,
         CompiledAveraged,
+        Gathered,
         CompiledGathered,
+        Assembled,
         Copied,
         Tied,
     )

@@ -19,34 +19,12 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
-from .results import Measured, Result, Row, pairwise_means  # noqa: E402
-from .workloads import DTYPES  # noqa: E402
+from .peers import PEERS  # noqa: E402
+from .results import Measured, Measurement, Result, pairwise_means  # noqa: E402
+from .workloads import TORCH_DTYPES  # noqa: E402
 
-# One colour a peer in all pictures; greys have no tie, and one colour stands out.
-COLOURS = {
-    "dense": "#555555",
-    "dense_channels_last": "#999999",
-    "averaged": "#1f77b4",
-    "parametrized": "#7fb3d9",
-    "compiled_averaged": "#0b3d66",
-    "gathered": "#2ca02c",
-    "compiled_gathered": "#145214",
-    "assembled": "#9467bd",
-    "copied": "#c7a76c",
-    "tied": "#e8460a",
-}
-LABELS = {
-    "dense": "dense",
-    "dense_channels_last": "dense, channels-last weight",
-    "averaged": "averaged",
-    "parametrized": "parametrized",
-    "compiled_averaged": "averaged, compiled",
-    "gathered": "gathered",
-    "compiled_gathered": "gathered, compiled",
-    "assembled": "assembled",
-    "copied": "copied (floor)",
-    "tied": "triton_tied",
-}
+COLOURS = {name: peer.colour for name, peer in PEERS.items()}
+LABELS = {name: peer.label for name, peer in PEERS.items()}
 PASS_LABELS = {
     "forward_backward": "forward and backward",
     "forward": "forward",
@@ -122,7 +100,12 @@ def roofline(result: Result) -> Figure | None:
 
 
 def _roofline_of(
-    rows: list[Row], result: Result, dtype: str, scale: float, families: dict[str, str], axes: Axes
+    rows: list[Measurement],
+    result: Result,
+    dtype: str,
+    scale: float,
+    families: dict[str, str],
+    axes: Axes,
 ) -> None:
     peak = result.ceilings.tflops[dtype] * scale
     slope = result.ceilings.copy_gbs / 1e3 * scale
@@ -284,20 +267,20 @@ def scaling(result: Result) -> Figure | None:
     return figure
 
 
-def least_extra_bytes(row: Row) -> int:
+def least_extra_bytes(row: Measurement) -> int:
     """Of a forward and backward: the output, the input's gradient and that of the free numbers."""
-    image = math.prod(row.shape) * DTYPES[row.dtype].itemsize
+    image = math.prod(row.shape) * TORCH_DTYPES[row.dtype].itemsize
     packed = (row.least_bytes - 5 * image) // 3
     return 2 * image + packed
 
 
-def sweep(rows: list[Row], axis: str) -> list[Row]:
+def sweep(rows: list[Measurement], axis: str) -> list[Measurement]:
     """The rows of one sweep, from small to large."""
     found = [row for row in rows if row.family == f"scaling {axis}"]
     return sorted(found, key=lambda row: size_of(row, axis))
 
 
-def size_of(row: Row, axis: str) -> int:
+def size_of(row: Measurement, axis: str) -> int:
     place = _AXES[axis]
     return row.kernel if place is None else row.shape[place]
 
@@ -310,14 +293,14 @@ def machine_name(result: Result) -> str:
     return f"{machine['processor']}, {machine['threads']} thread{plural}"
 
 
-def _others(rows: list[Row], axis: str) -> str:
+def _others(rows: list[Measurement], axis: str) -> str:
     n, channels, side, _ = rows[0].shape
     sizes = {"batch": n, "channels": channels, "side": side, "kernel": rows[0].kernel}
     return ", ".join(f"{name} {size}" for name, size in sizes.items() if name != axis)
 
 
-def _fastest(rows: list[Row]) -> dict[tuple[str, str], Row]:
-    found: dict[tuple[str, str], Row] = {}
+def _fastest(rows: list[Measurement]) -> dict[tuple[str, str], Measurement]:
+    found: dict[tuple[str, str], Measurement] = {}
     for row in rows:
         key = (row.workload, row.memory_format)
         if key not in found or _rate(row) > _rate(found[key]):
@@ -325,10 +308,10 @@ def _fastest(rows: list[Row]) -> dict[tuple[str, str], Row]:
     return found
 
 
-def _rate(row: Row) -> float:
+def _rate(row: Measurement) -> float:
     """In 10^12 operations a second."""
     return row.flops / (row.graph_ms or row.median_ms) / 1e9
 
 
-def _intensity(row: Row) -> float:
+def _intensity(row: Measurement) -> float:
     return row.flops / row.least_bytes

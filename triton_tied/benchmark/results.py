@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .. import __version__
+from ..version import __version__
 from .peers import DENSE, TIED_PEERS
 from .roofline import Ceilings
 
@@ -27,7 +27,7 @@ Means = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One peer at one pass of one workload.
 
     Args:
@@ -68,7 +68,7 @@ class Row:
         return {name.rstrip("_"): _short(value) for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Row:
+    def from_json(cls, found: dict[str, Any]) -> Measurement:
         return cls(**{**_as_fields(found), "shape": tuple(found["shape"])})
 
 
@@ -92,7 +92,7 @@ class Result:
 
     machine: dict[str, Any]
     ceilings: Ceilings
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -122,17 +122,17 @@ def read(path: Path) -> Result:
     return Result(
         found["machine"],
         Ceilings(**found["ceilings"]),
-        [Row.from_json(row) for row in found["rows"]],
+        [Measurement.from_json(row) for row in found["rows"]],
         [LeftOut(**_as_fields(each)) for each in found["left_out"]],
         found["faults"],
     )
 
 
-def geometric_means(rows: list[Row]) -> Means:
+def geometric_means(rows: list[Measurement]) -> Means:
     """By memory format, pass and peer, over the headline: the ratios to dense and to the best tied
     peer, this package's time over the peer's, eager and as a CUDA graph, and of how many
     workloads."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    found: dict[tuple[str, str, str], list[Measurement]] = {}
     for row in rows:
         if row.headline:
             found.setdefault((row.memory_format, row.pass_, row.peer), []).append(row)
@@ -164,7 +164,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def pairwise_means(
-    rows: Iterable[Row],
+    rows: Iterable[Measurement],
     memory: str,
     pass_: str,
     measured: Measured = "median_ms",
@@ -188,7 +188,9 @@ def pairwise_means(
     return {peer: (geometric_mean(ratios), len(ratios)) for peer, ratios in found.items()}
 
 
-def rows_of(medians: dict[str, float], builds: bool, make: Callable[..., Row]) -> list[Row]:
+def measurements_of(
+    medians: dict[str, float], builds: bool, make: Callable[..., Measurement]
+) -> list[Measurement]:
     """One row for each peer that was timed, with its ratios to the others; a dense weight need not
     be built, so that nothing has a ratio to that."""
     dense = min((medians[name] for name in DENSE if name in medians and not builds), default=None)
@@ -204,12 +206,12 @@ def rows_of(medians: dict[str, float], builds: bool, make: Callable[..., Row]) -
     ]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Measurement]) -> str:
     """One line for each workload and pass: milliseconds of each peer, and what this package's are
     of the best dense and of the best tied peer's; its share of the roofline, and MB of extra
     memory, its own and those of dense."""
     peers = list(dict.fromkeys(row.peer for row in rows))
-    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    lines: dict[tuple[str, str, str], dict[str, Measurement]] = {}
     for row in rows:
         key = (row.workload, row.memory_format, row.pass_)
         lines.setdefault(key, {})[row.peer] = row
@@ -225,7 +227,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(text)
 
 
-def _of_tied(row: Row) -> list[str]:
+def _of_tied(row: Measurement) -> list[str]:
     ratios = (row.ratio_to_dense, row.ratio_to_best_tied_peer)
     share = "-" if row.roofline_share is None else f"{row.roofline_share:.0%}"
     shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
@@ -236,11 +238,11 @@ def _columns(cells: Iterable[str]) -> str:
     return "".join(f"{cell:>13}" for cell in cells)
 
 
-def _megabytes(row: Row) -> str:
+def _megabytes(row: Measurement) -> str:
     return "-" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.3g}"
 
 
-def means_table(rows: list[Row]) -> str:
+def means_table(rows: list[Measurement]) -> str:
     """The geometric means of the ratios to dense; a star where a peer took part in fewer
     workloads than this package."""
     peers = list(dict.fromkeys(row.peer for row in rows))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from .timing import Clock
-from .workloads import DTYPES, Dtype, Workload
+from .clocks import Clock
+from .workloads import TORCH_DTYPES, Dtype, Workload
 
 
 class Work(NamedTuple):
@@ -60,7 +60,9 @@ def measure(clock: Clock, dtypes: set[Dtype]) -> Ceilings:
     copied = 2 * source.nbytes / 1e6 / _least(clock, lambda: target.copy_(source))
     tflops: dict[str, float] = {}
     for dtype in sorted(dtypes):
-        a, b = (torch.randn(side, side, device=clock.device).to(DTYPES[dtype]) for _ in range(2))
+        a, b = (
+            torch.randn(side, side, device=clock.device).to(TORCH_DTYPES[dtype]) for _ in range(2)
+        )
         with precision(dtype):
             milliseconds = _least(clock, lambda a=a, b=b: a @ b)  # type: ignore[misc]
         tflops[dtype] = 2 * side**3 / 1e9 / milliseconds

@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
+from ..autotune.problem import problems_of_layer
 from . import roofline
 from .agreement import Truth
+from .clocks import Clock, Turn, interleave
 from .passes import PASSES, Call, Pass, random_images
-from .peers import DENSE, PEERS, Peer, Tied, random_tied_weight
-from .results import LeftOut, Result, Row, machine_of, rows_of
-from .timing import Clock, Turn, interleave
-from .workloads import DTYPES, Dtype, Format, Workload, every, on_cpu, quick, sweeps
+from .peers import PEERS, Peer, Tied, random_tied_weight
+from .results import LeftOut, Measurement, Result, machine_of, measurements_of
+from .workloads import TORCH_DTYPES, Dtype, Format, Workload, every, on_cpu, quick, sweeps
 
 Progress = Callable[[int, int, str], None]
 
-_COMPILED = ("compiled_averaged", "compiled_gathered")
-_PLAIN = tuple(name for name in PEERS if name not in _COMPILED)
-_FEW = (*DENSE, "averaged", "gathered", "copied", "tied")
-_SWEPT = ("dense_channels_last", "averaged", "tied")
-_STEP = ("forward_backward", "forward")
-_PARTS = tuple(name for name in PASSES if name not in _STEP)
+_UNCOMPILED = tuple(name for name, peer in PEERS.items() if not peer.whole)
+_EVERYWHERE = tuple(name for name, peer in PEERS.items() if peer.in_every_workload)
+_IN_SWEEPS = tuple(name for name, peer in PEERS.items() if peer.in_sweeps)
+_TRAINING = ("forward_backward", "forward")
+_PARTS = tuple(name for name in PASSES if name not in _TRAINING)
 # Each shape is compiled anew, which takes seconds.
 _COMPILED_FAMILIES = ("resnet", "lca")
 _COMPILED_IN_QUICK = 2
@@ -63,27 +63,30 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
     more = ("forward_backward", "inference", "evaluation")
     return [
         *(
-            Cell(each, each.formats[0], _STEP, tuple(PEERS) if each in compiled else _PLAIN)
+            Cell(
+                each, each.formats[0], _TRAINING, tuple(PEERS) if each in compiled else _UNCOMPILED
+            )
             for each in headline
         ),
-        *(Cell(each, "channels_last", _STEP[:1], _SWEPT) for each in swept),
-        *(Cell(each, "contiguous", (*_STEP, "inference"), _FEW) for each in both),
-        *(Cell(each, each.formats[0], _PARTS, _PLAIN) for each in headline),
-        *(Cell(each, memory, more, _FEW) for each in rest for memory in each.formats),
+        *(Cell(each, "channels_last", _TRAINING[:1], _IN_SWEEPS) for each in swept),
+        *(Cell(each, "contiguous", (*_TRAINING, "inference"), _EVERYWHERE) for each in both),
+        *(Cell(each, each.formats[0], _PARTS, _UNCOMPILED) for each in headline),
+        *(Cell(each, memory, more, _EVERYWHERE) for each in rest for memory in each.formats),
     ]
 
 
 def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> list[Any]:
     """Tunes this package for the headline on a GPU; returns the reports of
     :func:`triton_tied.tune`. What is not tuned runs as the cost model says."""
-    from .. import tuning  # needs Triton
+    from ..autotune import tuning  # needs Triton
+    from ..autotune.centre_tap import guess_centre
 
     problems: dict[str, Any] = {}  # by key, since neighbours share an entry
     for cell in cells:
         layer = cell.workload.problem
         if cell.workload.headline and cell.memory == "channels_last":
-            centre = tuning.centre_of(layer.layout, math.prod(layer.image))
-            for problem in tuning.problems_of_layer(replace(layer, centre=centre)):
+            centre = guess_centre(layer.layout, math.prod(layer.image))
+            for problem in problems_of_layer(replace(layer, centre=centre)):
                 problems.setdefault(problem.key, problem)
     return tuning.tune(problems.values(), device=device, budget_s=budget_s)
 
@@ -109,7 +112,7 @@ def run(
             left = end - time.monotonic()
             if left > 0:
                 share = left * weights[done] / sum(weights[done:])
-                _run_cell(_Bench(cell, clock, result, share, end))
+                _run_cell(cell, clock, result, share, end)
             else:
                 out = LeftOut(_NO_TIME, cell.workload.name, cell.memory)
                 result.left_out.append(out)
@@ -125,11 +128,10 @@ def _weight(cell: Cell, tflops: dict[str, float]) -> float:
     return len(cell.passes) * len(cell.peers) * (arithmetic + _CALL_S)
 
 
-def _run_cell(bench: _Bench) -> None:
+def _run_cell(cell: Cell, clock: Clock, result: Result, share_s: float, end: float) -> None:
     """What goes wrong outside of a peer's first call ends the cell alone."""
-    cell, result = bench.cell, bench.result
     try:
-        bench.run()
+        _Bench(cell, clock, result, share_s, end).run()
     except torch.OutOfMemoryError as error:
         result.left_out.append(LeftOut(_first_line(error), cell.workload.name, cell.memory))
     except Exception as error:
@@ -137,14 +139,17 @@ def _run_cell(bench: _Bench) -> None:
 
 
 class _Bench:
-    """One cell: its tensors, its peers and its share of the time."""
+    """One cell: its tensors, its peers and its share of the time, which ends at ``end_of_cell``;
+    what no time is left for in the whole run is left out."""
 
     def __init__(
-        self, cell: Cell, clock: Clock, result: Result, share_s: float, end: float
+        self, cell: Cell, clock: Clock, result: Result, share_s: float, end_of_run: float
     ) -> None:
         self.cell, self.clock, self.result = cell, clock, result
-        self.end, self.until = end, time.monotonic() + share_s
-        self.workload, self.dtype = cell.workload, DTYPES[cell.workload.dtype]
+        self.end_of_run, self.end_of_cell = end_of_run, time.monotonic() + share_s
+        self.workload, dtype = cell.workload, TORCH_DTYPES[cell.workload.dtype]
+        self.tied = random_tied_weight(self.workload, dtype, clock.device)
+        self.images = random_images(self.workload, cell.memory, dtype, clock.device)
 
     def run(self) -> None:
         if any(PEERS[name].whole for name in self.cell.peers):
@@ -156,9 +161,6 @@ class _Bench:
             self._run_passes()
 
     def _run_passes(self) -> None:
-        device, dtype = self.clock.device, self.dtype
-        self.tied = random_tied_weight(self.workload, dtype, device)
-        self.images = random_images(self.workload, self.cell.memory, dtype, device)
         truth = Truth(self.workload, self.tied, self.images, self.cell.memory)
         peers: dict[str, Peer] = {}
         for name in self.cell.peers:
@@ -169,10 +171,10 @@ class _Bench:
         wanted = [each for each in wanted if each.applies_to(self.workload)]
         for i, each in enumerate(wanted):
             now = time.monotonic()
-            if now >= self.end:
+            if now >= self.end_of_run:
                 self._leave_out(_NO_TIME, pass_=each.name)
                 continue
-            share = (self.until - now) / (len(wanted) - i)
+            share = (self.end_of_cell - now) / (len(wanted) - i)
             with each.around():
                 self.result.rows += self._time(each, peers, share)
 
@@ -180,7 +182,7 @@ class _Bench:
         """A peer that was seen to compute the same convolution."""
         kind = PEERS[name]
         reason = kind.why_not(self.workload, self.clock.device)
-        if self.end - time.monotonic() < (_COMPILE_S if kind.whole else 0):
+        if self.end_of_run - time.monotonic() < (_COMPILE_S if kind.whole else 0):
             reason = _NO_TIME
         if reason:
             self._leave_out(reason, peer=name)
@@ -197,7 +199,7 @@ class _Bench:
             return None
         return peer
 
-    def _time(self, each: Pass, peers: dict[str, Peer], share_s: float) -> list[Row]:
+    def _time(self, each: Pass, peers: dict[str, Peer], share_s: float) -> list[Measurement]:
         times = each.times(self.workload)
         turns = {}
         for name, peer in peers.items():
@@ -217,10 +219,10 @@ class _Bench:
         work = roofline.work_of(self.workload, each.name, times)
         least_ms = self.result.ceilings.least_ms(work, self.workload.dtype)
 
-        def make(peer: str, median_ms: float, **ratios: Any) -> Row:
+        def make(peer: str, median_ms: float, **ratios: Any) -> Measurement:
             turns[peer].before()
             graph_ms = graphs.get(peer)
-            return Row(
+            return Measurement(
                 **self._facts(),
                 pass_=each.name,
                 applications=times,
@@ -237,7 +239,7 @@ class _Bench:
                 graph_ms=graph_ms,
             )
 
-        return rows_of(timed.medians, each.name == "weight_build", make)
+        return measurements_of(timed.medians, each.name == "weight_build", make)
 
     def _time_graphs(
         self, each: Pass, turns: dict[str, Turn], peers: dict[str, Peer], share_s: float

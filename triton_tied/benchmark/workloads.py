@@ -10,14 +10,14 @@ from typing import Literal
 
 import torch
 
+from ..autotune.problem import Problem
 from ..geometry import resolve
 from ..packing import Layout
-from ..problem import Problem
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16"]  # "tf32": float32 whose products may be TF32
 Format = Literal["channels_last", "contiguous"]
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-DTYPES = {
+TORCH_DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "fp16": torch.float16,
@@ -25,7 +25,7 @@ DTYPES = {
 }
 _SKEW = "skew_adjoint"
 _SELF = "self_adjoint"
-_MOST_FLOPS_ON_CPU = 2e10
+_MAX_FLOPS_ON_CPU = 2e10
 _16_BIT: tuple[Dtype, ...] = ("bf16", "fp16")
 
 SOURCES = {
@@ -147,7 +147,7 @@ def on_cpu() -> list[Workload]:
     mine = [
         workload
         for workload in every()
-        if workload.dtype == "fp32" and workload.problem.flops < _MOST_FLOPS_ON_CPU
+        if workload.dtype == "fp32" and workload.problem.flops < _MAX_FLOPS_ON_CPU
     ]
     telling = ("soc", "lip", "resnet", "antisym")
     found = [replace(w, headline=w.family in telling and w.batch >= 32) for w in mine]

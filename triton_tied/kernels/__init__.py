@@ -1,1 +1,4 @@
-"""Triton code and nothing else; see :mod:`triton_tied.launch` for how it is launched."""
+"""Triton code, how it may cut a problem into tiles, and the one way to launch it.
+
+Imports the plain modules only. Open ``conv`` for the kernel and :mod:`.launch` for its launch.
+"""

@@ -12,12 +12,16 @@ from .tiles import (
     load_matrix,
     load_pixels,
     pixel_offsets,
+    widen,
 )
 
 
 @triton.jit
 def multiply(x, w, acc, ROLES: tl.constexpr, INPUT_PRECISION: tl.constexpr):
-    """acc + x w^T for x [M, K] and w [N, K]; where the weights come first acc is transposed."""
+    """acc + x w^T for x [M, K] and w [N, K].
+
+    ROLES: the product's first operand. "pixels_first": acc is [M, N]; "weights_first": [N, M].
+    On sm_90 the first operand of a box with several sides would pass through registers."""
     if ROLES == "weights_first":
         acc = tl.dot(w, tl.trans(x), acc, input_precision=INPUT_PRECISION)
     else:
@@ -44,9 +48,13 @@ def conv_kernel(
 ):  # fmt: skip
     """y[m] = alpha (sum over pairs t of P_t x[m + t] + s P_t^T x[m + opposite t] + centre x[m]
     + bias) + residual, as a matrix product: M = pixels of a box, N = out-channels, K = taps x
-    in-channels. CHANNELS counts those of one group; ``packed`` is [pairs: group, tap, out, in |
-    centre: group, lower triangle]. ``centre``, if given, is the unpacked one [group, out, in].
-    DENSE: x, residual and y are (N, H, W, C) without gaps."""
+    in-channels.
+
+    packed: [pairs: group, tap, out, in | centre: group, lower triangle].
+    centre: None, or the unpacked one [group, out, in]. bias, residual: None, or given.
+    CHANNELS: of one group. LOADER, ROLES: see load_pixels, multiply.
+    ACCUMULATORS: 1, or 2 to sum the opposite taps apart.
+    DENSE: x, residual and y are (N, H, W, C) without gaps. WIDE: offsets take 64 bits."""
     PAIRS: tl.constexpr = KERNEL_H * KERNEL_W // 2
     BLOCK_M: tl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
     K_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -61,13 +69,12 @@ def conv_kernel(
         stride_yn, stride_yh, stride_yw = dense_strides(out_h, out_w, GROUPS * CHANNELS, WIDE)
         stride_rn, stride_rh, stride_rw = stride_yn, stride_yh, stride_yw
     pid = tl.program_id(0)
-    offs_n = pid % N_BLOCKS * BLOCK_N
-    group = pid // N_BLOCKS % GROUPS
-    image, row, column = box_start(
-        pid // (N_BLOCKS * GROUPS), out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W
-    )
-    first, end = group * CHANNELS, (group + 1) * CHANNELS
-    top, left = row - padding_h, column - padding_w
+    n_start = (pid % N_BLOCKS) * BLOCK_N
+    group = (pid // N_BLOCKS) % GROUPS
+    box = pid // (N_BLOCKS * GROUPS)
+    image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
+    first, end = group * CHANNELS, (group + 1) * CHANNELS  # channels of the group
+    top, left = row - padding_h, column - padding_w  # where the first tap reads
 
     if ROLES == "weights_first":
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -76,25 +83,30 @@ def conv_kernel(
     opposite_acc = acc
     for step in tl.range(0, PAIRS * K_BLOCKS):
         tap = step // K_BLOCKS
-        k = step % K_BLOCKS * BLOCK_K
-        a, b = tap // KERNEL_W * DILATION_H, tap % KERNEL_W * DILATION_W
+        k_start = (step % K_BLOCKS) * BLOCK_K
+        down, right = (tap // KERNEL_W) * DILATION_H, (tap % KERNEL_W) * DILATION_W
         x_tap = load_pixels(
-            x, image, top + a, left + b, first + k, end, None,
+            x, image, top + down, left + right, first + k_start, end, None,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
-        )  # fmt: skip
-        a, b = (KERNEL_H - 1) * DILATION_H - a, (KERNEL_W - 1) * DILATION_W - b
+        )  # fmt: skip  # [M, K]
+        opposite_down = (KERNEL_H - 1) * DILATION_H - down
+        opposite_right = (KERNEL_W - 1) * DILATION_W - right
         x_opposite = load_pixels(
-            x, image, top + a, left + b, first + k, end, None,
+            x, image, top + opposite_down, left + opposite_right, first + k_start, end, None,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
-        )  # fmt: skip
+        )  # fmt: skip  # [M, K]
         matrix = group * PAIRS + tap
-        w_tap = load_matrix(packed, matrix, offs_n, k, CHANNELS, WIDE, BLOCK_N, BLOCK_K)
+        w_tap = load_matrix(
+            packed, matrix, n_start, k_start, CHANNELS, WIDE, BLOCK_N, BLOCK_K
+        )  # [N, K]
         if ONE_TILE:
             w_opposite = w_tap
         else:
-            w_opposite = load_matrix(packed, matrix, k, offs_n, CHANNELS, WIDE, BLOCK_K, BLOCK_N)
+            w_opposite = load_matrix(
+                packed, matrix, k_start, n_start, CHANNELS, WIDE, BLOCK_K, BLOCK_N
+            )  # [K, N]
         acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)
         if TWO_SUMS:
             opposite_acc = multiply(
@@ -104,21 +116,23 @@ def conv_kernel(
             acc = multiply(x_opposite, tl.trans(w_opposite), acc, ROLES, INPUT_PRECISION)
 
     if KERNEL_H * KERNEL_W % 2 == 1:
-        top += KERNEL_H // 2 * DILATION_H
-        left += KERNEL_W // 2 * DILATION_W
+        centre_row = top + KERNEL_H // 2 * DILATION_H
+        centre_column = left + KERNEL_W // 2 * DILATION_W
         triangles = packed + GROUPS * PAIRS * CHANNELS * CHANNELS
-        for k in tl.range(0, CHANNELS, BLOCK_K):
+        for k_start in tl.range(0, CHANNELS, BLOCK_K):
             x_tap = load_pixels(
-                x, image, top, left, first + k, end, None,
+                x, image, centre_row, centre_column, first + k_start, end, None,
                 n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
                 LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
-            )  # fmt: skip
+            )  # fmt: skip  # [M, K]
             if centre is not None:
-                w_tap = load_matrix(centre, group, offs_n, k, CHANNELS, WIDE, BLOCK_N, BLOCK_K)
+                w_tap = load_matrix(
+                    centre, group, n_start, k_start, CHANNELS, WIDE, BLOCK_N, BLOCK_K
+                )  # [N, K]
             else:
                 w_tap = load_centre(
-                    triangles, group, offs_n, k, CHANNELS, SIGN, WIDE, BLOCK_N, BLOCK_K
-                )
+                    triangles, group, n_start, k_start, CHANNELS, SIGN, WIDE, BLOCK_N, BLOCK_K
+                )  # [N, K]
             acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)
 
     if TWO_SUMS:
@@ -126,17 +140,16 @@ def conv_kernel(
     if ROLES == "weights_first":
         acc = tl.trans(acc)
     images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
-    channels = first + offs_n + tl.arange(0, BLOCK_N)
-    live = inside(images, rows, columns, n, out_h, out_w)[:, None] & (channels < end)[None, :]
+    channels = first + n_start + tl.arange(0, BLOCK_N)
+    mask = inside(images, rows, columns, n, out_h, out_w)[:, None] & (channels < end)[None, :]
     if bias is not None:
         acc += tl.load(bias + channels, mask=channels < end, other=0.0).to(tl.float32)[None, :]
     acc *= alpha
-    if WIDE:
-        channels = channels.to(tl.int64)
+    channels = widen(channels, WIDE)
     if residual is not None:
         offsets = pixel_offsets(images, rows, columns, stride_rn, stride_rh, stride_rw, WIDE)
         offsets = offsets[:, None] + (channels * stride_rc)[None, :]
-        acc += tl.load(residual + offsets, mask=live, other=0.0).to(tl.float32)
+        acc += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     offsets = pixel_offsets(images, rows, columns, stride_yn, stride_yh, stride_yw, WIDE)
     offsets = offsets[:, None] + (channels * stride_yc)[None, :]
-    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=live)
+    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=mask)

@@ -36,10 +36,17 @@ def inside(images, rows, columns, n, h, w):
 
 
 @triton.jit
-def pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE: tl.constexpr):
-    """[M], of 64 bits where the tensor is WIDE."""
+def widen(index, WIDE: tl.constexpr):
+    """The index, in 64 bits where offsets are WIDE."""
     if WIDE:
-        images, rows, columns = images.to(tl.int64), rows.to(tl.int64), columns.to(tl.int64)
+        index = index.to(tl.int64)
+    return index
+
+
+@triton.jit
+def pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE: tl.constexpr):
+    """[M]"""
+    images, rows, columns = widen(images, WIDE), widen(rows, WIDE), widen(columns, WIDE)
     return images * stride_n + rows * stride_h + columns * stride_w
 
 
@@ -47,42 +54,41 @@ def pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE: tl.
 def dense_strides(h, w, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
     """Of images, rows and columns in (N, H, W, C) memory without gaps: multiples of CHANNELS,
     which the compiler must know to read several channels at once."""
-    stride_h = w * CHANNELS
-    if WIDE:
-        stride_h = stride_h.to(tl.int64)
+    stride_h = widen(w * CHANNELS, WIDE)
     return h * stride_h, stride_h, CHANNELS
 
 
 @triton.jit
 def load_pixels(
-    x, image, row, column, channel, channel_end, live,
+    x, image, row, column, channel, channel_end, keep,
     n, h, w, stride_n, stride_c, stride_h, stride_w,
     LOADER: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A box of pixels and a block of channels as [M, C]; zero outside the images, from channel_end
-    on, and where ``live`` (None, or [M]) does not hold. ``x`` is a pointer, or a descriptor of
-    (N, H, W, C) memory, or of (N, C, H, W) memory."""
+    on, and where ``keep`` (None, or [M]) does not hold.
+
+    LOADER: what ``x`` is: a "pointer"; a "channels_last_descriptor", of (N, H, W, C) memory; or a
+    "planar_descriptor", of (N, C, H, W) memory."""
     if LOADER == "pointer":
         images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
         mask = inside(images, rows, columns, n, h, w)
-        if live is not None:
-            mask = mask & live
+        if keep is not None:
+            mask = mask & keep
         channels = channel + tl.arange(0, BLOCK_C)
-        mask = mask[:, None] & (channels < channel_end)[None, :]
-        if WIDE:
-            channels = channels.to(tl.int64)
+        mask = mask[:, None] & (channels < channel_end)[None, :]  # [M, C]
+        channels = widen(channels, WIDE)
         offsets = pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE)
         tile = tl.load(x + offsets[:, None] + (channels * stride_c)[None, :], mask=mask, other=0.0)
     else:
         if LOADER == "channels_last_descriptor":
-            tile = x.load([image, row, column, channel])
+            tile = x.load([image, row, column, channel])  # [I, H, W, C]
             tile = tl.reshape(tile, (BLOCK_I * BLOCK_H * BLOCK_W, BLOCK_C))
         else:
-            tile = x.load([image, channel, row, column])  # BLOCK_I is 1
+            tile = x.load([image, channel, row, column])  # [1, C, H, W]: BLOCK_I is 1
             tile = tl.trans(tl.reshape(tile, (BLOCK_C, BLOCK_H * BLOCK_W)))
-        if live is not None:
-            tile = tl.where(live[:, None], tile, 0.0)
+        if keep is not None:
+            tile = tl.where(keep[:, None], tile, 0.0)
     return tile
 
 
@@ -92,11 +98,9 @@ def load_matrix(
     BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """A tile of one of many C x C matrices, [row, column]; zero outside it."""
-    rows = row + tl.arange(0, BLOCK_ROW)
+    rows = widen(row + tl.arange(0, BLOCK_ROW), WIDE)
     columns = column + tl.arange(0, BLOCK_COLUMN)
-    if WIDE:
-        rows = rows.to(tl.int64)
-        matrix = matrix.to(tl.int64)
+    matrix = widen(matrix, WIDE)
     mask = (rows < CHANNELS)[:, None] & (columns < CHANNELS)[None, :]
     offsets = (matrix * CHANNELS * CHANNELS + rows * CHANNELS)[:, None] + columns[None, :]
     return tl.load(matrices + offsets, mask=mask, other=0.0)
@@ -126,10 +130,7 @@ def load_centre(
     mask = (rows < CHANNELS) & (columns < CHANNELS)
     if SIGN < 0:
         mask = mask & (rows != columns)
-    start = group
-    if WIDE:
-        start = group.to(tl.int64)
-    start = start * triangle_size(CHANNELS, SIGN)
+    start = widen(group, WIDE) * triangle_size(CHANNELS, SIGN)
     offsets = start + triangle_offsets(rows, columns, SIGN)
     tile = tl.load(triangles + offsets, mask=mask, other=0.0)
     if SIGN < 0:

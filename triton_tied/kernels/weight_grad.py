@@ -32,8 +32,11 @@ def weight_grad_kernel(
     """dP_t = sum over pixels m of grad[m] x[m + t]^T + s x[m + opposite t] grad[m]^T: a matrix
     product with M = out-channels, N = in-channels, K = pixels. The centre is a pair with itself,
     its diagonal halved and its upper triangle left away. Each split sums its own boxes of pixels
-    into row ``split`` of ``partial`` [splits, packed]. MASKED: boxes reach beyond the output.
-    DENSE: x and grad are (N, H, W, C) without gaps."""
+    into row ``split`` of ``partial`` [splits, packed].
+
+    CHANNELS: of one group. LOADER: see load_pixels. ACCUMULATORS: 1, or 2 to sum the opposite taps
+    apart. MASKED: boxes reach beyond the output. DENSE: x and grad are (N, H, W, C) without gaps.
+    WIDE: offsets take 64 bits."""
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     PAIRS: tl.constexpr = TAPS // 2
     MATRICES: tl.constexpr = (TAPS + 1) // 2
@@ -47,38 +50,39 @@ def weight_grad_kernel(
         stride_gn, stride_gh, stride_gw = dense_strides(out_h, out_w, GROUPS * CHANNELS, WIDE)
     pid = tl.program_id(0)
     tap = pid % MATRICES  # of one split all taps run side by side, on the same pixels
-    k = pid // MATRICES % K_BLOCKS * BLOCK_K
-    offs_n = pid // (MATRICES * K_BLOCKS) % N_BLOCKS * BLOCK_N
-    group = pid // (MATRICES * K_BLOCKS * N_BLOCKS) % GROUPS
+    k_start = (pid // MATRICES) % K_BLOCKS * BLOCK_K
+    n_start = (pid // (MATRICES * K_BLOCKS)) % N_BLOCKS * BLOCK_N
+    group = (pid // (MATRICES * K_BLOCKS * N_BLOCKS)) % GROUPS
     split = pid // (MATRICES * K_BLOCKS * N_BLOCKS * GROUPS)
-    if tap == PAIRS and offs_n + BLOCK_N <= k:
+    if tap == PAIRS and n_start + BLOCK_N <= k_start:
         return  # the upper triangle of the centre
-    first, end = group * CHANNELS, (group + 1) * CHANNELS
-    a, b = tap // KERNEL_W * DILATION_H, tap % KERNEL_W * DILATION_W
-    opposite_a, opposite_b = (KERNEL_H - 1) * DILATION_H - a, (KERNEL_W - 1) * DILATION_W - b
+    first, end = group * CHANNELS, (group + 1) * CHANNELS  # channels of the group
+    down, right = (tap // KERNEL_W) * DILATION_H, (tap % KERNEL_W) * DILATION_W
+    opposite_down = (KERNEL_H - 1) * DILATION_H - down
+    opposite_right = (KERNEL_W - 1) * DILATION_W - right
 
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     opposite_acc = acc
     boxes = tl.cdiv(n, BLOCK_I) * tl.cdiv(out_h, BLOCK_H) * tl.cdiv(out_w, BLOCK_W)
     for box in tl.range(split, boxes, splits):
         image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
-        live = None
+        keep = None
         if MASKED:
             images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
-            live = inside(images, rows, columns, n, out_h, out_w)
-        top, left = row - padding_h, column - padding_w
+            keep = inside(images, rows, columns, n, out_h, out_w)
+        top, left = row - padding_h, column - padding_w  # where the first tap reads
         grad_out = load_pixels(
-            grad, image, row, column, first + offs_n, end, None,
+            grad, image, row, column, first + n_start, end, None,
             n, out_h, out_w, stride_gn, stride_gc, stride_gh, stride_gw,
             LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N,
         )  # fmt: skip
         x_in = load_pixels(
-            x, image, top + a, left + b, first + k, end, live,
+            x, image, top + down, left + right, first + k_start, end, keep,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
         x_out = load_pixels(
-            x, image, top + opposite_a, left + opposite_b, first + offs_n, end, live,
+            x, image, top + opposite_down, left + opposite_right, first + n_start, end, keep,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N,
         )  # fmt: skip
@@ -86,7 +90,7 @@ def weight_grad_kernel(
             grad_in = grad_out
         else:
             grad_in = load_pixels(
-                grad, image, row, column, first + k, end, None,
+                grad, image, row, column, first + k_start, end, None,
                 n, out_h, out_w, stride_gn, stride_gc, stride_gh, stride_gw,
                 LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
             )  # fmt: skip
@@ -101,8 +105,8 @@ def weight_grad_kernel(
     if TWO_SUMS:
         acc += SIGN * opposite_acc
     acc *= alpha
-    rows = (offs_n + tl.arange(0, BLOCK_N))[:, None]
-    columns = (k + tl.arange(0, BLOCK_K))[None, :]
+    rows = (n_start + tl.arange(0, BLOCK_N))[:, None]
+    columns = (k_start + tl.arange(0, BLOCK_K))[None, :]
     mask = (rows < CHANNELS) & (columns < CHANNELS)
     target = partial + split.to(tl.int64) * stride_partial
     if tap < PAIRS:

@@ -1,0 +1,150 @@
+"""The compiler's word on a config: asked before it is taken, for all that it is compiled for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stand_ins import GEOMETRY, GPU, convolution_of
+
+from triton_tied.autotune import disk_cache, select, tuned_configs
+from triton_tied.autotune.disk_cache import Entry
+from triton_tied.autotune.problem import problem_of
+from triton_tied.autotune.race import race
+from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.packing import Layout
+
+CONV_FAULT, WEIGHT_GRAD_FAULT = launch.conv_fault, launch.weight_grad_fault
+LAYOUT = Layout(64, (3, 3))
+
+
+@pytest.fixture
+def compiler(absent_h200, monkeypatch):
+    """A compiler that finds a fault in the configs that it is told, and lists what it is asked."""
+    asked = []
+
+    def says(*refused):
+        def fault(convolution, config):
+            asked.append(config)
+            return "spills" if config in refused or not refused else None
+
+        monkeypatch.setattr(launch, "conv_fault", fault)
+        return asked
+
+    return says
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+
+
+def problem(x):
+    return problem_of("conv", LAYOUT, GEOMETRY, "gathered", x)
+
+
+def ranked(x):
+    return make_shortlist(problem(x), GPU).ranked
+
+
+def chosen(x):
+    return select.conv_config(convolution_of(x, LAYOUT, GEOMETRY))
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_the_best_prediction_without_a_fault_is_taken(x, compiler, bad):
+    order = ranked(x)
+    asked = compiler(*order[:bad])
+    assert chosen(x) == order[bad]
+    assert asked == list(order[: bad + 1])
+
+
+def test_the_first_is_taken_where_all_have_a_fault(x, compiler):
+    compiler()
+    assert chosen(x) == ranked(x)[0]
+
+
+def test_other_compiled_code_is_asked_about_anew(x, compiler):
+    first, second = ranked(x)[:2]
+    assert compiler(second) == []
+    assert chosen(x) == first
+    compiler(first)
+    with_residual = convolution_of(x, LAYOUT, GEOMETRY)._replace(residual=x)
+    assert select.conv_config(with_residual) == second
+    asked = len(compiler())
+    assert chosen(x) == first and len(compiler()) == asked  # a known call asks nothing
+
+
+def test_an_entry_of_the_table_with_a_fault_is_passed_over(x, compiler, absent_h200):
+    order, key = ranked(x), problem(x).key
+    path = disk_cache.path_of(absent_h200)
+    disk_cache.save(path, absent_h200, {key: Entry(order[2], 1.0, 2.0, 3.0)})
+    tuned_configs.forget()
+    compiler(order[3])
+    assert chosen(x) == order[2]
+    tuned_configs.forget()
+    compiler(order[2])
+    assert chosen(x) == order[0]
+
+
+def test_a_config_with_a_fault_is_recorded_and_never_timed():
+    configs = [ConvConfig((1, 8, 8), n, 16) for n in (16, 32, 64)]
+    shortlist = Shortlist(tuple(Predicted(c, 1.0) for c in configs), (), 0.1, tuple(configs))
+    ran = []
+
+    def clock(call):
+        call()
+        return 1.0
+
+    tuned = race(
+        shortlist, ran.append, lambda config: True, clock,
+        fault=lambda config: "spills" if config == configs[0] else None,
+    )  # fmt: skip
+    assert configs[0] not in ran and tuned.winner in configs[1:]
+    assert tuned.failures == [(configs[0], "spills")]
+
+
+class Kernel:
+    """Stands in for a kernel: what it would be compiled to, and how often it was launched."""
+
+    def __init__(self, spills=0, error=None):
+        self.spills, self.error, self.launched = spills, error, 0
+
+    def __getitem__(self, grid):
+        self.launched += 1
+        return lambda *arguments, **constants: None
+
+    def warmup(self, *arguments, grid, **constants):
+        if self.error:
+            raise self.error
+        return SimpleNamespace(n_spills=self.spills, _init_handles=lambda: None)
+
+
+@pytest.mark.parametrize(
+    "kernel, fault",
+    [
+        (Kernel(), None),
+        (Kernel(spills=2), "spills 8 bytes of registers"),
+        (Kernel(error=MemoryError("shared memory")), "MemoryError: shared memory"),
+    ],
+    ids=["clean", "spills", "fails"],
+)
+def test_fault_is_what_the_compiler_says_and_nothing_is_launched(monkeypatch, x, kernel, fault):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "conv_kernel", kernel)
+    monkeypatch.setattr(launch, "weight_grad_kernel", kernel)
+    packed = torch.randn(LAYOUT.size)
+    convolution = Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)
+    assert CONV_FAULT(convolution, ConvConfig((1, 8, 8), 16, 16)) == fault
+    gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
+    assert WEIGHT_GRAD_FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) == fault
+    assert not kernel.launched
+
+
+def test_interpreted_kernels_have_no_fault(monkeypatch, x):
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    monkeypatch.setattr(launch, "weight_grad_kernel", Kernel(spills=2))
+    gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
+    assert WEIGHT_GRAD_FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) is None

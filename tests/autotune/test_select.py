@@ -1,0 +1,198 @@
+"""The order of choice, when timing happens, and what a call costs; no GPU is asked."""
+
+import threading
+
+import pytest
+import torch
+from stand_ins import DEVICE, GEOMETRY, GPU, ORIGIN, PROBLEM, convolution_of, others, store
+
+from triton_tied.autotune import disk_cache, select, trial, tuned_configs
+from triton_tied.autotune.candidates import list_of
+from triton_tied.autotune.disk_cache import Entry
+from triton_tied.autotune.problem import Problem, problems_of_layer
+from triton_tied.autotune.race import Outcome
+from triton_tied.autotune.recording import recording
+from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.autotune.tuned_configs import config_for
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.launch import WeightGradient
+from triton_tied.packing import Layout
+
+pytestmark = pytest.mark.usefixtures("absent_h200")
+
+
+def test_order_of_choice():
+    user, shipped = others()
+    assert config_for(PROBLEM, DEVICE) == make_shortlist(PROBLEM, GPU).candidates[0].config
+    store(shipped, disk_cache.SHIPPED)
+    assert config_for(PROBLEM, DEVICE) == shipped
+    store(user)
+    assert config_for(PROBLEM, DEVICE) == user
+    x = torch.zeros(8, 64, 32, 32)
+    mine = ConvConfig((1, 1, 32), 16, 16)
+    with select.using(conv=mine):
+        assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == mine
+        assert (
+            select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)) != mine
+        )
+    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) != mine
+
+
+def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
+    best = config_for(PROBLEM, DEVICE)
+    unknown = ConvConfig((1, 2, 8), 16, 16, num_warps=1)
+    store(unknown)  # no candidate, so never compiled
+    assert config_for(PROBLEM, DEVICE) == best
+    listed = list_of("weight_grad", GPU.target, "bfloat16")
+    strict = (
+        next(c.config for c in listed if "ragged_boxes" in c.not_for)
+        if any("ragged_boxes" in c.not_for for c in listed)
+        else None
+    )
+    if strict is not None:  # a neighbour of a bucket may need what the tuned one did not
+        ragged = Problem(
+            "weight_grad", "bfloat16", Layout(64, (3, 3)), (8, 31, 31), GEOMETRY, centre="none"
+        )
+        store(strict, problem=ragged)
+        assert config_for(ragged, DEVICE) != strict
+
+
+def test_nothing_is_timed_without_benchmark_mode():
+    x = torch.zeros(2, 64, 8, 8)
+    assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+    first = select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
+    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == first
+
+
+def test_first_use_is_timed_once_in_benchmark_mode(benchmark_mode, timed):
+    config, final = select.choose(PROBLEM, DEVICE)
+    assert final and timed == [PROBLEM]
+    assert config == make_shortlist(PROBLEM, GPU).candidates[3].config
+    assert select.choose(PROBLEM, DEVICE) == (config, True)
+    tuned_configs.forget()  # as another process would
+    assert select.choose(PROBLEM, DEVICE) == (config, True)
+    assert timed == [PROBLEM]
+    entry = disk_cache.load(disk_cache.path_of(ORIGIN), ORIGIN)[PROBLEM.key]
+    assert (entry.median_us, entry.first_us) == (10.0, 12.0)
+    # From now on the table decides: what another process writes there is taken at the next reading.
+    theirs, _ = others()
+    disk_cache.save(disk_cache.path_of(ORIGIN), ORIGIN, {PROBLEM.key: Entry(theirs, 1.0, 2.0, 3.0)})
+    tuned_configs.read_again()
+    assert select.choose(PROBLEM, DEVICE) == (theirs, True)
+
+
+def test_nothing_is_timed_in_deterministic_mode(benchmark_mode):
+    torch.use_deterministic_algorithms(True)
+    try:
+        config, final = select.choose(PROBLEM, DEVICE)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert config == config_for(PROBLEM, DEVICE) and not final
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(benchmark_mode, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    config, final = select.choose(PROBLEM, DEVICE)
+    assert config == config_for(PROBLEM, DEVICE) and not final
+
+
+def test_all_failing_leaves_the_first_choice(benchmark_mode, monkeypatch):
+    monkeypatch.setattr(trial, "race_on", lambda *_: Outcome({}))
+    assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+    assert not disk_cache.path_of(ORIGIN).exists()
+
+
+def test_a_known_call_is_one_look_up(monkeypatch):
+    x = torch.zeros(2, 64, 8, 8)
+    first = select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+    monkeypatch.setattr(select, "problem_of", None)
+    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True)) is first
+
+
+def test_settings_that_change_the_choice_are_part_of_the_look_up(
+    monkeypatch, convolution_precision
+):
+    x = torch.zeros(2, 64, 8, 8)
+    seen = []
+    problem_of = select.problem_of
+
+    def spy(*arguments):
+        seen.append(problem_of(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(select, "problem_of", spy)
+    for precision in ("tf32", "ieee", "tf32"):
+        convolution_precision.fp32_precision = precision
+        select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+    assert [problem.dtype for problem in seen] == ["float32", "float32_ieee"]
+
+
+def test_blocks_hold_on_the_threads_of_the_backward():
+    # On a GPU the backward runs on threads that PyTorch starts, outside of Python's contexts.
+    x = torch.zeros(8, 64, 32, 32)
+    mine, found = WeightGradConfig((1, 1, 64), 64, 64), []
+
+    def backward():
+        found.append(select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)))
+
+    with select.using(weight_grad=mine), recording() as seen:
+        thread = threading.Thread(target=backward)
+        thread.start()
+        thread.join()
+    assert found == [mine] and [problem.kernel for problem in seen] == ["weight_grad"]
+    select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
+    backward()
+    assert found[1] != mine and len(seen) == 1
+
+
+def test_blocks_nest():
+    x = torch.zeros(8, 64, 32, 32)
+    outer, inner = ConvConfig((1, 1, 32), 16, 16), ConvConfig((1, 1, 32), 32, 16)
+    mine = WeightGradConfig((1, 1, 64), 64, 64)
+
+    def choices():
+        return (
+            select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)),
+            select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)),
+        )
+
+    with select.using(conv=outer, weight_grad=mine):
+        with select.using(conv=inner):
+            assert choices() == (inner, mine)
+        assert choices() == (outer, mine)
+
+
+def test_choosing_without_a_folder_is_silent(no_folder, recwarn):
+    assert config_for(PROBLEM, DEVICE) == make_shortlist(PROBLEM, GPU).untimed
+    assert not recwarn
+
+
+def test_no_memory_to_time_on_leaves_the_first_choice(benchmark_mode, monkeypatch):
+    seen = []
+
+    def race_on(device, problem, *_):
+        seen.append(problem)
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(trial, "race_on", race_on)
+    for _ in range(2):
+        assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+    assert seen == [PROBLEM]
+
+
+def test_threads_may_choose_while_tables_are_read_anew(monkeypatch):
+    # Where a look-up finds the table gone that it has just read, this fails at once.
+    class Vanishing(dict):
+        def __setitem__(self, key, value):
+            pass
+
+    monkeypatch.setattr(tuned_configs, "_tables", Vanishing())
+    assert config_for(PROBLEM, DEVICE) == make_shortlist(PROBLEM, GPU).untimed
+
+
+def test_weight_gradients_are_split_in_the_table_as_tuned():
+    problem = problems_of_layer(PROBLEM)[-1]
+    config = make_shortlist(problem, GPU).candidates[0].config
+    assert isinstance(config, WeightGradConfig) and problem.kernel == "weight_grad"
+    store(config, problem=problem)
+    assert config_for(problem, DEVICE) == config

@@ -1,0 +1,190 @@
+"""Compiled for real targets, none of which need be there: no spills, and the instructions that
+each kernel is meant to have. Long: what it compiles is drawn, and another draw each time."""
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+import triton
+
+from triton_tied import dispatch
+from triton_tied.autotune import candidates
+from triton_tied.cli import main
+from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+
+pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
+
+_DRAWN = 20
+_LISTS = {
+    (kernel, target, name)
+    for kernel, target, name in itertools.product(report.KERNELS, compiled.TARGETS, report.LISTS)
+    if (target, name) != ("gfx942", "float32")  # it has no TF32
+}
+_COMMITTED = candidates.committed()
+
+
+@pytest.fixture
+def chance():
+    """Follows the seed that the run prints."""
+    return random.Random(torch.initial_seed())
+
+
+def _dtype(name):
+    return "bfloat16" if name == "half" else name
+
+
+def _compiled(key, config, form=None):
+    _, target, name = key
+    form = form or requirements.plain_form(config)
+    return compiled.compile_config(config, target, _dtype(name), form)
+
+
+def _draw(chance, count, wanted):
+    """Committed candidates that are wanted, spread over the lists."""
+    lists = [
+        (key, [found for found in _COMMITTED[key] if wanted(key, found.config)])
+        for key in sorted(_LISTS)
+    ]
+    lists = [(key, found) for key, found in lists if found]
+    chance.shuffle(lists)
+    drawn = itertools.islice(itertools.cycle(lists), count)
+    return [(key, chance.choice(found)) for key, found in drawn]
+
+
+def test_committed_list_was_made_of_these_kernels():
+    assert candidates.read_file()["source"] == candidates.source_hash(), (
+        "the kernels changed since their configs were compiled: run `make inspect`"
+    )
+
+
+def test_every_list_is_short_and_none_is_empty():
+    assert set(_COMMITTED) == _LISTS
+    for key, found in _COMMITTED.items():
+        for other in ("channels_last_descriptor", "planar_descriptor"):
+            readable = [each for each in found if each.config.loader != other]
+            assert 1 <= len(readable) <= candidates.MAX_CANDIDATES, key
+        assert len({candidate.config for candidate in found}) == len(found), key
+
+
+@pytest.mark.parametrize("key", sorted(_LISTS), ids="-".join)
+def test_small_pointer_config_serves_everything(key):
+    fits = [
+        found for found in _COMMITTED[key] if found.config.loader == "pointer" and not found.not_for
+    ]
+    assert any(found.config.BLOCK_N <= 16 and found.config.BLOCK_K <= 16 for found in fits)
+    assert min(found.shared_bytes for found in fits) <= 48 * 1024  # what any GPU has
+
+
+def test_drawn_candidates_compile_as_committed(chance):
+    same_compiler = candidates.read_file()["triton"] == triton.__version__
+    for key, candidate in _draw(chance, _DRAWN, lambda key, config: True):
+        config, (_, target, name) = candidate.config, key
+        needs = requirements.all_needs(config) - candidate.not_for
+        found = []
+        for dtype, form in regenerate_candidates.forms(config, name, needs):
+            assert not requirements.faults_when_compiled(config, target, dtype, form), (
+                key,
+                config,
+                dtype,
+                form,
+            )
+            found.append(compiled.compile_config(config, target, dtype, form).resources)
+        if same_compiler:
+            assert max(code.registers for code in found) == candidate.registers, (key, config)
+            assert max(code.shared_bytes for code in found) == candidate.shared_bytes, (key, config)
+
+
+def test_large_problems_on_sm_90_are_asynchronous(chance):
+    def large(key, config):
+        return key[1:] == ("sm_90", "half") and requirements.is_for_large_problems(config)
+
+    for key, candidate in _draw(chance, 4, large):
+        holds = _compiled(key, candidate.config).instructions
+        assert holds.matrix_instructions > 0
+        assert holds.register_operands == 0
+        assert 0 < holds.matrix_waits <= requirements.MAX_MATRIX_WAITS
+        assert holds.bulk_copies > 0
+
+
+def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
+    config = ConvConfig((1, 8, 16), 64, 64, 4, 3, "channels_last_descriptor", "pixels_first")
+    form = requirements.plain_form(config)
+    found = requirements.faults_when_compiled(config, "sm_90", "bfloat16", form)
+    assert any("registers" in fault for fault in found)
+
+
+def test_spills_are_noticed():
+    config = ConvConfig((1, 8, 16), 128, 16, 4, 2)  # two sums of 128 numbers a thread
+    form = requirements.demanding_form(config, {"two_sums"})
+    found = requirements.faults_when_compiled(config, "sm_80", "bfloat16", form)
+    assert any("spills" in fault for fault in found)
+
+
+def test_too_much_shared_memory_is_noticed():
+    config = ConvConfig((1, 8, 16), 128, 64, 8, 4)
+    form = requirements.plain_form(config)
+    found = requirements.faults_when_compiled(config, "sm_80", "bfloat16", form)
+    assert any("shared memory" in fault for fault in found)
+
+
+@pytest.mark.parametrize("kernel", report.KERNELS)
+def test_pointers_on_sm_80_copy_16_bytes_at_a_time(kernel, chance):
+    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "sm_80"))
+    for key, candidate in drawn:
+        assert _compiled(key, candidate.config).instructions.async_copies_16b > 0
+
+
+@pytest.mark.parametrize("kernel", report.KERNELS)
+def test_matrix_instructions_on_gfx942(kernel, chance):
+    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "gfx942"))
+    for key, candidate in drawn:
+        assert _compiled(key, candidate.config).instructions.matrix_instructions > 0
+
+
+@pytest.mark.parametrize("target", compiled.TARGETS)
+def test_centre_kernel_does_not_spill(target):
+    code = compiled.compile_centre(report.CENTRE_BLOCK, target, "float32")
+    assert not requirements.resource_faults(target, code.resources)
+
+
+def test_planar_memory_has_no_boxes_of_several_images():
+    for candidate in candidates.list_of("conv", "sm_90", "float16"):
+        assert candidate.config.loader != "planar_descriptor" or candidate.config.box[0] == 1
+
+
+def test_capabilities_have_targets():
+    named = {(8, 0): "sm_80", (8, 9): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
+    assert {capability: candidates.target_of(capability) for capability in named} == named
+    assert candidates.target_of((12, 0)) is None
+
+
+def test_report_has_exactly_the_promised_fields(capsys, monkeypatch):
+    two = {key: found[:1] for key, found in _COMMITTED.items() if key[2] == "half"}
+    monkeypatch.setattr(report, "committed", lambda: two)
+    assert main.main(["inspect", "--target", "sm_90", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    fields = (
+        "kernel loader roles dtype config registers spill_bytes shared_bytes shared_limit "
+        "matrix_instructions bulk_copies async_copies_16b matrix_waits"
+    )
+    assert all(" ".join(row) == fields for row in rows)
+    assert {row["kernel"] for row in rows} == {"conv", "weight_grad", "centre"}
+    assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16"}
+
+
+def test_report_fails_where_a_requirement_is_broken(capsys, monkeypatch):
+    waiting = ConvConfig((1, 8, 16), 64, 64, 4, 3, "channels_last_descriptor", "pixels_first")
+    broken = candidates.Candidate(waiting, frozenset(), 168, 0)
+    monkeypatch.setattr(report, "committed", lambda: {("conv", "sm_90", "half"): (broken,)})
+    assert main.main(["inspect", "--target", "sm_90"]) == 1
+    assert "products read registers" in capsys.readouterr().out
+
+
+def test_refused_where_kernels_are_interpreted(monkeypatch):
+    monkeypatch.setattr(compiled, "INTERPRETED", True)
+    config = WeightGradConfig((1, 1, 64), 16, 16)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        compiled.compile_config(config, "sm_80", "float16", compiled.Form(16))

@@ -1,0 +1,238 @@
+"""The operators as PyTorch sees them: derivatives, fakes, transforms, counts. On the CPU they
+compute the reference, so that float64 holds their formulas to rounding; ``tests/kernels`` holds the
+kernels behind them."""
+
+import math
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+import triton_tied as tt
+from triton_tied.operators import definitions
+from triton_tied.operators.derivatives import apply
+
+KERNEL, GROUPS, SYMMETRY, ALPHA = (3, 2), 2, "skew_adjoint", 0.7
+PADDINGS = {"zeros": [1, 0, 2, -1], "circular": [1, 1, 2, 2]}  # as in F.pad: width, then height
+
+
+def options(padding="zeros"):
+    """kernel_size, padding, dilation, groups, symmetry, circular, alpha of the operators."""
+    kernel = KERNEL if padding == "zeros" else (3, 3)
+    dilation = [1, 1] if padding == "zeros" else [2, 1]
+    circular = padding == "circular"
+    return list(kernel), PADDINGS[padding], dilation, GROUPS, SYMMETRY, circular, ALPHA
+
+
+def tensors(padding="zeros", channels_last=False):
+    """x, packed, bias, residual and an output gradient."""
+    kernel = options(padding)[0]
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    packed = torch.randn(tt.packed_size(4, kernel, GROUPS, SYMMETRY), dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    residual = torch.randn_like(formula(x, packed, bias, None, padding))
+    return x, packed, bias, residual, torch.randn_like(residual)
+
+
+def formula(x, packed, bias, residual, padding="zeros"):
+    kernel, amounts, dilation, groups, symmetry, circular, alpha = options(padding)
+    weight = oracle.expand(packed, 4, kernel, groups, symmetry)
+    padded = F.pad(x, amounts, mode="circular" if circular else "constant")
+    y = alpha * F.conv2d(padded, weight, bias, dilation=dilation, groups=groups)
+    return y if residual is None else y + residual
+
+
+def conv(x, packed, bias, residual, padding="zeros"):
+    return apply(
+        definitions.conv,
+        x,
+        packed,
+        None,
+        bias,
+        residual,
+        *options(padding),
+        x.is_contiguous() is False,
+    )
+
+
+def weight_grad(x, grad, padding="zeros"):
+    return apply(definitions.weight_grad, x, grad, *options(padding))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_output_and_all_gradients_are_those_of_the_formula(padding, channels_last):
+    *leaves, grad = tensors(padding, channels_last)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    actual, expected = conv(*leaves, padding), formula(*leaves, padding)
+    torch.testing.assert_close(actual, expected)
+    gradients = torch.autograd.grad(actual, leaves, grad)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, grad))
+    x, gradient = leaves[0], gradients[0]
+    assert gradient.stride() == x.stride()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_derivatives_of_both_operators_to_the_second_order(padding):
+    *leaves, grad = tensors(padding)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert gradcheck(lambda *t: conv(*t, padding), leaves)
+    assert gradgradcheck(lambda *t: conv(*t, padding), leaves)
+    pair = (leaves[0], grad.requires_grad_())
+    assert gradcheck(lambda *t: weight_grad(*t, padding), pair)
+    assert gradgradcheck(lambda *t: weight_grad(*t, padding), pair)
+
+
+def test_third_derivative_is_that_of_the_formula():
+    x, packed, bias, residual, _ = tensors()
+
+    def third(function):
+        leaf = packed.clone().requires_grad_()
+        value = function(x, leaf, bias, residual).pow(4).sum()
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+            value = gradient.square().sum()
+        return value.detach()
+
+    torch.testing.assert_close(third(conv), third(formula))
+
+
+def test_gradient_goes_past_the_centre_to_the_packed_vector():
+    x, packed, _, _, _ = tensors("circular")
+    packed.requires_grad_()
+    centre = definitions.unpack_centre(packed.detach(), 2, GROUPS, 4, SYMMETRY)
+    y = definitions.conv(x, packed, centre, None, None, *options("circular"), False)
+    (actual,) = torch.autograd.grad(y.square().sum(), packed)
+    z = formula(x, packed, None, None, "circular")
+    torch.testing.assert_close(actual, torch.autograd.grad(z.square().sum(), packed)[0])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_operators_pass_opcheck(padding, channels_last):
+    x, packed, bias, residual, grad = tensors(padding, channels_last)
+    for tensor in (x, packed, bias, residual, grad):
+        tensor.requires_grad_()
+    arguments = (x, packed, None, bias, residual, *options(padding), channels_last)
+    torch.library.opcheck(definitions.conv, arguments)
+    torch.library.opcheck(definitions.weight_grad, (x, grad, *options(padding)))
+    odd = torch.randn(tt.packed_size(4, (3, 3), GROUPS, SYMMETRY))
+    torch.library.opcheck(definitions.unpack_centre, (odd, 2, GROUPS, 4, SYMMETRY))
+
+
+TRANSFORMED = {
+    "grad": lambda f, x, p: torch.func.grad(lambda x: f(x, p).square().sum())(x),
+    "vjp": lambda f, x, p: torch.func.vjp(f, x, p)[1](torch.ones_like(f(x, p))),
+    "jacrev": lambda f, x, p: torch.func.jacrev(f, (0, 1))(x, p),
+    "second": lambda f, x, p: torch.func.jacrev(torch.func.grad(lambda p: f(x, p).pow(3).sum()))(p),
+    "vmap over images": lambda f, x, p: torch.func.vmap(f, (0, None))(x.expand(3, *x.shape), p),
+    "vmap over a later axis": lambda f, x, p: torch.func.vmap(f, (1, None))(
+        torch.stack([x, 2 * x], 1), p
+    ),
+    "vmap over weights": lambda f, x, p: torch.func.vmap(f, (None, 1))(
+        x, torch.stack([p, p.flip(0)], 1)
+    ),
+    "vmap over both": lambda f, x, p: torch.func.vmap(f)(
+        torch.stack([x, -x]), torch.stack([p, p.flip(0)])
+    ),
+    "gradient of each sample": lambda f, x, p: torch.func.vmap(
+        torch.func.grad(lambda p, x: f(x[None], p).square().sum()), (None, 0)
+    )(p, x),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_torch_func_gives_what_it_gives_for_the_formula(name):
+    x, packed, bias, _, _ = tensors()
+
+    def of(function):
+        return TRANSFORMED[name](lambda x, p: function(x, p, bias, None), x, packed)
+
+    torch.testing.assert_close(of(conv), of(formula))
+
+
+def test_vmap_takes_a_residual_batched_or_not():
+    x, packed, bias, residual, _ = tensors()
+    images = torch.stack([x, -x])
+    residuals = torch.stack([residual, 2 * residual])
+    for dim, r in ((None, residual), (0, residuals)):
+        actual = torch.func.vmap(conv, (0, None, None, dim))(images, packed, bias, r)
+        expected = torch.func.vmap(formula, (0, None, None, dim))(images, packed, bias, r)
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "hessian"])
+def test_forward_mode_raises_clearly_under_torch_func(transform):
+    x, packed, bias, _, _ = tensors()
+
+    def scalar(x):
+        return conv(x, packed, bias, None).square().sum()
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        if transform == "jvp":
+            torch.func.jvp(scalar, (x,), (x,))
+        else:
+            getattr(torch.func, transform)(scalar)(x)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_compiled_without_a_break_equals_eager(channels_last):
+    *leaves, _ = tensors("circular", channels_last)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def loss(*leaves):
+        return conv(*leaves, "circular").square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*leaves), loss(*leaves))
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(loss(*leaves), leaves)
+    )
+
+
+def test_torch_func_inside_of_compilation_equals_the_formula():
+    x, packed, bias, _, _ = tensors()
+
+    def gradient(function):
+        return lambda x: torch.func.grad(lambda x: function(x, packed, bias, None).sum().pow(2))(x)
+
+    compiled = torch.compile(gradient(conv), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), gradient(formula)(x))
+
+
+def test_batch_may_be_dynamic_under_compilation():
+    x, packed, bias, _, _ = tensors()
+
+    def f(x):
+        return definitions.conv(x, packed, None, bias, None, *options(), False)
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (2, 3, 5):
+        images = torch.randn(n, *x.shape[1:], dtype=x.dtype)
+        torch.testing.assert_close(compiled(images), f(images))
+
+
+def test_operations_are_counted_by_formula():
+    x, packed, bias, residual, _ = tensors()
+    leaves = [leaf.requires_grad_() for leaf in (x, packed)]
+    with FlopCounterMode(display=False) as counter:
+        output = definitions.conv(*leaves, None, bias, residual, *options(), False)
+        torch.autograd.grad(output.sum(), leaves)
+    forward = 2 * output.numel() * (4 // GROUPS) * math.prod(KERNEL)
+    gradient_of_x = 2 * x.numel() * (4 // GROUPS) * math.prod(KERNEL)
+    counts = counter.get_flop_counts()["Global"]
+    assert counts[torch.ops.triton_tied.conv] == forward + gradient_of_x
+    assert counts[torch.ops.triton_tied.weight_grad] == forward
+
+
+def test_changing_what_was_saved_is_noticed():
+    x, packed, bias, _, _ = tensors()
+    y = conv(x, packed.requires_grad_(), bias, None)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

@@ -1,0 +1,171 @@
+"""Tuned configs on disk: one JSON file for each kind of GPU, in the user's cache directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from ..kernels.configs import ConvConfig, WeightGradConfig
+from .candidates import source_hash
+
+FORMAT = 1
+SHIPPED = Path(__file__).with_name("tables")
+_VARIABLE = "TRITON_TIED_CACHE_DIR"
+_FIELDS = ("format", "gpu", "capability", "multiprocessors", "torch", "triton", "ptxas", "source")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the figures of a table come from. An entry is trusted only where all is the same but
+    the version of torch, which compiles nothing."""
+
+    gpu: str
+    capability: str
+    multiprocessors: int
+    torch: str
+    triton: str
+    ptxas: str
+    source: str = field(default_factory=source_hash)
+    format: int = FORMAT
+
+    def trusts(self, table: dict[str, Any]) -> bool:
+        return all(table[name] == getattr(self, name) for name in _FIELDS if name != "torch")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The winner for one problem, in microseconds; ``predicted_us`` by the cost model, ``first_us``
+    of what is taken without timing (None where that was not among those timed)."""
+
+    config: ConvConfig | WeightGradConfig
+    median_us: float
+    first_us: float | None
+    predicted_us: float
+
+
+def directory() -> Path:
+    """Where tables are kept: ``TRITON_TIED_CACHE_DIR``, or the user's cache directory."""
+    return Path(os.environ.get(_VARIABLE) or platformdirs.user_cache_dir("triton_tied"))
+
+
+def path_of(origin: Origin, folder: Path | None = None) -> Path:
+    name = "".join(c if c.isalnum() else "_" for c in origin.gpu)
+    return (folder or directory()) / f"{name}.json"
+
+
+def load(path: Path, origin: Origin) -> dict[str, Entry]:
+    """The entries by :attr:`Problem.key`: none where there is no table or a stale one; none, with
+    a warning, where the file is not a table."""
+    try:
+        return load_for_update(path, origin)
+    except FileExistsError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return {}
+
+
+def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
+    """:func:`load`, but what is not a table raises instead of being overwritten.
+
+    Raises:
+        FileExistsError: the file is there but is not a table.
+    """
+    try:
+        table = json.loads(path.read_text())
+        _check(table)
+        if not origin.trusts(table):
+            return {}
+        return {key: _read(key, row) for key, row in table["entries"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    # RecursionError: of a file that nests without end.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileExistsError(
+            f"{path} is not a table of tuned configs and is left alone: {error!r}"
+        ) from None
+
+
+def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
+    """Adds the entries to the table, replacing those of the same problems and a stale table.
+
+    Atomic: a reader sees the old file or the new one. Call it inside :func:`locked`.
+
+    Raises:
+        FileExistsError: the file is there but is not a table.
+        OSError: it cannot be written.
+    """
+    known = load_for_update(path, origin)
+    rows = {key: asdict(entry) for key, entry in sorted({**known, **entries}.items())}
+    text = json.dumps({**asdict(origin), "entries": rows}, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not by tempfile: a table may be shared, and its files are for one user's eyes.
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with new.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, so that all take the choice of the first.
+
+    Where there can be no lock (a folder that cannot be written, a file system without locks) a
+    warning says so, and each process is on its own.
+    """
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"{path} cannot be locked, so processes may tune at once and choose otherwise: "
+            f"{error!r}; {_VARIABLE} moves it",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check(table: Any) -> None:
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise ValueError(f"expected an object of format {FORMAT}")
+    missing = [name for name in (*_FIELDS, "entries") if name not in table]
+    if missing:
+        raise ValueError(f"without {', '.join(missing)}")
+
+
+def _read(key: str, row: dict[str, Any]) -> Entry:
+    """An entry. Its numbers are checked, since what is taken from here is launched."""
+    kind = WeightGradConfig if key.startswith("weight_grad ") else ConvConfig
+    config = kind(**{**row["config"], "box": tuple(row["config"]["box"])})
+    others = [v for name, v in vars(config).items() if name not in ("box", "loader", "roles")]
+    if not all(type(size) is int and size > 0 for size in (*config.box, *others)):
+        raise ValueError(f"expected positive integers in {config}")
+    first_us = None if row["first_us"] is None else _microseconds(row["first_us"])
+    median_us, predicted_us = map(_microseconds, (row["median_us"], row["predicted_us"]))
+    return Entry(config, median_us, first_us, predicted_us)
+
+
+def _microseconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"expected a time, got {value!r}")
+    return float(value)

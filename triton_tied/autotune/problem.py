@@ -1,0 +1,172 @@
+"""One launch as the choice of a config sees it: no tensors, only what they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..geometry import Geometry
+from ..kernels.configs import Config, why_unreadable
+from ..kernels.precision import input_precision
+from ..memory_format import Memory, extent, memory_of
+from ..packing import Layout
+from .candidates import Dtype, Kernel, Need
+
+Centre = Literal["none", "gathered", "unpacked"]
+
+_NAMES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution or a packed weight gradient.
+
+    Args:
+        image: images, rows and columns of the input.
+        dtype: of the tensors; "float32" multiplies in TF32, "float32_ieee" does not.
+        memory: of the images that are read.
+        centre: where a convolution finds the centre tap.
+        aligned: the images start at a multiple of 16 bytes.
+        wide: an offset may pass 2^31.
+    """
+
+    kernel: Kernel
+    dtype: Dtype
+    layout: Layout
+    image: tuple[int, int, int]
+    geometry: Geometry
+    memory: Memory = "channels_last"
+    centre: Centre = "gathered"
+    aligned: bool = True
+    wide: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype.startswith("float32") else 2
+
+    @property
+    def output(self) -> tuple[int, int, int]:
+        """Images, rows and columns of the output."""
+        rows, columns = self.geometry.output_size(self.image[1:], self.layout.kernel_size)
+        return self.image[0], rows, columns
+
+    @property
+    def flops(self) -> int:
+        return self.layout.flops(math.prod(self.output))
+
+    @property
+    def least_bytes(self) -> int:
+        """Each image and the packed vector once, read or written."""
+        images = self.layout.channels * (math.prod(self.image) + math.prod(self.output))
+        return self.itemsize * (images + self.layout.size)
+
+    def why_unreadable(self, config: Config) -> str | None:
+        """Why the launcher would refuse the config, or None."""
+        inner = self.layout.channels
+        if self.memory == "contiguous":
+            inner = math.gcd(self.image[2], self.output[2] if self.is_weight_grad else 0)
+        return why_unreadable(
+            config,
+            self.memory,
+            inner,
+            self.itemsize,
+            self.aligned,
+            self.layout.groups,
+            self.layout.group_channels,
+        )
+
+    @property
+    def is_weight_grad(self) -> bool:
+        return self.kernel == "weight_grad"
+
+    def needs(self, config: Config) -> frozenset[Need]:
+        """What the problem asks of the compiled code of a config; see
+        :mod:`triton_tied.candidates`."""
+        found: set[Need] = set()
+        if self.layout.sign < 0:
+            found.add("two_sums")
+        if self.centre == "gathered" and not self.is_weight_grad and self.layout.taps % 2:
+            found.add("gathered_centre")
+        boxes = zip(self.output, config.box, strict=True)
+        if self.is_weight_grad and any(size % side for size, side in boxes):
+            found.add("ragged_boxes")
+        if config.loader == "pointer" and not self._reads_16_bytes:
+            found.add("scattered")
+        if self.wide:
+            found.add("wide")
+        return frozenset(found)
+
+    @property
+    def _reads_16_bytes(self) -> bool:
+        """Whether pointers find several channels of a group side by side, wherever they start."""
+        whole = self.layout.group_channels * self.itemsize % 16 == 0
+        return self.memory == "channels_last" and whole and self.aligned
+
+    @property
+    def key(self) -> str:
+        """Names the problem in a table: batch and image sides in steps of half an octave, so that
+        neighbours share an entry."""
+        layout, geometry = self.layout, self.geometry
+        times = "x"
+        steps = times.join(str(round(2 * math.log2(max(size, 1)))) for size in self.image)
+        parts = (
+            self.kernel,
+            self.dtype,
+            self.memory + ("" if self.aligned else "_unaligned") + ("_wide" if self.wide else ""),
+            f"c{layout.group_channels}",
+            f"g{layout.groups}",
+            f"k{times.join(map(str, layout.kernel_size))}",
+            f"d{times.join(map(str, geometry.dilation))}",
+            layout.symmetry,
+            self.centre,
+            f"image{steps}",
+        )
+        return " ".join(parts)
+
+
+def problem_of(
+    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+) -> Problem:
+    """The problem of reading these images."""
+    x = images[0]
+    return Problem(
+        kernel,
+        dtype_of(x.dtype),
+        layout,
+        (max(x.shape[0], 1), x.shape[2], x.shape[3]),  # of no image nothing is launched
+        geometry,
+        memory_of(*images),
+        centre if layout.taps % 2 else "none",
+        not any(image.data_ptr() % 16 for image in images),
+        max(extent(image) for image in images) >= 2**31,
+    )
+
+
+def key_of(*images: Tensor) -> tuple:
+    """What a problem, and code compiled for it, depends on: equal keys, equal problems."""
+    x = images[0]
+    layouts = [(image.shape, image.stride(), image.data_ptr() % 16) for image in images]
+    return x.dtype, x.device, input_precision(x.dtype), *layouts
+
+
+def problems_of_layer(problem: Problem) -> list[Problem]:
+    """A convolution's forward, its input gradient and its packed weight gradient, each once."""
+    transposed = problem.geometry.transposed(problem.layout.kernel_size)
+    backward = replace(problem, image=problem.output, geometry=transposed)
+    weight = replace(problem, kernel="weight_grad", centre="none")
+    return list(dict.fromkeys([problem, backward, weight]))
+
+
+def dtype_of(dtype: torch.dtype) -> Dtype:
+    """The list of candidates that serves a dtype, under PyTorch's setting for TF32."""
+    if dtype == torch.float32 and input_precision(dtype) == "ieee":
+        return "float32_ieee"
+    return _NAMES[dtype]

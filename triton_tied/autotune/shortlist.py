@@ -1,0 +1,123 @@
+"""Which candidates are worth timing for a problem, which is taken untimed, and why the rest fell.
+
+Hard limits first, then the cost model's predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ..kernels.configs import Config, ConvConfig, count_boxes
+from .candidates import Candidate, list_of
+from .cost_model import count_programs, floor_us, live_share, predict_us
+from .gpus import GPU
+from .problem import Problem
+
+MAX_TIMED = 20  # configs of a problem
+MAX_SPLITS = 64  # programs that share the pixels of one tile of the weight gradient
+_MAX_WAVES = 4  # splits that just fill the multiprocessors are tried up to so many times
+_HOPELESS_RATIO = 4.0  # of a prediction to the best one: it is not timed
+_GOOD_SHARE = 0.75  # of live pixels; where there are fewer, the reason says so
+
+_WORDS = {  # of the needs of candidates
+    "two_sums": "a skew-adjoint weight",
+    "gathered_centre": "a centre gathered from its triangle",
+    "ragged_boxes": "boxes that reach beyond the output",
+    "scattered": "pixels that are not read 16 bytes at a time",
+    "wide": "offsets of 64 bits",
+}
+
+
+class Predicted(NamedTuple):
+    config: Config
+    predicted_us: float
+
+
+class Fallen(NamedTuple):
+    config: Config
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What is left, best prediction first, why the others fell, the roofline's floor, and what may
+    be taken where nothing is timed, best prediction first. That reads no rows of (N, C, H, W)
+    memory by bulk copies: until a GPU has confirmed those, only a checked winner may."""
+
+    candidates: tuple[Predicted, ...]
+    fallen: tuple[Fallen, ...]
+    floor_us: float
+    ranked: tuple[Config, ...]
+
+    @property
+    def untimed(self) -> Config:
+        return self.ranked[0]
+
+
+def make_shortlist(problem: Problem, gpu: GPU) -> Shortlist:
+    """At most :data:`MAX_TIMED` configs, always one, and what is taken without timing."""
+    predicted: list[Predicted] = []
+    fallen: list[Fallen] = []
+    for candidate in list_of(problem.kernel, gpu.target, problem.dtype):
+        reason = why_unfit(problem, gpu, candidate)
+        if reason:
+            fallen.append(Fallen(candidate.config, reason))
+        else:
+            predicted.append(_best_split(problem, gpu, candidate))
+    predicted.sort(key=lambda p: p.predicted_us)
+    best = predicted[0].predicted_us
+    kept = [p for p in predicted[:MAX_TIMED] if p.predicted_us <= _HOPELESS_RATIO * best]
+    safe = [p for p in predicted if p.config.loader != "planar_descriptor"]
+    if safe[0] not in kept:  # a winner has to beat what is taken without timing
+        kept = [*kept[: MAX_TIMED - 1], safe[0]]
+    fallen += [Fallen(p.config, _why_slow(problem, p, best)) for p in predicted if p not in kept]
+    ranked = tuple(p.config for p in safe)
+    return Shortlist(tuple(kept), tuple(fallen), floor_us(problem, gpu), ranked)
+
+
+def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
+    """The hard limits: why the GPU or the launcher would refuse, or None."""
+    config = candidate.config
+    if candidate.shared_bytes > gpu.block_shared_bytes:
+        return f"{candidate.shared_bytes} bytes of shared memory, of {gpu.block_shared_bytes}"
+    if config.loader != "pointer" and not gpu.has_descriptors:
+        return f"{gpu.name} has no bulk copies"
+    unmet = candidate.not_for & problem.needs(config)
+    if unmet:
+        return f"spills registers for {', '.join(sorted(_WORDS[need] for need in unmet))}"
+    return problem.why_unreadable(config)
+
+
+def _why_slow(problem: Problem, p: Predicted, best_us: float) -> str:
+    ratio, share = p.predicted_us / best_us, live_share(problem, p.config)
+    reason = f"predicted {p.predicted_us:.1f} us, {ratio:.1f} times the best"
+    if ratio <= _HOPELESS_RATIO:
+        reason += f"; {MAX_TIMED} others are timed"
+    if share < _GOOD_SHARE:
+        reason += f"; {1 - share:.0%} of its pixels are dead"
+    return reason
+
+
+def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
+    """Whether a config, of any number of splits, is in the committed list and within the limits."""
+    plain = config if isinstance(config, ConvConfig) else replace(config, splits=1)
+    listed = list_of(problem.kernel, gpu.target, problem.dtype)
+    found = [candidate for candidate in listed if candidate.config == plain]
+    return bool(found) and why_unfit(problem, gpu, found[0]) is None
+
+
+def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
+    config = candidate.config
+    if isinstance(config, ConvConfig):
+        return Predicted(config, predict_us(problem, gpu, candidate))
+    most = min(MAX_SPLITS, count_boxes(problem.output, config))
+    programs = count_programs(problem, config)
+    # Powers of two, and what just fills the multiprocessors a few times.
+    full = [waves * gpu.multiprocessors // programs for waves in range(1, _MAX_WAVES + 1)]
+    splits = {2**i for i in range(most.bit_length())} | {s for s in full if 0 < s <= most}
+    choices = [replace(config, splits=s) for s in sorted(splits)]
+    predicted = [
+        Predicted(c, predict_us(problem, gpu, candidate._replace(config=c))) for c in choices
+    ]
+    return min(predicted, key=lambda p: p.predicted_us)

@@ -1,0 +1,122 @@
+"""What was tuned: the user's table, the shipped one, and what this process could not save.
+
+Both tables are read once; choices that were made by them are remembered here, and forgotten when
+they are read anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import triton
+
+from ..kernels.configs import Config
+from . import disk_cache, gpus
+from .disk_cache import Entry, Origin
+from .problem import Problem
+from .shortlist import make_shortlist, serves
+
+_MAX_CHOICES = 4096  # calls that are told apart; images of ever new sizes must not fill the memory
+
+_Choice = TypeVar("_Choice")
+_choices: dict[tuple, object] = {}
+_tables: dict[str, dict[str, Entry]] = {}
+# What this process timed but no table holds, by GPU and problem: a winner that could not be saved,
+# or None, since nothing worked. It need not be timed again.
+_unsaved: dict[tuple[str, str], Entry | None] = {}
+
+
+def config_for(problem: Problem, device: torch.device | str | None = None) -> Config:
+    """The config that serves a problem on a device, by default the current GPU. Nothing is timed.
+
+    Raises:
+        KeyError: no kernel was compiled for a problem like this.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    entry = entry_for(problem, device)
+    return entry.config if entry else make_shortlist(problem, gpus.of_device(device)).untimed
+
+
+def entry_for(problem: Problem, device: torch.device) -> Entry | None:
+    """What is known for the problem's key, if it serves this very problem."""
+    origin = origin_of(device)
+    table = _tables.get(origin.gpu)
+    if table is None:
+        shipped = disk_cache.load(disk_cache.path_of(origin, disk_cache.SHIPPED), origin)
+        table = {**shipped, **disk_cache.load(disk_cache.path_of(origin), origin)}
+        _tables[origin.gpu] = table
+    entry = _unsaved.get((origin.gpu, problem.key)) or table.get(problem.key)
+    if entry is None or not serves(problem, gpus.of_device(device), entry.config):
+        return None
+    return entry
+
+
+def was_timed_in_vain(problem: Problem, device: torch.device) -> bool:
+    """Whether this process timed the problem, and its winner is in no table or there was none."""
+    return (origin_of(device).gpu, problem.key) in _unsaved
+
+
+def keep(path: Path, origin: Origin, problem: Problem, entry: Entry | None) -> None:
+    """In the user's table if possible, which is then written at once; else in memory. None says
+    that nothing worked."""
+    _unsaved[origin.gpu, problem.key] = entry
+    if entry is not None:
+        try:
+            disk_cache.save(path, origin, {problem.key: entry})
+        except OSError as error:
+            text = f"a tuned config is kept for this process only: {error}"
+            warnings.warn(text, stacklevel=2)
+        else:
+            del _unsaved[origin.gpu, problem.key]
+    read_again()
+
+
+def read_again() -> None:
+    """Reads the tables at the next choice."""
+    _tables.clear()
+    _choices.clear()
+
+
+def forget() -> None:
+    """As :func:`read_again`, and what was timed but not saved is gone."""
+    _unsaved.clear()
+    read_again()
+
+
+def remembered(call: tuple) -> object | None:
+    """The choice that was made for a call, or None."""
+    return _choices.get(call)
+
+
+def remember(call: tuple, choice: _Choice) -> _Choice:
+    """Keeps a choice until the tables are read again."""
+    if len(_choices) >= _MAX_CHOICES:
+        _choices.clear()
+    _choices[call] = choice
+    return choice
+
+
+@functools.lru_cache(maxsize=16)
+def origin_of(device: torch.device) -> Origin:
+    """What the figures of a device's table depend on."""
+    if device.type != "cuda":
+        return Origin("cpu", "", 0, torch.__version__, triton.__version__, "")
+    properties = torch.cuda.get_device_properties(device)
+    return Origin(
+        properties.name,
+        f"{properties.major}.{properties.minor}",
+        properties.multi_processor_count,
+        torch.__version__,
+        triton.__version__,
+        _assembler_version(),
+    )
+
+
+def _assembler_version() -> str:
+    if torch.version.hip:
+        return f"hip {torch.version.hip}"
+    return triton.knobs.nvidia.ptxas.version

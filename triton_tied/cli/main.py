@@ -1,0 +1,43 @@
+"""``python -m triton_tied``: check this machine, tune, benchmark, or say what is here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..dispatch import HAS_TRITON
+from . import bench, check, info, inspect
+
+if HAS_TRITON:
+    from . import tune
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status, 1 on a fault."""
+    parser = argparse.ArgumentParser(prog="python -m triton_tied", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "check", help="outputs and gradients against float64 F.conv, on every device there is"
+    )
+    commands.add_parser("info", help="versions, devices, and which path serves them and why")
+    inspect.add_arguments(
+        commands.add_parser(
+            "inspect",
+            help="compile the kernels for a target that need not be there, and say how well",
+        )
+    )
+    tune_parser = commands.add_parser(
+        "tune", help="pick configs for shapes or for a model, or show what would be tried"
+    )
+    bench.add_arguments(
+        commands.add_parser("bench", help="this package against its peers, on this machine")
+    )
+    if HAS_TRITON:
+        tune.add_arguments(tune_parser)
+    given = parser.parse_args(arguments)
+    if given.command in ("inspect", "tune") and not HAS_TRITON:
+        parser.error(f"{given.command} needs Triton, which is not installed")
+    if given.command == "tune":
+        return tune.run(given)
+    command = {"check": check, "info": info, "inspect": inspect, "bench": bench}[given.command]
+    return command.run(given)

@@ -1,0 +1,226 @@
+"""The configs that :mod:`triton_tied.inspection` compiles, to commit those that compile well.
+
+A spread over problems, not a product: few and many pixels, maps from 2x2 up, 16 channels and up.
+A config reads (box, BLOCK_N, BLOCK_K, num_warps, num_stages).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..kernels.configs import ConvConfig, Loader, Roles, WeightGradConfig
+
+_Tiles = tuple[tuple[int, int, int], int, int, int, int]
+
+_POINTER: tuple[_Tiles, ...] = (
+    ((1, 4, 8), 16, 16, 2, 2),
+    ((1, 8, 8), 16, 16, 4, 3),
+    ((1, 8, 16), 16, 16, 4, 4),
+    ((1, 16, 16), 16, 16, 8, 3),
+    ((1, 4, 8), 32, 32, 4, 3),
+    ((1, 8, 8), 32, 32, 4, 3),
+    ((4, 4, 4), 32, 32, 4, 3),
+    ((16, 2, 2), 32, 32, 4, 3),
+    ((1, 8, 16), 32, 32, 4, 3),
+    ((1, 16, 16), 32, 32, 8, 3),
+    ((1, 8, 8), 64, 32, 4, 3),
+    ((4, 4, 4), 64, 64, 4, 3),
+    ((16, 2, 2), 64, 64, 4, 3),
+    ((64, 1, 1), 64, 64, 4, 3),
+    ((1, 1, 64), 64, 32, 4, 4),
+    ((1, 8, 16), 64, 32, 4, 3),
+    ((1, 8, 16), 64, 32, 8, 4),
+    ((1, 8, 16), 64, 64, 8, 3),
+    ((2, 8, 8), 64, 32, 4, 3),
+    ((8, 4, 4), 64, 32, 4, 3),
+    ((1, 16, 16), 64, 32, 8, 3),
+    ((1, 8, 16), 128, 32, 8, 3),
+    ((1, 8, 16), 128, 64, 8, 2),
+    ((2, 8, 8), 128, 32, 8, 3),
+    ((8, 4, 4), 128, 32, 8, 3),
+    ((32, 2, 2), 128, 32, 8, 3),
+)
+_POINTER_FP32: tuple[_Tiles, ...] = (
+    ((1, 4, 8), 16, 16, 4, 2),
+    ((1, 8, 8), 16, 16, 4, 3),
+    ((1, 8, 16), 16, 16, 4, 3),
+    ((1, 4, 8), 32, 32, 4, 3),
+    ((1, 8, 8), 32, 32, 4, 3),
+    ((4, 4, 4), 32, 32, 4, 3),
+    ((16, 2, 2), 32, 32, 4, 3),
+    ((1, 8, 16), 32, 32, 8, 3),
+    ((1, 8, 8), 64, 32, 4, 3),
+    ((1, 8, 16), 64, 16, 4, 4),
+    ((1, 8, 16), 64, 32, 8, 3),
+    ((2, 8, 8), 64, 32, 8, 3),
+    ((1, 16, 16), 64, 16, 8, 3),
+    ((1, 8, 16), 128, 16, 8, 3),
+    ((1, 8, 16), 128, 32, 8, 2),
+)
+_POINTER_IEEE: tuple[_Tiles, ...] = (
+    ((1, 4, 8), 16, 16, 4, 2),
+    ((1, 8, 8), 16, 16, 4, 2),
+    ((1, 4, 8), 32, 16, 4, 2),
+    ((1, 8, 8), 32, 16, 4, 2),
+    ((1, 8, 8), 32, 32, 4, 2),
+    ((16, 2, 2), 32, 16, 4, 2),
+    ((1, 8, 16), 32, 16, 8, 2),
+    ((1, 8, 8), 64, 16, 4, 2),
+    ((1, 8, 8), 64, 16, 8, 2),
+    ((1, 8, 16), 64, 16, 8, 2),
+)
+
+# A box of one row is a matrix as it stands, of any other only its transpose: the former comes
+# first in the product, the latter second, behind at least 64 out-channels.
+_PIXELS_FIRST: tuple[_Tiles, ...] = (
+    ((1, 1, 64), 32, 32, 4, 4),
+    ((1, 1, 128), 16, 16, 4, 4),
+    ((1, 1, 128), 32, 32, 4, 4),
+    ((1, 1, 128), 64, 64, 4, 3),
+    ((1, 1, 256), 32, 32, 8, 4),
+    ((1, 1, 128), 128, 64, 8, 3),
+    ((1, 1, 256), 64, 32, 8, 4),
+    ((1, 1, 256), 128, 32, 8, 4),
+)
+_WEIGHTS_FIRST: tuple[_Tiles, ...] = (
+    ((1, 1, 64), 64, 64, 4, 4),
+    ((1, 8, 8), 64, 64, 4, 4),
+    ((4, 4, 4), 64, 64, 4, 4),
+    ((16, 2, 2), 64, 64, 4, 4),
+    ((64, 1, 1), 64, 64, 4, 4),
+    ((1, 8, 16), 64, 32, 4, 4),
+    ((1, 8, 16), 64, 64, 4, 3),
+    ((2, 8, 8), 64, 64, 4, 3),
+    ((8, 4, 4), 64, 64, 4, 3),
+    ((32, 2, 2), 64, 64, 4, 3),
+    ((1, 16, 16), 64, 32, 4, 4),
+    ((1, 16, 16), 64, 64, 8, 2),
+    ((1, 8, 16), 128, 64, 8, 3),
+    ((1, 8, 8), 128, 128, 8, 2),
+    ((2, 8, 8), 128, 64, 8, 3),
+    ((8, 4, 4), 128, 64, 8, 3),
+    ((32, 2, 2), 128, 64, 8, 3),
+    ((128, 1, 1), 128, 64, 8, 3),
+    ((1, 16, 16), 128, 32, 8, 4),
+    ((1, 16, 16), 128, 64, 8, 2),
+    ((4, 8, 8), 128, 64, 8, 2),
+    ((1, 8, 16), 256, 32, 8, 3),
+)
+_GRAD_POINTER: tuple[_Tiles, ...] = (
+    ((1, 4, 8), 16, 16, 4, 2),
+    ((1, 8, 8), 16, 16, 4, 3),
+    ((1, 4, 8), 32, 32, 4, 3),
+    ((1, 8, 8), 32, 32, 4, 3),
+    ((8, 2, 2), 32, 32, 4, 3),
+    ((1, 4, 8), 64, 32, 4, 3),
+    ((1, 4, 8), 64, 64, 4, 3),
+    ((1, 8, 8), 64, 64, 4, 2),
+    ((2, 4, 4), 64, 64, 4, 3),
+    ((8, 2, 2), 64, 64, 4, 3),
+    ((1, 4, 8), 64, 64, 8, 3),
+    ((1, 8, 8), 64, 64, 8, 3),
+    ((1, 4, 8), 128, 64, 8, 3),
+    ((1, 4, 8), 128, 128, 8, 2),
+)
+_GRAD_FP32: tuple[_Tiles, ...] = (
+    ((1, 2, 8), 16, 16, 4, 2),
+    ((1, 4, 8), 16, 16, 4, 3),
+    ((1, 4, 8), 32, 32, 4, 3),
+    ((8, 2, 2), 32, 32, 4, 3),
+    ((1, 2, 8), 64, 32, 4, 3),
+    ((1, 4, 8), 64, 32, 4, 3),
+    ((1, 4, 8), 64, 64, 8, 3),
+    ((8, 2, 2), 64, 64, 8, 3),
+)
+_GRAD_IEEE: tuple[_Tiles, ...] = (
+    ((1, 2, 8), 16, 16, 4, 2),
+    ((1, 4, 8), 16, 16, 4, 2),
+    ((1, 2, 8), 32, 32, 4, 2),
+    ((4, 2, 2), 32, 32, 4, 2),
+    ((1, 4, 8), 32, 32, 4, 2),
+    ((1, 2, 8), 64, 32, 8, 2),
+)
+_GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
+    ((1, 1, 64), 32, 32, 4, 4),
+    ((1, 1, 32), 64, 64, 4, 4),
+    ((1, 1, 64), 64, 64, 4, 4),
+    ((1, 8, 8), 64, 64, 4, 4),
+    ((4, 4, 4), 64, 64, 4, 4),
+    ((16, 2, 2), 64, 64, 4, 4),
+    ((1, 1, 128), 64, 64, 4, 2),
+    ((1, 1, 32), 128, 128, 8, 4),
+    ((1, 1, 64), 128, 128, 8, 3),
+    ((1, 8, 8), 128, 128, 8, 3),
+    ((4, 4, 4), 128, 128, 8, 3),
+)
+
+_BY_LIST = {
+    "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
+    "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
+}
+
+
+def propose(
+    kernel: str, target: str, list_name: str
+) -> Iterator[ConvConfig] | Iterator[WeightGradConfig]:
+    """For a kernel, a target, and "half", "float32" or "float32_ieee"."""
+    if target == "gfx942":
+        if list_name == "float32":
+            return iter(())  # there is no TF32, and exact products have matrix instructions
+        list_name = "float32" if list_name == "float32_ieee" else list_name
+    tiles = _BY_LIST[kernel][list_name]
+    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
+    # Where descriptors serve the large problems, fewer will do.
+    tiles = tiles[:: 3 if descriptors else 1]
+    if kernel == "conv":
+        return _conv(tiles, target, list_name, descriptors)
+    return _weight_grad(tiles, target, list_name, descriptors)
+
+
+def _conv(
+    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
+) -> Iterator[ConvConfig]:
+    sums = _sums(target)
+    for box, n, k, warps, stages in tiles:
+        yield ConvConfig(box, n, k, warps, _stages(target, stages), accumulators=sums)
+    if not descriptors:
+        return
+    roles: tuple[tuple[Roles, tuple[_Tiles, ...]], ...] = (
+        ("pixels_first", _PIXELS_FIRST),
+        ("weights_first", _WEIGHTS_FIRST),
+    )
+    for role, found in roles:
+        for box, n, k, warps, stages in found[:: 2 if list_name == "float32" else 1]:
+            k = max(16, k // 2) if list_name == "float32" else k
+            for loader in _descriptors(box):
+                yield ConvConfig(box, n, k, warps, stages, loader, role, sums)
+
+
+def _weight_grad(
+    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
+) -> Iterator[WeightGradConfig]:
+    sums = _sums(target)
+    for box, n, k, warps, stages in tiles:
+        yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages), accumulators=sums)
+    for box, n, k, warps, stages in _GRAD_DESCRIPTOR if descriptors else ():
+        if list_name == "float32":
+            box = (box[0], max(1, box[1] // 2), max(1, box[2] // (2 if box[1] == 1 else 1)))
+        for loader in _descriptors(box):
+            yield WeightGradConfig(box, n, k, 1, warps, stages, loader, sums)
+
+
+def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
+    """Bulk copies of several images need channels-last memory."""
+    if box[0] > 1:
+        return ("channels_last_descriptor",)
+    return ("channels_last_descriptor", "planar_descriptor")
+
+
+def _sums(target: str) -> int:
+    """Two chained products into one sum were seen to go wrong on Blackwell."""
+    return 2 if target == "sm_100" else 1
+
+
+def _stages(target: str, stages: int) -> int:
+    """AMD's pipelines are shallow."""
+    return 2 if target == "gfx942" else stages

@@ -1,0 +1,87 @@
+"""A report on the committed configs: each compiled for a target, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from ..autotune.candidates import Candidate, committed
+from ..kernels.launch import CENTRE_BLOCK
+from .compiled import Compiled, compile_centre, compile_config
+from .requirements import (
+    SHARED_LIMIT,
+    all_needs,
+    demanding_form,
+    faults,
+    faults_when_compiled,
+    plain_form,
+    resource_faults,
+)
+
+KERNELS = ("conv", "weight_grad")
+LISTS = ("half", "float32", "float32_ieee")
+
+
+class CompiledConfig(NamedTuple):
+    """A line of the report, in the names and the order of its JSON."""
+
+    kernel: str
+    loader: str
+    roles: str | None
+    dtype: str
+    config: dict[str, Any]
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    shared_limit: int
+    matrix_instructions: int
+    bulk_copies: int
+    async_copies_16b: int
+    matrix_waits: int | None
+
+
+def rows(target: str) -> Iterator[tuple[CompiledConfig, list[str]]]:
+    """Each committed config of a target compiled, and what is wrong with it."""
+    for kernel in KERNELS:
+        for list_name in LISTS:
+            found = committed().get((kernel, target, list_name), ())
+            dtypes = ("bfloat16", "float16") if list_name == "half" else (list_name,)
+            for dtype in dtypes:
+                for candidate in found:
+                    yield _row(kernel, target, dtype, candidate)
+    for dtype in ("float32", "float16", "bfloat16"):
+        code = compile_centre(CENTRE_BLOCK, target, dtype)
+        blocks = {"BLOCK_N": CENTRE_BLOCK, "BLOCK_K": CENTRE_BLOCK}
+        config = {**blocks, "num_warps": 4}
+        row = _fill("centre", "pointer", None, dtype, config, target, code)
+        yield row, resource_faults(target, code.resources)
+
+
+def _row(
+    kernel: str, target: str, dtype: str, candidate: Candidate
+) -> tuple[CompiledConfig, list[str]]:
+    config = candidate.config
+    code = compile_config(config, target, dtype, plain_form(config))
+    roles = getattr(config, "roles", None)
+    row = _fill(kernel, config.loader, roles, dtype, asdict(config), target, code)
+    needs = all_needs(config) - candidate.not_for
+    demanding = demanding_form(config, needs)
+    found = faults(config, target, dtype, code)
+    return row, found + faults_when_compiled(config, target, dtype, demanding)
+
+
+def _fill(
+    kernel: str,
+    loader: str,
+    roles: str | None,
+    dtype: str,
+    config: dict,
+    target: str,
+    code: Compiled,
+) -> CompiledConfig:
+    measured = asdict(code.resources) | asdict(code.instructions)
+    measured.pop("register_operands")
+    return CompiledConfig(
+        kernel, loader, roles, dtype, config, shared_limit=SHARED_LIMIT[target], **measured
+    )

@@ -1,0 +1,105 @@
+"""What is asked of compiled code, and in which forms a config is compiled to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from ..autotune.gpus import KNOWN, MODEL_OF
+from ..autotune.problem import Problem
+from ..kernels.configs import Config, ConvConfig
+from .compiled import Compiled, DoesNotCompile, Form, Resources, compile_config
+
+SHARED_LIMIT = {target: KNOWN[name].block_shared_bytes for target, name in MODEL_OF.items()}
+MAX_MATRIX_WAITS = 6  # for wgmma, in the code of a config for large problems
+
+
+def is_for_large_problems(config: Config) -> bool:
+    """Configs that must keep the matrix units of sm_90 busy. In the weight gradient a box of
+    several sides is never the first operand as it stands, so those are for small images."""
+    if config.loader != "channels_last_descriptor":
+        return False
+    if isinstance(config, ConvConfig):
+        return config.BLOCK_M * config.BLOCK_N >= 64 * 64
+    return config.BLOCK_N * config.BLOCK_K >= 64 * 64 and config.box[:2] == (1, 1)
+
+
+def resource_faults(target: str, code: Resources) -> list[str]:
+    """What no form of a config may do: spill, or ask for more shared memory than there is."""
+    faults = []
+    if code.spill_bytes:
+        faults.append(f"spills {code.spill_bytes} bytes")
+    if code.shared_bytes > SHARED_LIMIT[target]:
+        faults.append(f"{code.shared_bytes} bytes of shared memory, of {SHARED_LIMIT[target]}")
+    return faults
+
+
+def faults(config: Config, target: str, dtype: str, code: Compiled) -> list[str]:
+    """What is wrong with the plain form of a config, in words; empty if nothing is."""
+    found = resource_faults(target, code.resources)
+    holds = code.instructions
+    if not holds.matrix_instructions and (dtype != "float32_ieee" or target == "gfx942"):
+        found.append("no matrix instructions")
+    if config.loader != "pointer" and not holds.bulk_copies:
+        found.append("no bulk copies")
+    if target == "sm_80" and not holds.async_copies_16b:
+        found.append("no asynchronous copies of 16 bytes")
+    if target == "sm_90" and dtype in ("float16", "bfloat16") and is_for_large_problems(config):
+        if holds.register_operands:
+            found.append(f"{holds.register_operands} products read registers")
+        if not 0 < (holds.matrix_waits or 0) <= MAX_MATRIX_WAITS:
+            found.append(f"{holds.matrix_waits} waits")
+    return found
+
+
+def plain_form(config: Config) -> Form:
+    """The memory that its loader likes best, aligned, two tiles of channels."""
+    return Form(2 * max(config.BLOCK_N, config.BLOCK_K))
+
+
+def demanding_form(config: Config, needs: Collection[str], one_tile: bool = False) -> Form:
+    """All of ``needs`` at once, and a residual."""
+    channels = max(config.BLOCK_N, config.BLOCK_K) * (1 if one_tile else 2)
+    scattered = "scattered" in needs
+    return Form(
+        channels - scattered,
+        sign=-1 if "two_sums" in needs else 1,
+        scattered=scattered,
+        gathered_centre="gathered_centre" in needs,
+        residual=True,
+        ragged_boxes="ragged_boxes" in needs,
+        wide="wide" in needs,
+    )
+
+
+def form_of(problem: Problem, config: Config, residual: bool) -> Form:
+    """What a config is compiled to for a problem, with or without a residual."""
+    layout, form = problem.layout, demanding_form(config, problem.needs(config))
+    dense = problem.memory == "channels_last" and problem.aligned
+    return replace(
+        form,
+        channels=layout.group_channels,
+        scattered=form.scattered and not dense,
+        residual=residual,
+        kernel_size=layout.kernel_size,
+        dilation=problem.geometry.dilation,
+        groups=layout.groups,
+    )
+
+
+def all_needs(config: Config) -> frozenset[str]:
+    """What a problem can ask of a config."""
+    needs = {"two_sums", "wide"} | ({"scattered"} if config.loader == "pointer" else set())
+    needs.add("gathered_centre" if isinstance(config, ConvConfig) else "ragged_boxes")
+    return frozenset(needs)
+
+
+def faults_when_compiled(config: Config, target: str, dtype: str, form: Form) -> list[str]:
+    """What is wrong with one form of a config."""
+    try:
+        code = compile_config(config, target, dtype, form)
+    except DoesNotCompile as error:
+        return [str(error)]
+    if form == plain_form(config):
+        return faults(config, target, dtype, code)
+    return resource_faults(target, code.resources)

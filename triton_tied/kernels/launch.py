@@ -1,0 +1,288 @@
+"""A problem and a config to one launch: the grid, descriptors, scratch and the current device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..dispatch import INTERPRETED
+from ..geometry import Geometry
+from ..memory_format import empty_image, extent, memory_of
+from ..packing import Layout
+from . import configs
+from .centre import centre_kernel
+from .configs import Config, ConvConfig, WeightGradConfig, count_boxes
+from .conv import conv_kernel
+from .precision import input_precision
+from .weight_grad import weight_grad_kernel
+
+CENTRE_BLOCK = 64  # rows and columns of the tile that a program unpacks of a centre tap
+_MAX_OFFSET = 2**31  # the first that 32 bits do not hold
+
+
+class Convolution(NamedTuple):
+    """``alpha * (conv(x, packed) + bias) + residual`` over ``(N, C, H, W)`` of any strides.
+
+    ``centre`` is what :func:`unpack_centre` makes of ``packed``, or None to gather it in the loop;
+    ``channels_last`` is the memory format of the output.
+    """
+
+    x: Tensor
+    packed: Tensor
+    centre: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    layout: Layout
+    geometry: Geometry
+    alpha: float
+    channels_last: bool
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        n, channels, *image = self.x.shape
+        return (n, channels, *self.geometry.output_size(image, self.layout.kernel_size))
+
+
+class WeightGradient(NamedTuple):
+    """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``."""
+
+    x: Tensor
+    grad: Tensor
+    layout: Layout
+    geometry: Geometry
+    alpha: float
+
+
+def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
+    """The output of a convolution.
+
+    Raises:
+        ValueError: the config's loader cannot read the images.
+    """
+    x, last = convolution.x, convolution.channels_last
+    y = empty_image(convolution.output_shape, x, last)
+    call = _conv_call(convolution, config, y)
+    if y.numel():
+        call.run()
+    return y
+
+
+def conv_fault(convolution: Convolution, config: ConvConfig) -> str | None:
+    """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
+    x, last = convolution.x, convolution.channels_last
+    y = empty_image(convolution.output_shape, x, last, "meta")
+    return _conv_call(convolution, config, y).fault()
+
+
+def weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Tensor:
+    """The gradient of the packed vector.
+
+    Deterministic: every split sums its pixels in order, then the splits are summed in order.
+
+    Raises:
+        ValueError: the config's loader cannot read the images.
+    """
+    x, size = gradient.x, gradient.layout.size
+    if gradient.grad.numel() == 0 or size == 0:
+        return x.new_zeros(size)
+    partial = _empty_partial_sums(gradient, config, x.device)
+    _weight_grad_call(gradient, config, partial).run()
+    return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
+
+
+def weight_grad_fault(gradient: WeightGradient, config: WeightGradConfig) -> str | None:
+    """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
+    partial = _empty_partial_sums(gradient, config, "meta")
+    return _weight_grad_call(gradient, config, partial).fault()
+
+
+def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``."""
+    c = layout.group_channels
+    centre = torch.empty(layout.groups, c, c, dtype=dtype, device=packed.device)
+    arguments = {
+        "packed": packed,
+        "centre": centre,
+        "CHANNELS": c,
+        "GROUPS": layout.groups,
+        "SIGN": layout.sign,
+        "PAIRS": layout.pairs,
+        "BLOCK_N": CENTRE_BLOCK,
+        "BLOCK_K": CENTRE_BLOCK,
+    }
+    programs = layout.groups * triton.cdiv(c, CENTRE_BLOCK) ** 2
+    _Call(centre_kernel, programs, arguments, packed.device).run()
+    return centre
+
+
+class _Call(NamedTuple):
+    """A kernel, the number of its programs, its arguments, and where it runs."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    device: torch.device
+
+    def run(self) -> None:
+        with self._on_device():
+            self.kernel[(self.programs,)](**self.arguments)
+
+    def fault(self) -> str | None:
+        """Compiles, and launches nothing. Returns why this GPU cannot run what came of it, or
+        should not, since registers spill; None where all is well, or interpreted.
+
+        Whether a config spills hangs on all that it is compiled for, so that a list of configs
+        that were compiled for some problems cannot promise it for others.
+        """
+        if INTERPRETED:
+            return None
+        try:
+            with self._on_device():
+                compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments)
+                compiled._init_handles()  # loads it, which tells what it needs
+        except Exception as error:  # a compiler has many ways to fail, none of them ours
+            return f"{type(error).__name__}: {error}"
+        spilled = 4 * compiled.n_spills
+        return f"spills {spilled} bytes of registers" if spilled else None
+
+    def _on_device(self) -> contextlib.AbstractContextManager:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else _ANY_DEVICE
+
+
+_ANY_DEVICE = contextlib.nullcontext()
+
+
+def _conv_call(convolution: Convolution, config: ConvConfig, y: Tensor) -> _Call:
+    x, packed, centre, bias, residual, layout, geometry, alpha, _ = convolution
+    n, _, h, w = x.shape
+    *_, out_h, out_w = y.shape
+    (padding_h, _), (padding_w, _) = geometry.padding
+    (source,) = _sources(config, layout, x)
+    constants = _constants(config, layout, geometry, x, y, residual)
+    arguments = {
+        "x": source, "packed": packed, "centre": centre, "bias": bias, "residual": residual, "y": y,
+        "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
+        **_strides(constants["DENSE"], x=x, r=y if residual is None else residual, y=y),
+        "padding_h": padding_h, "padding_w": padding_w, "alpha": alpha,
+        **constants,
+    }  # fmt: skip
+    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
+    boxes = count_boxes((n, out_h, out_w), config)
+    return _Call(conv_kernel, boxes * blocks * layout.groups, arguments, x.device)
+
+
+def _weight_grad_call(gradient: WeightGradient, config: WeightGradConfig, partial: Tensor) -> _Call:
+    x, grad, layout, geometry, alpha = gradient
+    n, _, h, w = x.shape
+    *_, out_h, out_w = grad.shape
+    (padding_h, _), (padding_w, _) = geometry.padding
+    x_source, grad_source = _sources(config, layout, x, grad)
+    constants = _constants(config, layout, geometry, x, grad)
+    splits, size = partial.shape
+    arguments = {
+        "x": x_source, "grad": grad_source, "partial": partial,
+        "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
+        **_strides(constants["DENSE"], x=x, g=grad), "stride_partial": size,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits, "alpha": alpha,
+        **constants,
+    }  # fmt: skip
+    blocks = (config.BLOCK_N, config.BLOCK_K)
+    tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups * splits
+    return _Call(weight_grad_kernel, programs, arguments, x.device)
+
+
+def _empty_partial_sums(
+    gradient: WeightGradient, config: WeightGradConfig, device: torch.device | str
+) -> Tensor:
+    """Memory for the sum of each split, ``(splits, packed)``: a single one is the result itself."""
+    splits = min(config.splits, count_boxes(_sides(gradient.grad), config))
+    dtype = gradient.x.dtype if splits == 1 else torch.float32
+    return torch.empty(splits, gradient.layout.size, dtype=dtype, device=device)
+
+
+def _sides(image: Tensor) -> tuple[int, int, int]:
+    n, _, h, w = image.shape
+    return n, h, w
+
+
+def why_unreadable(layout: Layout, config: Config, *images: Tensor) -> str | None:
+    """What the config's loader asks of the images that are read and does not get, or None."""
+    memory = memory_of(*images)
+    return configs.why_unreadable(
+        config,
+        memory,
+        math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
+        images[0].element_size(),
+        not any(x.data_ptr() % 16 for x in images),
+        layout.groups,
+        layout.group_channels,
+    )
+
+
+def _sources(
+    config: Config, layout: Layout, *images: Tensor
+) -> list[Tensor] | list[TensorDescriptor]:
+    """What the kernel reads each of the images through.
+
+    Raises:
+        ValueError: the config's loader cannot read them.
+    """
+    reason = why_unreadable(layout, config, *images)
+    if reason:
+        sizes = ", ".join(str(list(x.shape)) for x in images)
+        raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
+    if config.loader == "pointer":
+        return list(images)
+    return [_descriptor(config, x) for x in images]
+
+
+def _descriptor(config: Config, x: Tensor) -> TensorDescriptor:
+    """Of memory without gaps in the order of its axes, with a box of pixels and channels."""
+    (n, c, h, w), (images, rows, columns) = x.shape, config.box
+    if config.loader == "channels_last_descriptor":
+        shape, block = [n, h, w, c], [images, rows, columns, config.BLOCK_K]
+    else:
+        shape, block = [n, c, h, w], [images, config.BLOCK_K, rows, columns]
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(4)]
+    return TensorDescriptor(x, shape, strides, block)
+
+
+def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
+    """Four for each image. Of dense ones the kernel knows them; any number serves that is the same
+    for all images, so that none makes code anew."""
+    return {
+        f"stride_{name}{axis}": 1 if dense else stride
+        for name, image in images.items()
+        for axis, stride in zip("nchw", image.stride(), strict=True)
+    }
+
+
+def _constants(
+    config: Config, layout: Layout, geometry: Geometry, *images: Tensor | None
+) -> dict[str, Any]:
+    """What the kernel is compiled for. ``images``: all that are read or written, the input first,
+    then the output or its gradient."""
+    given = [image for image in images if image is not None]
+    sides = zip(_sides(given[1]), config.box, strict=True)
+    return {
+        **configs.constants(
+            config,
+            channels=layout.group_channels,
+            groups=layout.groups,
+            sign=layout.sign,
+            kernel_size=layout.kernel_size,
+            dilation=geometry.dilation,
+            input_precision=input_precision(given[0].dtype),
+            dense=memory_of(*given) == "channels_last",
+            wide=max(layout.size, *map(extent, given)) >= _MAX_OFFSET,
+            masked=any(size % side for size, side in sides),
+        ),
+        **configs.compile_options(config, on_nvidia=torch.version.hip is None),
+    }

@@ -1,0 +1,106 @@
+"""From a checked call to the operators: padding modes, and one dimension as an image of a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import reference
+from ..autotune import centre_tap
+from ..geometry import Geometry
+from ..packing import Layout
+from .definitions import conv
+from .derivatives import apply, refuse_forward_mode
+from .prepare import prepare
+
+
+def convolve(
+    input: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: Layout,
+    geometry: Geometry,
+    padding_mode: str,
+    alpha: float,
+    residual: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
+    """``alpha * (conv(input, packed) + bias) + residual`` for checked arguments in one dtype, but
+    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1.
+
+    Raises:
+        NotImplementedError: forward-mode automatic differentiation.
+    """
+    _refuse_tangents(input, packed, bias, residual)
+    dims = len(layout.kernel_size)
+    circular = padding_mode == "circular" and _keeps_size(layout, geometry)
+    if padding_mode != "zeros" and not circular:
+        input, geometry = reference.pad(input, geometry, padding_mode)
+    if circular:
+        _check_wraps_once(input, geometry)
+    layout, geometry = _as_row_image(layout, geometry)
+    images = _with_rows(input, dims)
+    packed, centre = prepare(
+        packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
+    )
+    output = apply(
+        conv,
+        images,
+        packed,
+        centre,
+        bias,
+        None if residual is None else _with_rows(residual, dims),
+        layout.kernel_size,
+        geometry.flat_padding,
+        geometry.dilation,
+        layout.groups,
+        layout.symmetry,
+        circular,
+        float(alpha),
+        channels_last,
+    )
+    if dims == 1:
+        output = output.squeeze(2)
+    return output if input.dim() == dims + 2 else output.squeeze(0)
+
+
+def _keeps_size(layout: Layout, geometry: Geometry) -> bool:
+    """Circular padding makes the convolution a map of the torus onto itself: then its transpose
+    is the same map."""
+    window = geometry.window(layout.kernel_size)
+    pairs = zip(window, geometry.padding, strict=True)
+    return all(w % 2 == 1 and before == after == w // 2 for w, (before, after) in pairs)
+
+
+def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
+    spatial = input.shape[-len(geometry.padding) :]
+    if any(before > size for size, (before, _) in zip(spatial, geometry.padding, strict=True)):
+        raise RuntimeError(
+            f"Padding value causes wrapping around more than once: "
+            f"got padding={[before for before, _ in geometry.padding]} for an input of size "
+            f"{list(input.shape)}"
+        )
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    given = (tensor for tensor in tensors if tensor is not None)
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
+        refuse_forward_mode()
+
+
+def _as_row_image(layout: Layout, geometry: Geometry) -> tuple[Layout, Geometry]:
+    """One dimension is an image of one row."""
+    if len(layout.kernel_size) == 2:
+        return layout, geometry
+    row = Geometry((1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
+    return replace(layout, kernel_size=(1, *layout.kernel_size)), row
+
+
+def _with_rows(tensor: Tensor, dims: int) -> Tensor:
+    batched = tensor if tensor.dim() == dims + 2 else tensor.unsqueeze(0)
+    return batched if dims == 2 else batched.unsqueeze(2)
