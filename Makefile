@@ -37,8 +37,9 @@ bench: .venv/installed  ## measure the CPU against the peers, in a quarter of an
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
 		--json bench/results/cpu-$$(date +%F).json
 
-figures: .venv/installed  ## draw figures and tables from the newest results
+figures: .venv/installed  ## draw the tables and pictures of docs/
 	$(BIN)/python bench/figures.py
+	$(BIN)/python docs/draw_kernels.py
 
 # A machine with a GPU has its PyTorch.
 OUT ?= gpu-results
