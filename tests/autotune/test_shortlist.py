@@ -1,4 +1,4 @@
-"""The sieves: closed formulas against counting, and a config for every problem on every GPU."""
+"""The shortlist: closed formulas against counting, and a config for every problem on every GPU."""
 
 import itertools
 import math
