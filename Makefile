@@ -4,7 +4,7 @@ BIN := .venv/bin
 LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
 WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py tests/test_cached.py
 
-.PHONY: demo test test_here test_launches test_way lint bench figures gpu inspect
+.PHONY: demo test test_here test_launches test_way lint docs bench figures gpu inspect
 
 demo: .venv/installed
 	$(BIN)/python -m triton_tied check
@@ -28,6 +28,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/: read site/index.html. A link or a name that is not there fails.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 # The CPU's result: what is in float32 and does not take it seconds.
 bench: .venv/installed
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
@@ -47,5 +51,5 @@ inspect: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,docs,examples]"
 	touch $@
