@@ -47,7 +47,7 @@ def tied_conv1d(
     alpha: float = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tied_conv2d` over ``(N, C, L)`` or ``(C, L)`` input."""
+    """``tied_conv2d`` over ``(N, C, L)`` or ``(C, L)`` input."""
     return _tied_conv(
         1, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
         symmetry, alpha, residual,
@@ -119,7 +119,7 @@ def tied_conv3d(
     alpha: float = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tied_conv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."""
+    """``tied_conv2d`` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."""
     return _tied_conv(
         3, input, packed, bias, kernel_size, stride, padding, dilation, groups, padding_mode,
         symmetry, alpha, residual,

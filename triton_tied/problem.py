@@ -81,8 +81,7 @@ class Problem:
         return self.kernel == "weight_grad"
 
     def needs(self, config: ConvConfig | WeightGradConfig) -> frozenset[Need]:
-        """What the problem asks of the compiled code of a config; see
-        :mod:`triton_tied.candidates`."""
+        """What the problem asks of the compiled code of a config; ``candidates`` says more."""
         found: set[Need] = set()
         if self.layout.sign < 0:
             found.add("two_sums")
