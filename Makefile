@@ -30,7 +30,7 @@ lint: .venv/installed
 
 # The site, into site/: read site/index.html. A link or a name that is not there fails.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The CPU's result: what is in float32 and does not take it seconds.
 bench: .venv/installed

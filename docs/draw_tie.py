@@ -42,7 +42,7 @@ STYLE = """
     text { fill: #e6ecea }
     .note { fill: #a3b1ae }
     .held { fill: #2fa498 }
-    .other { fill: #2b3a38 }
+    .other { fill: #32463f }
     .tile { fill: #d9762f }
     .tile-other { fill: #50351f }
     text.on-tile-other { fill: #f5b683 }

@@ -277,8 +277,9 @@ class TiedConv2d(_TiedConv):
         ValueError: sizes that are not positive, groups that do not divide C, negative padding,
             "same" with a stride, an unknown symmetry, padding string or padding mode.
 
-    >>> TiedConv2d(64, 3, padding=1)
-    TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed=18464 of 36864)
+    Examples:
+        >>> TiedConv2d(64, kernel_size=3, padding=1)
+        TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed=18464 of 36864)
     """
 
     dims = 2

@@ -176,8 +176,9 @@ def packed_size(
         TypeError: a size is not an integer.
         ValueError: a size is not positive, groups do not divide channels, or an unknown symmetry.
 
-    >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
-    (18464, 18400)
+    Examples:
+        >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
+        (18464, 18400)
     """
     return make_layout(channels, kernel_size, groups, symmetry).size
 
