@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def blocks_of(page: Path) -> list[Block]:
             text.count("\n", 0, match.start("body")) + 1,
             match["language"],
             match["title"].strip(),
-            match["body"],
+            textwrap.dedent(match["body"]),
             match["reason"],
         )
         for match in FENCE.finditer(text)
@@ -67,6 +68,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
     namespace: dict = {"__name__": page.stem}
     printed = ""
     for block in blocks_of(page):
+        assert block.language not in ("py", "python3", "pycon"), "python, so that it is run"
         if block.language == "python" and block.reason is None:
             # Empty lines in front, so that a traceback names the line of the page.
             code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
