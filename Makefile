@@ -5,7 +5,7 @@ LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/tes
 WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py \
 	tests/test_cached_weights.py
 
-.PHONY: help demo test test_here test_launches test_way lint bench figures gpu inspect
+.PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,10 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/: read site/index.html. A link or a name that is not there fails.
+docs: .venv/installed  ## build the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The CPU's result: what is in float32 and does not take it seconds.
 bench: .venv/installed  ## measure the CPU against the peers, in a quarter of an hour
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
@@ -51,5 +55,5 @@ inspect: .venv/installed  ## compile all proposed configs anew, and commit the g
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,docs,examples]"
 	touch $@
