@@ -9,10 +9,9 @@ from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import pack, packed_size, unpack
-from .version import __version__
+from .version import __version__ as __version__
 
 __all__ = [
-    "__version__",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
