@@ -63,7 +63,7 @@ def drawing() -> str:
         f'aria-label="A tied weight of 3 channels and 3x3 kernels: 42 of its 81 numbers are held">',
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="16"/>',
-        text(WIDTH / 2, 46, "W[i, j, a, b]  =  W[j, i, 2−a, 2−b]", "formula middle"),
+        text(WIDTH / 2, 46, "W[i, j, a, b]  =  W[j, i, 2-a, 2-b]", "formula middle"),
         text(
             WIDTH / 2,
             74,
