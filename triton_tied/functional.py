@@ -28,7 +28,7 @@ from .packing import (
 )
 
 if HAS_TRITON:
-    from .operators.convolve import convolve
+    from .operators.kernel_path import convolve
 
 _Options = ParamSpec("_Options")
 

@@ -13,8 +13,8 @@ from ..autotune import centre_tap
 from ..geometry import Geometry
 from ..packing import Layout
 from .definitions import conv
-from .derivatives import apply, refuse_forward_mode
-from .prepare import prepare
+from .autograd_and_vmap import apply, refuse_forward_mode
+from .prepare_packed import prepare
 
 
 def convolve(
