@@ -1,6 +1,6 @@
 """The kernels as opaque PyTorch operators: what they compute, their shapes and their FLOPs.
 
-On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives, and vmap, are in
+On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives are in
 :mod:`.autograd_and_vmap`.
 """
 

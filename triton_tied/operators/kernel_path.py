@@ -12,8 +12,8 @@ from .. import reference
 from ..autotune import centre_tap
 from ..geometry import Geometry
 from ..packing import Layout
-from .definitions import conv
 from .autograd_and_vmap import apply, refuse_forward_mode
+from .definitions import conv
 from .prepare_packed import prepare
 
 
