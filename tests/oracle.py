@@ -222,7 +222,21 @@ def _has_onednn(dtype):
 
 
 def _gamma(n, u):
-    return n * u / (1 - n * u)
+    """Infinite where sums are too long for a bound to mean anything."""
+    nu = torch.as_tensor(n * u, dtype=torch.float64)
+    return torch.where(nu < 1, nu / (1 - nu), torch.inf)
+
+
+def breaks_onednn(columns, kernel, options):
+    """Whether oneDNN (that of PyTorch 2.13, with AMX) would read beyond its memory for bfloat16 or
+    float16 images of so many columns: where the last axis has a stride and gives one column, or is
+    dilated with one tap. Nothing can be held against ``F.conv`` there."""
+    stride, padding, dilation, tap = (
+        value if isinstance(value, int) else value[-1]
+        for value in (options["stride"], options["padding"], options["dilation"], kernel)
+    )
+    given = (columns + 2 * padding - dilation * (tap - 1) - 1) // stride + 1
+    return stride > 1 and (given == 1 or (tap == 1 and dilation > 1))
 
 
 def worst(actual, expected):
