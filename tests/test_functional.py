@@ -15,7 +15,7 @@ from triton_tied.geometry import Geometry
 from triton_tied.packing import Layout, expand
 
 SYMMETRIES = ["self_adjoint", "skew_adjoint"]
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SUPPORTED_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d, 3: tt.tied_conv3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -58,7 +58,7 @@ def run(function, tensors, generator):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 @given(problems(), st.booleans(), st.integers(0, 2**31))
 def test_output_and_gradients_are_within_the_bound(dtype, problem, small, seed):
     shape, kernel, options, symmetry, channels_last = problem
@@ -331,7 +331,7 @@ def test_same_bits_from_run_to_run(expansion):
         assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 def test_integer_data_is_exact(dtype):
     # sums of at most 4 * 9 products of at most 2 * 2 fit the 8 bits of bfloat16
     x = torch.randint(-2, 3, (2, 4, 5, 5)).to(dtype)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
-    DTYPES,
+    KERNEL_DTYPES,
     MEMORY,
     SAME,
     SYMMETRIES,
@@ -40,7 +40,7 @@ def cases(draw, loader):
     return {
         "problem": problem,
         "config": draw(configs(problem, loader, ConvConfig)),
-        "dtype": draw(st.sampled_from(DTYPES)),
+        "dtype": draw(st.sampled_from(KERNEL_DTYPES)),
         "memory": draw(memories(loader)),
         "bias": draw(st.booleans()),
         "residual": draw(st.none() | memories("pointer")),
@@ -94,7 +94,7 @@ def test_input_gradient_is_the_transposed_problem_times_the_sign(loader, device,
     assert torch.equal(dx, truth.to(dx.dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize(
     "options",

@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from functorch.compile import aot_function, nop
-from problems import DTYPES, INTERPRETED, SYMMETRIES
+from problems import INTERPRETED, KERNEL_DTYPES, SYMMETRIES
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
@@ -75,7 +75,7 @@ def test_function_is_within_the_bound(dims, case, symmetry, device, launches):
     options = {"kernel_size": 3, "groups": 1, "padding_mode": "zeros"} | CASES[case]
     kernel, mode = (options.pop("kernel_size"),) * dims, options.pop("padding_mode")
     layout = (6, kernel, options["groups"], symmetry)
-    dtype = DTYPES[dims % 2]
+    dtype = KERNEL_DTYPES[dims % 2]
     x = randn(2, 6, *[9] * dims, device=device, dtype=dtype)
     packed = randn(tt.packed_size(*layout), device=device, dtype=dtype)
     bias = randn(6, device=device, dtype=dtype)
@@ -102,9 +102,9 @@ def test_errors_are_at_most_twice_those_of_dense(device):
     and 0.5 to 0.9 in float16, in which the kernels round once and dense up to three times.
     """
     rng = random.Random(torch.randint(2**31, ()).item())
-    *_, found = bounds.survey(60, rng, DTYPES, kernels=True, device=device)
+    *_, found = bounds.survey(60, rng, KERNEL_DTYPES, kernels=True, device=device)
     assert all(ratio <= 1 for ratio in found.worst.values()), found.worst
-    for dtype in DTYPES:
+    for dtype in KERNEL_DTYPES:
         for result in bounds.RESULTS[:3]:
             assert 0 < found.ratio((dtype, result)) <= 2
 

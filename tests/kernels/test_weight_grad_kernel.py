@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
-    DTYPES,
+    KERNEL_DTYPES,
     MEMORY,
     SAME,
     SYMMETRIES,
@@ -43,7 +43,7 @@ def cases(draw, loader):
     return {
         "problem": problem,
         "config": draw(configs(problem, loader, WeightGradConfig)),
-        "dtype": draw(st.sampled_from(DTYPES)),
+        "dtype": draw(st.sampled_from(KERNEL_DTYPES)),
         "memory": draw(memories(loader)),
         "grad_memory": draw(memories(loader)),
         "alpha": draw(st.sampled_from([1.0, -0.5, 4.0])),
@@ -64,7 +64,7 @@ def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
     assert torch.equal(actual, truth.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("block, splits, accumulators", [(64, 1, 1), (32, 3, 2)])
 def test_error_is_within_the_bound(loader, device, dtype, symmetry, block, splits, accumulators):
