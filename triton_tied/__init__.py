@@ -32,3 +32,9 @@ if HAS_TRITON:
     from .autotune.tuning import tune
 
     __all__ += ["Problem", "config_for", "problems_of", "tune"]
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in ("Problem", "config_for", "problems_of", "tune"):
+            raise AttributeError(f"triton_tied.{name} needs Triton, which is not installed")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--target", choices=("sm_80", "sm_90", "sm_100", "gfx942"))
+    what.add_argument(
+        "--target", choices=("sm_80", "sm_90", "sm_100", "gfx942"), help="the kind of GPU"
+    )
     what.add_argument(
         "--write",
         action="store_true",
