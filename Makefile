@@ -51,7 +51,7 @@ gpu:  ## tests, tuning and benchmarks of a GPU, into the folder OUT
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
 inspect: .venv/installed  ## compile all proposed configs anew, and commit the good ones
-	$(BIN)/python -m triton_tied inspect --write
+	$(BIN)/python -m triton_tied.inspection.regenerate_candidates
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
