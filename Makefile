@@ -2,50 +2,58 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What runs again in Triton's interpreter: the kernels as they are launched, and the way to them.
 LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
-WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py tests/test_cached.py
+WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py \
+	tests/test_cached_weights.py
 
-.PHONY: demo test test_here test_launches test_way lint bench figures gpu inspect
+.PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect
 
-demo: .venv/installed
+help:  ## list the targets
+	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: .venv/installed  ## check this machine against float64, then train a denoiser
 	$(BIN)/python -m triton_tied check
 	$(BIN)/python examples/denoise.py
 
 # Two processes of one thread each, the longest first: most tests are small.
-test: .venv/installed
+test: .venv/installed  ## all tests, in two processes
 	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_launches test_way test_here
 
-test_here: .venv/installed
+test_here: .venv/installed  ## tests of what runs on this machine
 	$(BIN)/python -m pytest -q
 
-test_launches: .venv/installed
+test_launches: .venv/installed  ## tests of the kernels, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(LAUNCHES)
 
-test_way: .venv/installed
+test_way: .venv/installed  ## tests of functions and layers, through the interpreted kernels
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WAY)
 
-lint: .venv/installed
+lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/: read site/index.html. A link or a name that is not there fails.
+docs: .venv/installed  ## build the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The CPU's result: what is in float32 and does not take it seconds.
-bench: .venv/installed
+bench: .venv/installed  ## measure the CPU against the peers, in a quarter of an hour
 	$(BIN)/python -m triton_tied bench --device cpu --budget 840 \
 		--json bench/results/cpu-$$(date +%F).json
 
-# The README's figures and tables, from the newest results.
-figures: .venv/installed
+figures: .venv/installed  ## draw the tables and pictures of docs/
 	$(BIN)/python bench/figures.py
+	$(BIN)/python docs/draw_kernels.py
 
-# Tests, tuning and benchmarks of a GPU, into the folder OUT. A machine with a GPU has its PyTorch.
+# A machine with a GPU has its PyTorch.
 OUT ?= gpu-results
-gpu:
+gpu:  ## tests, tuning and benchmarks of a GPU, into the folder OUT
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
-inspect: .venv/installed
-	$(BIN)/python -m triton_tied inspect --write
+inspect: .venv/installed  ## compile all proposed configs anew, and commit the good ones
+	$(BIN)/python -m triton_tied.inspection.regenerate_candidates
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,docs,examples]"
 	touch $@

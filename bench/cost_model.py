@@ -80,7 +80,7 @@ class Judged(NamedTuple):
 
 def judge(pairs: Sequence[Pair]) -> Judged:
     """Of the timed configs of one problem. Of equal predictions the first is the choice, as in the
-    sieves.
+    shortlist.
 
     Raises:
         ValueError: no pairs.

@@ -1,9 +1,9 @@
-"""Draws the newest result of each device, and writes the README's figures and tables from it.
+"""Draws the newest result of each device, and writes the tables of ``docs/performance.md`` from it.
 
     python bench/figures.py
 
 Results are ``bench/results/<device>-<date>.json``, as ``python -m triton_tied bench --json`` writes
-them. No number between the README's two markers is typed.
+them. No number between the page's two markers is typed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from triton_tied.benchmark.results import BEST_DENSE, Measured, Measurement, Res
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+IMAGES = PAGE.with_name("images")
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 PASSES = ("forward_backward", "forward", "inference", "weight_build", "input_gradient",
           "weight_gradient", "applications", "evaluation")  # fmt: skip
 PEERS = ("averaged", "parametrized", "compiled_averaged", "gathered", "compiled_gathered",
          "assembled")  # fmt: skip
-_MAX_LINES = 15  # of a table that is not folded away
 _STEADY = 1.5  # a step of a sweep grows as the formula says, if by a factor within this
 
 
 def main() -> None:
     newest = newest_of(RESULTS)
     for device, path in newest.items():
-        for drawn in draw(results.read(path), RESULTS, f"{device}-"):
+        for drawn in draw(results.read(path), IMAGES, f"{device}-"):
             print(drawn.relative_to(ROOT))
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text(), block(newest)))
+    PAGE.write_text(replaced(PAGE.read_text(), block(newest)))
 
 
 def newest_of(folder: Path) -> dict[str, Path]:
@@ -63,23 +63,20 @@ def _section(device: str, path: Path) -> str:
     count = len({row.workload for row in result.rows if row.headline})
     commit = machine["commit"] or "unknown"
     commit = commit[:7] + " with changes" * commit.endswith("+")
-    versions = f"PyTorch {machine['torch']}, {machine['date']}, commit {commit}"
     parts = [
-        f"**{machine_name(result)}** ({versions}, [`{path.name}`](bench/results/{path.name})). The "
-        f"time of this package over that of each peer, geometric means over {count} workloads, "
-        f"each median of rounds in which all peers take turns: below 1, in bold, this package is "
-        f"faster. A number in brackets is of so many workloads only.",
+        f"### {machine_name(result)}",
+        f"PyTorch {machine['torch']}, {machine['date']}, commit {commit}. "
+        f"Every number is in `{path.relative_to(ROOT)}`.",
+        f"Geometric means over {count} layers:",
         _means(result),
-        f"![time of triton_tied over that of each peer](bench/results/{device}-ratios.png)",
+        f"![time of triton_tied over that of each peer](images/{device}-ratios.png)",
         _graphs(device, result),
-        "Milliseconds of a forward and backward, channels-last, and the ratios to dense and to the "
-        "fastest peer that ties its weight:",
+        "One row a layer: milliseconds of a forward and backward on channels-last images.",
         _workloads(result),
-        f"[Every workload under the roofline](bench/results/{device}-roofline.png)."
-        f"{_growth(result)}",
+        "Each layer against the two limits of the machine, its matrix products and its copies:",
+        f"![every workload under the roofline](images/{device}-roofline.png)",
+        _growth(device, result),
     ]
-    if any(row.family.startswith("scaling") for row in result.rows):
-        parts.append(f"![time and memory as one size grows](bench/results/{device}-scaling.png)")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -106,7 +103,7 @@ def _means(result: Result, measured: Measured = "median_ms") -> str:
 
 def _workloads(result: Result) -> str:
     shown = ("dense", "averaged", "tied")
-    lines = [["workload", "dense", "averaged", "triton_tied", "over dense", "over the tied peer"]]
+    lines = [["layer", *shown[:2], "triton_tied", "over dense", "over the fastest tied peer"]]
     by_workload: dict[str, dict[str, Measurement]] = {}
     for row in result.rows:
         if row.headline and (row.pass_, row.memory_format) == ("forward_backward", "channels_last"):
@@ -121,23 +118,20 @@ def _workloads(result: Result) -> str:
             [workload, *(f"{times[peer]:.3g}" for peer in shown)]
             + [_ratio(ratio) for ratio in (tied.ratio_to_dense, tied.ratio_to_best_tied_peer)]
         )
-    table = _markdown(lines)
-    if len(lines) <= _MAX_LINES:
-        return table
-    return f"<details><summary>{len(lines) - 1} workloads</summary>\n\n{table}\n\n</details>"
+    return _markdown(lines)
 
 
 def _graphs(device: str, result: Result) -> str:
     if not any(row.graph_ms for row in result.rows):
         return ""
-    figure = f"![the same, as CUDA graphs](bench/results/{device}-graph-ratios.png)"
+    figure = f"![the same, as CUDA graphs](images/{device}-graph-ratios.png)"
     means = _means(result, "graph_ms")
-    return f"The same as CUDA graphs, where no launch is seen:\n\n{means}\n\n{figure}"
+    return f"The same as CUDA graphs, without the time that launches take:\n\n{means}\n\n{figure}"
 
 
-def _growth(result: Result) -> str:
-    """Where the cost does not grow as the formula says."""
-    departures = []
+def _growth(device: str, result: Result) -> str:
+    """Whether the cost grows as the formula says, and where it does not."""
+    lines = [["from", "to", "time grows", "arithmetic grows"]]
     steps = 0
     for axis in ("channels", "side", "batch", "kernel"):
         rows = [row for row in sweep(result.rows, axis) if row.peer == "tied"]
@@ -145,14 +139,19 @@ def _growth(result: Result) -> str:
             steps += 1
             grown, work = large.median_ms / small.median_ms, large.flops / small.flops
             if not 1 / _STEADY <= grown / work <= _STEADY:
-                sizes = f"{size_of(small, axis)} to {size_of(large, axis)}"
-                departures.append(f"{axis} {sizes} ({grown:.1f} for {work:.1f})")
+                sizes = (f"{axis} {size_of(small, axis)}", str(size_of(large, axis)))
+                lines.append([*sizes, f"{grown:.1f} x", f"{work:.1f} x"])
     if not steps:
         return ""
-    text = f" As one size grows, this package's time grows as the FLOPs do (within {_STEADY} x)"
-    if not departures:
-        return f"{text} in all {steps} steps."
-    return f"{text} in {steps - len(departures)} of {steps} steps; not in {', '.join(departures)}."
+    steady = steps - len(lines) + 1
+    text = (
+        f"As one size grows and the others stay, the time of this package grows as the arithmetic "
+        f"does, within {_STEADY} x, in {steady} of {steps} steps."
+    )
+    figure = f"![time and memory as one size grows](images/{device}-scaling.png)"
+    if steady == steps:
+        return f"{text}\n\n{figure}"
+    return f"{text} The other steps:\n\n{_markdown(lines)}\n\n{figure}"
 
 
 def _ratio(ratio: float | None, count: int = 0, most: int = 0, bold: bool = True) -> str:

@@ -24,6 +24,7 @@ ROOMS = [  # from the ground up
     "functional",
     "read_only_weight",
     "modules",
+    "rounding",
     "check",
     "inspection",
     "benchmark",
@@ -127,3 +128,11 @@ def masked_loads(path):
 def test_every_masked_load_says_what_is_read_elsewhere():
     loads = list(itertools.chain.from_iterable(map(masked_loads, JIT_FILES)))
     assert loads and all("other" in given for _, given in loads)
+
+
+def test_the_map_names_every_file():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    for path in FILES:
+        assert path.name.startswith("__") or f"`{path.name}`" in text, path
+    for wing in WINGS:
+        assert f"`{wing}/`" in text, wing

@@ -15,7 +15,7 @@ import triton_tied as tt
 from triton_tied import packing
 
 SYMMETRIES = ["self_adjoint", "skew_adjoint"]
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SUPPORTED_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = [  # channels, kernel_size, groups
     (5, (3, 3), 1),
     (6, (3, 3), 3),
@@ -90,7 +90,7 @@ def test_unpack_equals_the_formula_written_out(layout, channels_last, small):
     assert weight.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("channels, kernel, groups", LAYOUTS)
 def test_tie_is_exact_and_pack_undoes_unpack(channels, kernel, groups, symmetry, dtype, expansion):

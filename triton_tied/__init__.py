@@ -9,10 +9,9 @@ from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import pack, packed_size, unpack
-from .version import __version__
+from .version import __version__ as __version__
 
 __all__ = [
-    "__version__",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
@@ -33,3 +32,9 @@ if HAS_TRITON:
     from .autotune.tuning import tune
 
     __all__ += ["Problem", "config_for", "problems_of", "tune"]
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in ("Problem", "config_for", "problems_of", "tune"):
+            raise AttributeError(f"triton_tied.{name} needs Triton, which is not installed")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ import torch
 # Triton reads the variable once, when a kernel is decorated, so it is read once here too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CAPABILITY = (8, 0)
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MIN_CAPABILITY = (8, 0)
 _rehearsing: ContextVar[bool] = ContextVar("triton_tied_rehearsing", default=False)
 
 
@@ -55,7 +55,7 @@ def _why_no_kernel(dtype: torch.dtype, stride: tuple[int, ...]) -> str | None:
         return "there are no kernels for three spatial dimensions"
     if max(stride) > 1:
         return f"there are no kernels for stride={list(stride)}"
-    if dtype not in _DTYPES:
+    if dtype not in _KERNEL_DTYPES:
         return f"there are no kernels for {dtype}"
     return None
 
@@ -70,6 +70,6 @@ def _why_not_here(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"there are no kernels for devices of type {device.type!r}"
     elif torch.version.hip is None:
         capability = torch.cuda.get_device_capability(device)
-        if capability < _CAPABILITY:
-            return f"kernels need compute capability {_CAPABILITY}, this GPU has {capability}"
+        if capability < _MIN_CAPABILITY:
+            return f"kernels need compute capability {_MIN_CAPABILITY}, this GPU has {capability}"
     return None

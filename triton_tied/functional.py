@@ -28,7 +28,7 @@ from .packing import (
 )
 
 if HAS_TRITON:
-    from .operators.convolve import convolve
+    from .operators.kernel_path import convolve
 
 _Options = ParamSpec("_Options")
 
@@ -49,7 +49,7 @@ def tied_conv(
     alpha: float = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tied_conv2d` over ``dims`` spatial dimensions: 1, 2 or 3."""
+    """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
     tensors = {"input": input, "packed": packed}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -103,7 +103,7 @@ def _over(
     return tied_convnd
 
 
-tied_conv1d = _over(1, tied_conv, ":func:`tied_conv2d` over ``(N, C, L)`` or ``(C, L)`` input.")
+tied_conv1d = _over(1, tied_conv, "``tied_conv2d`` over ``(N, C, L)`` or ``(C, L)`` input.")
 tied_conv2d = _over(
     2,
     tied_conv,
@@ -138,7 +138,7 @@ tied_conv2d = _over(
     """,
 )
 tied_conv3d = _over(
-    3, tied_conv, ":func:`tied_conv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."
+    3, tied_conv, "``tied_conv2d`` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."
 )
 
 

@@ -135,7 +135,7 @@ class _TiedConv(nn.Module):
 
     @classmethod
     def from_conv(cls: type[_Layer], conv: nn.Module, symmetry: str = "self_adjoint") -> _Layer:
-        """The tied layer nearest to a dense one: its weight is projected, see :func:`pack`.
+        """The tied layer nearest to a dense one: its weight is projected, see ``pack``.
 
         Stride, padding, padding mode, dilation, groups, bias, dtype, device and training mode are
         those of ``conv``; nothing is shared with it.
@@ -235,14 +235,15 @@ def _options_of(layer: nn.Module) -> dict[str, Any]:
 
 
 class TiedConv1d(_TiedConv):
-    """:class:`TiedConv2d` over ``(N, C, L)`` or ``(C, L)``."""
+    """``TiedConv2d`` over ``(N, C, L)`` or ``(C, L)``."""
 
     dims = 1
     dense = nn.Conv1d
 
 
 class TiedConv2d(_TiedConv):
-    r"""``nn.Conv2d`` with :math:`W[i,j,a,b] = s\,W[j,i,K_H-1-a,K_W-1-b]`, held without redundance.
+    """``nn.Conv2d`` with a tied weight, ``W[i,j,a,b] = s * W[j,i,KH-1-a,KW-1-b]``, of which only
+    the free numbers are held.
 
     Args:
         channels: input and output channels C.
@@ -269,8 +270,9 @@ class TiedConv2d(_TiedConv):
         ValueError: sizes that are not positive, groups that do not divide C, negative padding,
             "same" with a stride, an unknown symmetry, padding string or padding mode.
 
-    >>> TiedConv2d(64, 3, padding=1)
-    TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed=18464 of 36864)
+    Examples:
+        >>> TiedConv2d(64, kernel_size=3, padding=1)
+        TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed=18464 of 36864)
     """
 
     dims = 2
@@ -278,7 +280,7 @@ class TiedConv2d(_TiedConv):
 
 
 class TiedConv3d(_TiedConv):
-    """:class:`TiedConv2d` over ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+    """``TiedConv2d`` over ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
 
     dims = 3
     dense = nn.Conv3d

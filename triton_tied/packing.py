@@ -204,10 +204,12 @@ def packed_size(
         ``groups * (T//2 * C*C + (T%2) * C*(C+s)/2)`` with ``C = channels/groups`` and ``T`` taps.
 
     Raises:
-        TypeError, ValueError: as :func:`make_layout`.
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, groups do not divide channels, or an unknown symmetry.
 
-    >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
-    (18464, 18400)
+    Examples:
+        >>> packed_size(64, 3), packed_size(64, 3, symmetry="skew_adjoint")
+        (18464, 18400)
     """
     return make_layout(channels, kernel_size, groups, symmetry).size
 
@@ -224,7 +226,7 @@ def unpack(
 
     Args:
         packed: ``(packed_size(...),)``, any floating dtype.
-        channels, kernel_size, groups, symmetry: as in :func:`packed_size`.
+        channels, kernel_size, groups, symmetry: as in ``packed_size``.
         memory_format: of the result; ``torch.channels_last`` (2-D) or ``channels_last_3d`` (3-D)
             costs no more than contiguous: the weight is written once, in this order.
 
@@ -232,7 +234,7 @@ def unpack(
         ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``.
 
     Raises:
-        TypeError, ValueError: as :func:`make_layout`; ``packed`` not of the right length; a
+        TypeError, ValueError: as ``packed_size``; ``packed`` not of the right length; a
             memory format that the kernel's number of dimensions does not have.
         NotImplementedError: a dtype or tensor layout that is not supported.
     """
@@ -264,7 +266,7 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
         ``(packed_size(...),)`` of the dtype and device of ``weight``.
 
     Raises:
-        TypeError, ValueError: as :func:`make_layout`; ``weight`` not square, or without a kernel.
+        TypeError, ValueError: as ``packed_size``; ``weight`` not square, or without a kernel.
         NotImplementedError: a dtype or tensor layout that is not supported.
     """
     check_supported("pack", "weight", weight)

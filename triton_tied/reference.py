@@ -1,9 +1,9 @@
-r"""The tied convolutions in plain PyTorch, unpack then ``F.conv``: the definition of right.
+"""The tied convolutions in plain PyTorch, unpack then ``F.conv``: the definition of right.
 
-.. math:: y = \alpha \, (\mathrm{conv}(x, W) + b) + r, \qquad W = \mathrm{unpack}(packed)
+    output = alpha * (conv(input, unpack(packed)) + bias) + residual
 
-Every argument is as in :mod:`triton_tied.functional`, where they are checked; here only PyTorch's
-own checks apply, and a negative padding crops.
+Every argument is as in ``triton_tied.tied_conv2d``, which checks them; here only PyTorch's own
+checks apply, and a negative padding crops.
 """
 
 from __future__ import annotations
@@ -107,19 +107,19 @@ def _tied_conv(
 def tied_conv1d(
     input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """:func:`triton_tied.tied_conv1d` in plain PyTorch."""
+    """``triton_tied.tied_conv1d`` in plain PyTorch."""
     return _tied_conv(1, input, packed, bias, **options)
 
 
 def tied_conv2d(
     input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """:func:`triton_tied.tied_conv2d` in plain PyTorch."""
+    """``triton_tied.tied_conv2d`` in plain PyTorch."""
     return _tied_conv(2, input, packed, bias, **options)
 
 
 def tied_conv3d(
     input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """:func:`triton_tied.tied_conv3d` in plain PyTorch."""
+    """``triton_tied.tied_conv3d`` in plain PyTorch."""
     return _tied_conv(3, input, packed, bias, **options)

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,12 +267,12 @@ def row(**changes):
 def test_ratios_are_to_the_faster_dense_and_to_the_fastest_other_that_ties():
     medians = {"dense": 4.0, "dense_channels_last": 2.0, "averaged": 5.0, "gathered": 4.0,
                "copied": 1.0, "tied": 3.0}  # fmt: skip
-    found = {each.peer: each for each in results.rows_of(medians, False, row)}
+    found = {each.peer: each for each in results.measurements_of(medians, False, row)}
     assert found["tied"].ratio_to_dense == 1.5
     assert found["dense"].ratio_to_dense == 2.0
     assert found["tied"].ratio_to_best_tied_peer == 0.75
     assert found["averaged"].ratio_to_best_tied_peer == 1.25
-    assert all(each.ratio_to_dense is None for each in results.rows_of(medians, True, row))
+    assert all(each.ratio_to_dense is None for each in results.measurements_of(medians, True, row))
 
 
 def test_geometric_means_are_of_the_headline_and_workload_by_workload():
@@ -432,7 +433,7 @@ def test_this_package_may_not_die(tiny, tmp_path, monkeypatch):
     def dies(*arguments, **options):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(tt.functional, "_tied_conv", dies)
+    monkeypatch.setattr(tt.functional, "tied_conv2d", dies)
     assert bench("--json", tmp_path / "result.json") == 1
     assert "tied: RuntimeError: out of order" in results.read(tmp_path / "result.json").faults[0]
 
@@ -524,17 +525,58 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_timed(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert bench("--plots", tmp_path) == 2
     assert "needs matplotlib" in capsys.readouterr().err
+    assert bench("--budget", "0") == 2 and bench("--tune-json", tmp_path / "tuned.json") == 2
 
 
-def test_the_readme_shows_the_newest_results():
+@pytest.mark.parametrize(
+    "option", [("--budget", "-1"), ("--budget", "nan"), ("--tune", "0"), ("--json", "{file}/x")]
+)
+def test_options_that_cannot_be_met_are_refused_at_once(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(suite, "run", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["bench", option[0], option[1].format(file=tmp_path / "file")])
+    assert option[0] in capsys.readouterr().err
+
+
+def test_the_page_shows_the_newest_results():
     figures = by_path(ROOT / "bench" / "figures.py")
-    readme = (ROOT / "README.md").read_text()
-    newest = figures.newest_of(ROOT / "bench" / "results")
+    page = figures.PAGE.read_text()
+    newest = figures.newest_of(figures.RESULTS)
     assert newest
-    assert figures.replaced(readme, figures.block(newest)) == readme, "run `make figures`"
-    for device in newest:
-        for name in ("ratios.png", "roofline.png"):
-            assert (ROOT / "bench" / "results" / f"{device}-{name}").exists()
+    assert figures.replaced(page, figures.block(newest)) == page, "run `make figures`"
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", page))
+    wanted = {f"images/{device}-{name}.png" for device in newest for name in ("ratios", "roofline")}
+    assert wanted <= shown
+    assert all((figures.PAGE.parent / image).exists() for image in shown)
+
+
+def test_the_look_up_that_is_timed_is_of_a_known_call(monkeypatch):
+    pytest.importorskip("triton")
+    from triton_tied.autotune.problem import dtype_of
+
+    lookup = by_path(ROOT / "bench" / "lookup.py")
+    x = torch.zeros(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    look_up = lookup.ours_for(x, torch.zeros(lookup.LAYOUT.size))
+    dtype = dtype_of(x.dtype)  # as TF32 is set
+    problem = tt.Problem("conv", dtype, lookup.LAYOUT, (8, 32, 32), lookup.GEOMETRY)
+    found = look_up()
+    assert found == tt.config_for(problem, "cpu")
+    monkeypatch.setattr(lookup.select, "choose", None)  # what an unknown call would ask
+    assert look_up() is found
+
+
+def test_what_pytest_times_was_seen_to_be_right(monkeypatch):
+    script = by_path(ROOT / "bench" / "test_passes.py")
+    workload = next(name for name in script.WORKLOADS if name.startswith("ragged"))
+    timed = []
+    benchmark = SimpleNamespace(pedantic=lambda call, **options: timed.append(call()))
+    script.test_pass(benchmark, workload, "forward", "averaged")
+    assert benchmark.group == f"{workload}, forward" and len(timed) == 1
+    monkeypatch.setattr(peers.Averaged, "weight", lambda self: self.parameters[0])  # no averaging
+    with pytest.raises(AssertionError):
+        script.test_pass(benchmark, workload, "forward", "averaged")
+    assert len(timed) == 1
 
 
 def test_the_parts_for_a_gpu_end_within_nine_minutes(tmp_path, monkeypatch):

@@ -2,9 +2,9 @@
 read, and no register does either."""
 
 import pytest
+
 from executed.cases import Case
 from executed.execution import execute
-
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.kernels.configs import WeightGradConfig

@@ -1,13 +1,14 @@
 """The whole way through the kernels: functions and layers, as users call them."""
 
 import collections
+import random
 
+import bounds
 import oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from functorch.compile import aot_function, nop
-from problems import DTYPES, INTERPRETED, SYMMETRIES
+from problems import INTERPRETED, KERNEL_DTYPES, SYMMETRIES
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
@@ -15,7 +16,7 @@ import triton_tied as tt
 from triton_tied.autotune import centre_tap
 from triton_tied.kernels import launch
 
-CONVOLUTIONS = {1: (tt.tied_conv1d, F.conv1d), 2: (tt.tied_conv2d, F.conv2d)}
+TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d}
 
 
 @pytest.fixture
@@ -43,10 +44,13 @@ def run(function, tensors):
     """Output and gradients of every tensor, for an upstream gradient fixed by the shape."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     output = function(*leaves)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_for(output))]
+
+
+def grad_for(output):
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    grad = grad.to(output.device, output.dtype)
-    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    return grad.to(output.device, output.dtype)
 
 
 CASES = {
@@ -67,32 +71,42 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_function_is_as_good_as_dense(dims, case, symmetry, device, launches):
+def test_function_is_within_the_bound(dims, case, symmetry, device, launches):
     options = {"kernel_size": 3, "groups": 1, "padding_mode": "zeros"} | CASES[case]
     kernel, mode = (options.pop("kernel_size"),) * dims, options.pop("padding_mode")
     layout = (6, kernel, options["groups"], symmetry)
-    dtype = DTYPES[dims % 2]
+    dtype = KERNEL_DTYPES[dims % 2]
     x = randn(2, 6, *[9] * dims, device=device, dtype=dtype)
     packed = randn(tt.packed_size(*layout), device=device, dtype=dtype)
     bias = randn(6, device=device, dtype=dtype)
-    tied, conv = CONVOLUTIONS[dims]
-
-    def dense(x, packed, bias):
-        more = dict(options)
-        if mode != "zeros":
-            x = F.pad(x, [more.pop("padding")] * 2 * dims, mode=mode)
-        return conv(x, oracle.expand(packed, *layout), bias, **more)
 
     def ours(x, packed, bias):
         more = {"kernel_size": kernel, "padding_mode": mode, "symmetry": symmetry}
-        return tied(x, packed, bias, **more, **options)
+        return TIED[dims](x, packed, bias, **more, **options)
 
     tensors = (x, packed, bias)
-    truth, baseline = run(dense, [t.double() for t in tensors]), run(dense, tensors)
-    for actual, b, t in zip(run(ours, tensors), baseline, truth, strict=True):
+    results = run(ours, tensors)
+    convolution = oracle.Convolution(layout, options, mode)
+    expected = oracle.expect(convolution, tensors, grad_for(results[0]), reference=False)
+    for actual, wanted in zip(results, expected, strict=True):
         assert actual.dtype == dtype
-        oracle.assert_as_good_as(actual, b, t, dtype)
+        oracle.assert_within_bound(actual, wanted)
     assert launches["conv"] == 2 and launches["weight_grad"] == 1
+
+
+def test_errors_are_at_most_twice_those_of_dense(device):
+    """Over 60 problems, as root mean squares of the errors over the magnitudes of their terms.
+
+    It cannot fail by luck: a mean over so many problems is not zero where one of them is exact, and
+    sums in another order have errors of the same size. Seen were ratios of 0.8 to 1.2 in float32,
+    and 0.5 to 0.9 in float16, in which the kernels round once and dense up to three times.
+    """
+    rng = random.Random(torch.randint(2**31, ()).item())
+    *_, found = bounds.survey(60, rng, KERNEL_DTYPES, kernels=True, device=device)
+    assert all(ratio <= 1 for ratio in found.worst.values()), found.worst
+    for dtype in KERNEL_DTYPES:
+        for result in bounds.RESULTS[:3]:
+            assert 0 < found.ratio((dtype, result)) <= 2
 
 
 def test_no_dense_convolution_runs_forward_or_backward(device, launches):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
 from triton_tied.operators import definitions
-from triton_tied.operators.derivatives import apply
+from triton_tied.operators.autograd_and_vmap import apply
 
 KERNEL, GROUPS, SYMMETRY, ALPHA = (3, 2), 2, "skew_adjoint", 0.7
 PADDINGS = {"zeros": [1, 0, 2, -1], "circular": [1, 1, 2, 2]}  # as in F.pad: width, then height

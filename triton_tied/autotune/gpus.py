@@ -36,7 +36,7 @@ class GPU:
     has_descriptors: bool = False
 
     def tflops(self, list_dtype: str) -> float:
-        """Of the products of one of :mod:`triton_tied.candidates`' dtypes."""
+        """Of the products of a list of candidates, by its dtype."""
         peaks = {"float32": self.tf32_tflops, "float32_ieee": self.float32_tflops}
         return peaks.get(list_dtype, self.half_tflops)
 

@@ -88,8 +88,7 @@ class Problem:
         return self.kernel == "weight_grad"
 
     def needs(self, config: Config) -> frozenset[Need]:
-        """What the problem asks of the compiled code of a config; see
-        :mod:`triton_tied.candidates`."""
+        """What the problem asks of the compiled code of a config; see :mod:`.candidates`."""
         found: set[Need] = set()
         if self.layout.sign < 0 and not self.is_weight_grad:
             found.add("two_sums")

@@ -1,4 +1,7 @@
-"""What the kernels share: boxes of pixels, and tiles of the packed weight."""
+"""What the kernels share: boxes of pixels, and tiles of the packed weight.
+
+A box holds M = BLOCK_I x BLOCK_H x BLOCK_W pixels: of so many images, rows and columns.
+"""
 
 import triton
 import triton.language as tl

@@ -29,10 +29,10 @@ def weight_grad_kernel(
     BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dP_t = G_t + s G_opposite^T for G_t = sum over pixels m of grad[m] x[m + t]^T: matrix products
-    with M = channels of grad, N = channels of x, K = pixels. The centre is a pair with itself, its
-    diagonal halved and its upper triangle left away. Each split sums its own boxes of pixels into
-    row ``split`` of ``partial`` [splits, packed].
+    """dP_t = G_t + s G_opposite^T for G_t = sum over pixels m of grad[m] x[m + t]^T: two matrix
+    products with M = channels of grad, N = channels of x, K = pixels. The centre is a pair with
+    itself, its diagonal halved and its upper triangle left away. Each split sums its own boxes of
+    pixels into row ``split`` of ``partial`` [splits, packed].
 
     In both products grad is the first operand and x the second. Were one tile first in one product
     and second in the other, it would pass through registers and stay in shared memory, and Triton

@@ -1,7 +1,7 @@
 """The kernels as opaque PyTorch operators: what they compute, their shapes and their FLOPs.
 
 On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives are in
-:mod:`.derivatives`.
+:mod:`.autograd_and_vmap`.
 """
 
 from __future__ import annotations

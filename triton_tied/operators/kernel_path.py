@@ -12,9 +12,9 @@ from .. import reference
 from ..autotune import centre_tap
 from ..geometry import Geometry
 from ..packing import Layout
+from .autograd_and_vmap import apply, refuse_forward_mode
 from .definitions import conv
-from .derivatives import apply, refuse_forward_mode
-from .prepare import prepare
+from .prepare_packed import prepare
 
 
 def convolve(
