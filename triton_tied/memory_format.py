@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,11 +14,31 @@ Memory = Literal["channels_last", "contiguous", "strided"]
 
 
 def is_channels_last(dims: int, input: Tensor) -> bool:
-    """Whether a batched input asks for a channels-last output; one of both formats does not."""
-    memory_format = CHANNELS_LAST.get(dims)
-    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
+    """Whether a batched input asks for a channels-last output; one of both formats does not.
+
+    All strides must be the canonical ones. PyTorch itself ignores those of axes of size 1, but with
+    others and a channels-last weight its weight gradient can be wrong.
+    """
+    if dims not in CHANNELS_LAST or input.dim() != dims + 2 or input.is_contiguous():
         return False
-    return input.is_contiguous(memory_format=memory_format)
+    return tuple(input.stride()) == _channels_last_strides(input.shape)
+
+
+def plainly_strided(dims: int, input: Tensor) -> Tensor:
+    """The batched input, or a contiguous copy where an axis of size 1 has a stride of its own: with
+    such strides in the image and in its gradient PyTorch's grouped weight gradient can raise."""
+    if 1 not in input.shape or input.is_contiguous() or is_channels_last(dims, input):
+        return input
+    return input.contiguous()
+
+
+def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    _, step, *sides = shape
+    strides = []
+    for side in reversed(sides):
+        strides.append(step)
+        step = step * side
+    return (step, 1, *reversed(strides))
 
 
 def memory_of(*images: Tensor) -> Memory:

@@ -18,6 +18,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from .cached_weights import derived_from
 from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
+from .memory_format import plainly_strided
 from .packing import Layout, expand, fold
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -39,8 +40,15 @@ def convolve(
     if padding_mode != "zeros" or padding is None:
         input, geometry = pad(input, geometry, padding_mode)
         padding = (0,) * len(geometry.stride)
-    output = _CONVOLUTIONS[len(geometry.stride)](
-        input, weight, bias, geometry.stride, padding, geometry.dilation, groups
+    dims = len(geometry.stride)
+    output = _CONVOLUTIONS[dims](
+        plainly_strided(dims, input),
+        weight,
+        bias,
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        groups,
     )
     if residual is not None:
         return residual.add(output, alpha=alpha)
