@@ -424,6 +424,19 @@ def test_layer_arguments_that_the_dense_layer_lets_pass(arguments, error, messag
     assert_refused(error, message, lambda: tt.TiedConv2d(**arguments))
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((64, 64, 3), r"dense layer's \(64, 64, 3\) is TiedConv2d\(64, kernel_size=3\)"),
+        ((5, 5, (3, 1), 2), r"is TiedConv2d\(5, kernel_size=\(3, 1\)\)"),
+        ((3, 8, 3), r"TiedConv2d\(3, 8, 3\).*as many input as output channels"),
+        ((64, 3, 1), r"options are given by name"),
+    ],
+)
+def test_the_positions_of_the_dense_layer_are_refused_with_the_right_call(arguments, message):
+    assert_refused(TypeError, message, lambda: tt.TiedConv2d(*arguments, padding=1))
+
+
 def test_layer_of_integers_is_refused_as_the_dense_one_is():
     with pytest.raises(RuntimeError, match="floating point"):
         nn.Conv2d(8, 8, 3, dtype=torch.int64)

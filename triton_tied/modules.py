@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class _TiedConv(nn.Module):
         self,
         channels: int,
         kernel_size: IntOrInts,
+        *misplaced: NoReturn,
         stride: IntOrInts = 1,
         padding: Padding = 0,
         dilation: IntOrInts = 1,
@@ -48,6 +49,8 @@ class _TiedConv(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if misplaced:
+            _refuse_positions(type(self).__name__, channels, kernel_size, *misplaced)
         super().__init__()
         try:
             kernel = per_axis("kernel_size", kernel_size, self.dims)
@@ -230,6 +233,18 @@ class _TiedConv(nn.Module):
         )
 
 
+def _refuse_positions(name: str, channels: Any, kernel_size: Any, *others: Any) -> NoReturn:
+    """The habit of ``nn.Conv2d(64, 64, 3)`` would make a kernel of 64 x 64 with stride 3."""
+    given = ", ".join(map(repr, (channels, kernel_size, *others)))
+    if channels == kernel_size:
+        remedy = f"a dense layer's ({given}) is {name}({channels!r}, kernel_size={others[0]!r})"
+    else:
+        remedy = "there are as many input as output channels, and options are given by name"
+    raise TypeError(
+        f"{name}({given}): only the channels and the kernel size are given by position: {remedy}"
+    )
+
+
 def _options_of(layer: nn.Module) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in _OPTIONS}
 
@@ -248,7 +263,7 @@ class TiedConv2d(_TiedConv):
     Args:
         channels: input and output channels C.
         kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as in
-            ``nn.Conv2d``. The tie holds inside each group.
+            ``nn.Conv2d``, but by name after the kernel size. The tie holds inside each group.
         symmetry: "self_adjoint" (s = +1) or "skew_adjoint" (s = -1).
 
     Attributes:
