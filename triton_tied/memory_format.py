@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -19,9 +20,29 @@ def is_channels_last(dims: int, input: Tensor) -> bool:
     All strides must be the canonical ones. PyTorch itself ignores those of axes of size 1, but with
     others and a channels-last weight its weight gradient can be wrong.
     """
-    if dims not in CHANNELS_LAST or input.dim() != dims + 2 or input.is_contiguous():
+    if input.dim() != dims + 2 or input.is_contiguous():
         return False
-    return tuple(input.stride()) == _channels_last_strides(input.shape)
+    return has_channels_last_strides(dims, input)
+
+
+def has_channels_last_strides(dims: int, tensor: Tensor) -> bool:
+    """Whether an image or a weight has the strides that ``to(memory_format=...)`` would give it."""
+    if dims not in CHANNELS_LAST or tensor.dim() != dims + 2:
+        return False
+    return tuple(tensor.stride()) == _channels_last_strides(tensor.shape)
+
+
+def as_channels_last(dims: int, input: Tensor) -> Tensor:
+    """The input, batched or not, with the strides of channels-last memory: a copy where its memory
+    is another, a view where only strides of axes of size 1 differ."""
+    if has_torch_function_unary(input):  # a proxy of torch.fx, say
+        return handle_torch_function(as_channels_last, (input,), dims, input)
+    if input.dim() == dims + 1:
+        return as_channels_last(dims, input.unsqueeze(0)).squeeze(0)
+    if input.dim() != dims + 2 or has_channels_last_strides(dims, input):
+        return input
+    pixels = input.movedim(1, -1).contiguous()
+    return pixels.flatten().view(pixels.shape).movedim(-1, 1)  # as a whole, so that all strides are
 
 
 def plainly_strided(dims: int, input: Tensor) -> Tensor:
