@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
@@ -306,8 +307,10 @@ class _TiedConv(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Takes a dense ``weight`` in place of ``packed_weight``, if it is tied to rounding."""
-        dense, packed = prefix + "weight", prefix + "packed_weight"
-        if dense in state_dict and packed not in state_dict:
+        dense, packed, bias = (prefix + name for name in ("weight", "packed_weight", "bias"))
+        given = state_dict.get(packed)
+        if dense in state_dict and (given is None or given is self.packed_weight):
+            # (A loader that looks for the model's own names first hands back the layer's own.)
             state_dict = dict(state_dict)
             try:
                 weight = state_dict.pop(dense)
@@ -316,8 +319,24 @@ class _TiedConv(nn.Module):
                 error_msgs.append(f"While loading the dense weight {dense!r}: {error}")
                 # reported above, so not missing as well
                 state_dict[packed] = self.packed_weight.detach()
+        elif dense in state_dict:
+            error_msgs.append(f"There are both a dense {dense!r} and {packed!r}: which is meant?")
+        elif given is None and bias in state_dict:
+            warnings.warn(
+                f"{bias!r} is loaded, but neither {packed!r} nor a dense {dense!r} is there: the "
+                f"weight stays as it was. If a loader has dropped the dense weight, since the "
+                f"model has no parameter of that name, use load_state_dict of the whole dictionary",
+                stacklevel=2,
+            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls first."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__}. Script the dense layer that "
+            f"computes the same, layer.to_conv(), or use torch.export or torch.jit.trace"
         )
 
 
