@@ -65,11 +65,11 @@ def repeated(layer, x, times=12):
 def test_twelve_applications_under_autograd_expand_once_and_fold_once(layer, x, counts):
     repeated(layer, x).square().sum().backward()
     assert counts == {"expand": 12, "fold": 12}
-    expected, layer.packed.grad = layer.packed.grad, None
+    expected, layer.packed_weight.grad = layer.packed_weight.grad, None
     with tt.cached():
         repeated(layer, x).square().sum().backward()
     assert counts == {"expand": 13, "fold": 13}
-    torch.testing.assert_close(layer.packed.grad, expected)
+    torch.testing.assert_close(layer.packed_weight.grad, expected)
 
 
 def test_frozen_weights_are_expanded_once_in_inference(layer, x, counts):
@@ -104,20 +104,22 @@ def test_nothing_is_kept_after_the_block(layer, x, counts):
 
 def update_in_place(layer):
     with torch.no_grad():
-        layer.packed.mul_(2)
+        layer.packed_weight.mul_(2)
 
 
 def update_in_inference_mode(layer):
     with torch.inference_mode():
-        layer.packed.mul_(2)
+        layer.packed_weight.mul_(2)
 
 
 def update_data(layer):
-    layer.packed.data = layer.packed.data * 2
+    layer.packed_weight.data = layer.packed_weight.data * 2
 
 
 def update_by_checkpoint(layer):
-    layer.load_state_dict({**layer.state_dict(), "packed": torch.ones_like(layer.packed)})
+    layer.load_state_dict(
+        {**layer.state_dict(), "packed_weight": torch.ones_like(layer.packed_weight)}
+    )
 
 
 def update_by_weight(layer):
@@ -125,7 +127,7 @@ def update_by_weight(layer):
 
 
 def update_by_optimizer(layer, **options):
-    layer.packed.grad = torch.ones_like(layer.packed)
+    layer.packed_weight.grad = torch.ones_like(layer.packed_weight)
     torch.optim.Adam(layer.parameters(), lr=0.1, **options).step()
 
 
@@ -164,7 +166,7 @@ def test_weights_made_without_gradient_are_not_reused_with_it(layer, x):
             with first():
                 layer(x)
             layer(x).sum().backward()
-        assert layer.packed.grad.any()
+        assert layer.packed_weight.grad.any()
 
 
 def test_frozen_weights_made_in_inference_mode_are_not_saved_for_a_backward(layer, x):
@@ -228,7 +230,7 @@ def test_transforms_inside_the_block_are_right(layer, x):
 
     with tt.cached():
         layer(x)
-        packed = layer.packed.detach()
+        packed = layer.packed_weight.detach()
         actual = torch.func.grad(loss)(packed)
         batched = torch.vmap(loss)(torch.stack([packed, 2 * packed]))
     (expected,) = torch.autograd.grad(loss(packed.requires_grad_()), packed)

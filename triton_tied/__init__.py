@@ -3,7 +3,7 @@
 The layers are in ``modules``, the functions in ``functional``, the algebra in ``packing``.
 """
 
-from . import reference
+from . import init, reference
 from .cached_weights import cached
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
@@ -16,6 +16,7 @@ __all__ = [
     "TiedConv2d",
     "TiedConv3d",
     "cached",
+    "init",
     "pack",
     "packed_size",
     "reference",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 _MAX_GATHERED = 2**18  # numbers of a dense weight: a table takes 4 bytes for each
 _MAX_TABLES = 64
@@ -52,7 +53,7 @@ class Layout:
     channels: int
     kernel_size: tuple[int, ...]
     groups: int = 1
-    symmetry: str = "self_adjoint"
+    symmetry: Symmetry = "self_adjoint"
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_size", "groups"):
@@ -121,7 +122,7 @@ class Layout:
 
 
 def make_layout(
-    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: str
+    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: Symmetry
 ) -> Layout:
     """The layout of arguments as users give them; an int ``kernel_size`` k means ``(k, k)``.
 
@@ -152,7 +153,7 @@ def layout_of_length(size: int, like: Layout) -> Layout | None:
     the same symmetry, else of the other."""
     groups, kernel = like.groups, like.kernel_size
     end = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
-    for symmetry in sorted(SIGNS, key=lambda name: name != like.symmetry):
+    for symmetry in sorted(get_args(Symmetry), key=lambda name: name != like.symmetry):
         for group_channels in range(1, end):
             layout = Layout(group_channels * groups, kernel, groups, symmetry)
             if layout.size == size:
@@ -178,18 +179,18 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_symmetry(symmetry: str) -> str:
+def check_symmetry(symmetry: str) -> Symmetry:
     """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
     if not isinstance(symmetry, str) or symmetry not in SIGNS:
         raise ValueError(f"symmetry must be one of {set(SIGNS)}, but got symmetry={symmetry!r}")
-    return symmetry
+    return cast(Symmetry, symmetry)
 
 
 def packed_size(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
 ) -> int:
     """How many free numbers a tied weight has.
 
@@ -219,7 +220,7 @@ def unpack(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """The dense weight that a packed vector stands for, tied to the last bit. Differentiable.
@@ -251,11 +252,11 @@ def unpack(
     return expand(packed, layout, channels_last=memory_format is not torch.contiguous_format)
 
 
-def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Tensor:
+def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
 
-    The orthogonal projection ``(W + s * flip(W)^T) / 2``, computed in float64 and rounded once:
-    exact where the weight is already tied.
+    The orthogonal projection ``(W + s * flip(W)^T) / 2``, rounded once: exact where the weight is
+    already tied.
 
     Args:
         weight: ``(channels, channels // groups, *kernel_size)``, any floating dtype.
@@ -277,8 +278,12 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
             f"groups={groups}, but got weight of size {list(weight.shape)}"
         )
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
-    taps = _tap_matrices(weight.double(), layout)
-    nearest = ((taps + layout.sign * taps.flip(1).mT) / 2).to(weight.dtype)
+    # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
+    # no wider dtype is needed, which not every device has, but for half types, whose sums round.
+    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    opposite = layout.sign * taps.flip(1).mT
+    twice = taps + opposite
+    nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)
     return _join(nearest, nearest[:, layout.pairs] if layout.taps % 2 else None, layout)
 
 

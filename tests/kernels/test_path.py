@@ -155,7 +155,7 @@ def test_twelve_applications_prepare_once_under_autograd(device, launches, monke
         y = x
         for _ in range(12):
             y = layer(y)
-        (grad,) = torch.autograd.grad(y.square().sum(), layer.packed)
+        (grad,) = torch.autograd.grad(y.square().sum(), layer.packed_weight)
         return grad
 
     monkeypatch.setattr(centre_tap, "unpacking_pays", lambda *_: True)
@@ -175,7 +175,9 @@ def test_prepared_centre_is_never_stale(device, launches):
     with tt.cached():
         for step in range(3):
             loss = layer(x).square().sum()
-            y = tt.reference.tied_conv2d(x, layer.packed, layer.bias, kernel_size=3, padding=1)
+            y = tt.reference.tied_conv2d(
+                x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
+            )
             torch.testing.assert_close(loss, y.square().sum())
             assert launches["unpack_centre"] == step + 1
             optimizer.zero_grad()
@@ -190,15 +192,15 @@ def test_autocast_computes_in_half_from_a_float32_packed_vector(device, launches
         y = layer(layer(x))
         assert y.dtype == torch.float16
         y.float().square().sum().backward()
-    half = layer.packed.detach().half().requires_grad_()
+    half = layer.packed_weight.detach().half().requires_grad_()
     bias = layer.bias.detach().half()
     z = x.half()
     for _ in range(2):
         z = tt.tied_conv2d(z, half, bias, kernel_size=3, padding=1)
     assert torch.equal(y, z)
-    assert layer.packed.grad.dtype == torch.float32
+    assert layer.packed_weight.grad.dtype == torch.float32
     (expected,) = torch.autograd.grad(z.float().square().sum(), half)
-    torch.testing.assert_close(layer.packed.grad, expected.float(), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(layer.packed_weight.grad, expected.float(), rtol=2e-3, atol=2e-3)
 
 
 def test_autocast_leaves_float64_alone(device):
@@ -296,7 +298,7 @@ def test_training_step_is_the_same_to_the_bit(device):
         for _ in range(2):
             layer(x).square().mean().backward()
             optimizer.step()
-        return layer.packed.detach()
+        return layer.packed_weight.detach()
 
     assert torch.equal(trained(), trained())
 
@@ -309,7 +311,7 @@ def test_traced_function_equals_eager(device):
         return tt.tied_conv2d(x, packed, bias, kernel_size=3, padding=1)
 
     traced = aot_function(apply, fw_compiler=nop, bw_compiler=nop)
-    tensors = (x, layer.packed, layer.bias)
+    tensors = (x, layer.packed_weight, layer.bias)
     for actual, expected in zip(run(traced, tensors), run(apply, tensors), strict=True):
         assert torch.equal(actual, expected)
 
@@ -377,4 +379,6 @@ def test_empty_batch_gives_empty_output_and_zero_gradient(device):
     y = layer(x)
     assert y.shape == x.shape
     y.sum().backward()
-    assert not layer.packed.grad.any() and not layer.bias.grad.any() and x.grad.shape == x.shape
+    assert (
+        not layer.packed_weight.grad.any() and not layer.bias.grad.any() and x.grad.shape == x.shape
+    )

@@ -25,7 +25,7 @@ from ..geometry import Geometry
 from ..kernels import launch
 from ..kernels.launch import Convolution, WeightGradient
 from ..memory_format import empty_image
-from ..packing import Layout, expand, expand_centre
+from ..packing import Layout, check_symmetry, expand, expand_centre
 
 
 @custom_op("triton_tied::conv", mutates_args=())
@@ -102,7 +102,7 @@ def weight_grad(
 @custom_op("triton_tied::unpack_centre", mutates_args=())
 def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
-    layout = Layout(c * groups, (2 * pairs + 1,), groups, symmetry)
+    layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
     if why_reference(packed.device, packed.dtype):
         return expand_centre(packed, layout).clone()
     return launch.unpack_centre(packed.contiguous(), layout, packed.dtype)
@@ -135,7 +135,9 @@ def _make(
     groups: int,
     symmetry: str,
 ) -> tuple[Layout, Geometry]:
-    return Layout(channels, kernel_size, groups, symmetry), geometry_of(padding, dilation)
+    return Layout(channels, kernel_size, groups, check_symmetry(symmetry)), geometry_of(
+        padding, dilation
+    )
 
 
 def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
@@ -180,7 +182,8 @@ def _weight_grad_shape(
     circular: bool,
     alpha: float,
 ) -> Tensor:
-    return x.new_empty(Layout(int(x.shape[1]), tuple(kernel_size), groups, symmetry).size)
+    layout = Layout(int(x.shape[1]), tuple(kernel_size), groups, check_symmetry(symmetry))
+    return x.new_empty(layout.size)
 
 
 @unpack_centre.register_fake

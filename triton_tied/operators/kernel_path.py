@@ -38,7 +38,8 @@ def convolve(
     dims = len(layout.kernel_size)
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     if padding_mode != "zeros" and not circular:
-        input, geometry = reference.pad(input, geometry, padding_mode)
+        padded, geometry = reference.pad(input, geometry, padding_mode)
+        input = padded.to(input.dtype)  # autocast pads in float32
     if circular:
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
