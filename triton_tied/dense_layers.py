@@ -47,8 +47,11 @@ def check_can_be_tied(conv: nn.Module, dense: type[nn.Module], asked_by: str) ->
 
 
 def hand_over(old: nn.Module, new: nn.Module) -> None:
-    """Training mode, what of the bias and the weight is trained, and the hooks of forward and
-    backward, in their order. Their handles remove them from the old layer only."""
+    """A copy of the bias, the training mode, and the hooks of forward and backward, in their order.
+    Their handles remove them from the old layer only."""
+    if old.bias is not None:
+        bias = old.bias.detach().clone()  # type: ignore[operator]
+        new.bias = nn.Parameter(bias, old.bias.requires_grad)  # type: ignore[arg-type]
     new.train(old.training)
     for hooks in _HOOKS:
         kept = {key: hook for key, hook in getattr(old, hooks).items() if not _makes_weight(hook)}
@@ -56,8 +59,6 @@ def hand_over(old: nn.Module, new: nn.Module) -> None:
     for flags in _HOW_HOOKS_ARE_CALLED:
         getattr(new, flags).update(getattr(old, flags))
     new._is_full_backward_hook = old._is_full_backward_hook
-    if isinstance(old.bias, nn.Parameter):
-        new.bias.requires_grad_(old.bias.requires_grad)
 
 
 def _makes_weight(hook: Any) -> bool:

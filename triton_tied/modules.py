@@ -123,17 +123,9 @@ class _TiedConv(nn.Module):
         raises ValueError, with the deviation; :meth:`project_` takes it. A weight that requires a
         gradient raises RuntimeError, since its numbers are copied.
         """
-        layout = self._layout
-        weight = unpack(
-            self.packed_weight,
-            layout.channels,
-            layout.kernel_size,
-            layout.groups,
-            self.symmetry,
-            CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format,
-        )
-        if torch.compiler.is_compiling():
-            return weight
+        weight = self._expand()
+        if torch.compiler.is_compiling() or type(weight) is not Tensor:
+            return weight  # the compiler, and fake or distributed tensors, take no subclass of ours
         return ReadOnlyWeight.of(weight, self.packed_weight)
 
     @weight.setter
@@ -148,6 +140,17 @@ class _TiedConv(nn.Module):
                 f"share the weight of another tied layer, assign its packed_weight"
             )
         self._store(pack_tied(weight, self._layout, _REMEDY))
+
+    def _expand(self) -> Tensor:
+        channels_last = self._channels_last and CHANNELS_LAST[self.dims]
+        return unpack(
+            self.packed_weight,
+            self.channels,
+            self.kernel_size,
+            self.groups,
+            self.symmetry,
+            channels_last or torch.contiguous_format,
+        )
 
     def project_(self: _Layer, weight: Tensor) -> _Layer:
         """Stores the tied weight nearest to a dense one, ``(W + s * flip(W)^T) / 2``, and returns
@@ -238,44 +241,33 @@ class _TiedConv(nn.Module):
         """
         check_can_be_tied(conv, cls.dense, f"{cls.__name__}.from_conv")
         dense = cast(nn.Conv2d, conv)
-        trains, weight = dense.weight.requires_grad, dense.weight.detach()
-        tied = nn.utils.skip_init(
-            cls,
+        weight, trains = dense.weight.detach(), dense.weight.requires_grad
+        tied = cls(
             dense.in_channels,
             dense.kernel_size,
             bias=dense.bias is not None,
             symmetry=symmetry,
-            device=weight.device,
+            device="meta",
             dtype=weight.dtype,
             **options_of(dense),
         )
-        tied.project_(weight)
-        tied.packed_weight.requires_grad_(trains)
+        tied.packed_weight = nn.Parameter(pack(weight, tied.groups, symmetry), trains)
         tied._channels_last = has_channels_last_strides(cls.dims, weight)
-        if dense.bias is not None:
-            with torch.no_grad():
-                tied.bias.copy_(dense.bias)
         hand_over(dense, tied)
         return tied
 
     def _to_conv(self) -> Any:
-        conv: Any = nn.utils.skip_init(
-            self.dense,
+        dense: Any = self.dense
+        conv = dense(
             self.channels,
             self.channels,
             self.kernel_size,
             bias=self.bias is not None,
-            device=self.packed_weight.device,
+            device="meta",
             dtype=self.packed_weight.dtype,
             **options_of(self),
         )
-        if self._channels_last:
-            conv = conv.to(memory_format=CHANNELS_LAST[self.dims])
-        with torch.no_grad():
-            conv.weight.copy_(self.weight)
-            if self.bias is not None:
-                conv.bias.copy_(self.bias)
-        conv.weight.requires_grad_(self.packed_weight.requires_grad)
+        conv.weight = nn.Parameter(self._expand().detach(), self.packed_weight.requires_grad)
         hand_over(self, conv)
         return conv
 
