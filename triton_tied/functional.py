@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .dispatch import HAS_TRITON, takes_operators
+from .dispatch import takes_operators
 from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
 from .memory_format import is_channels_last
+from .operators.convolve import convolve
 from .packing import (
     Layout,
     check_supported,
@@ -26,9 +27,6 @@ from .packing import (
     expected_length,
     layout_of_length,
 )
-
-if HAS_TRITON:
-    from .operators.convolve import convolve
 
 _Options = ParamSpec("_Options")
 

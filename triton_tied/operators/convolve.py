@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import reference
-from ..autotune import centre_tap
 from ..geometry import Geometry
 from ..packing import Layout
 from .definitions import conv
 from .derivatives import apply, refuse_forward_mode
+from .flops import tell_counters
 from .prepare import prepare
 
 
@@ -34,7 +34,11 @@ def convolve(
     Raises:
         NotImplementedError: forward-mode automatic differentiation.
     """
+    from ..autotune import centre_tap  # its tables of files are slow to import
+
     _refuse_tangents(input, packed, bias, residual)
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        tell_counters()
     dims = len(layout.kernel_size)
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     if padding_mode != "zeros" and not circular:
