@@ -30,9 +30,10 @@ from .memory_format import CHANNELS_LAST
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
-_MAX_GATHERED = 2**18  # numbers of a dense weight: a table takes 4 bytes for each
-_MAX_TABLES = 64
-_tables: dict[tuple, Tensor] = {}
+# Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
+_MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
+_MAX_TABLE_BYTES = 2**24  # of all tables together
+_tables: dict[tuple, Tensor] = {}  # the one used last stands last
 
 
 @dataclass(frozen=True)
@@ -288,10 +289,9 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     A small weight is bound by the number of operations: it is gathered in one, by a table. A large
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
-    if math.prod(layout.weight_shape) <= _MAX_GATHERED:
-        return _expand_by_table(packed, layout, channels_last)
-    if _is_transformed(packed):
-        return _expand_by_stacking(packed, layout, channels_last)
+    tracked = torch.is_grad_enabled() and packed.requires_grad
+    if not tracked or _is_transformed(packed):
+        return _expand_plainly(packed, layout, channels_last)
     return _ExpandFunction.apply(packed, layout, channels_last)
 
 
@@ -308,12 +308,15 @@ def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
 
 
 class _ExpandFunction(torch.autograd.Function):
-    """packed -> W. Linear: the derivative of each of the two maps is the other."""
+    """packed -> W. Linear: the derivative of each of the two maps is the other.
+
+    Nothing is saved for the backward, so that it can run again: one weight may serve several.
+    """
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
-        return _expand_by_stacking(packed, *arguments)
+        return _expand_plainly(packed, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -330,6 +333,8 @@ class _FoldFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
+        if _is_small(arguments[0]):
+            return _fold_by_table(dense, *arguments)
         return _fold_into_parts(dense, arguments[0])
 
     @staticmethod
@@ -350,12 +355,30 @@ def _is_transformed(tensor: Tensor) -> bool:
     )
 
 
+def _is_small(layout: Layout) -> bool:
+    return math.prod(layout.weight_shape) <= _MAX_GATHERED
+
+
+def _expand_plainly(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    by = _expand_by_table if _is_small(layout) else _expand_by_stacking
+    return by(packed, layout, channels_last)
+
+
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     source = packed
     if layout.sign < 0:
         source = torch.cat([packed, packed.neg(), packed.new_zeros(1)])
     index = _table(packed, _build_gather_index, layout, channels_last)
     return _as_weight(source.index_select(0, index), layout, channels_last)
+
+
+def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    index = _table(dense, _build_gather_index, layout, channels_last)
+    flat = (dense.movedim(1, -1) if channels_last else dense).reshape(-1)
+    if layout.sign > 0:
+        return dense.new_zeros(layout.size).index_add_(0, index, flat)
+    both = dense.new_zeros(2 * layout.size + 1).index_add_(0, index, flat)
+    return both[: layout.size] - both[layout.size : -1]
 
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
@@ -368,14 +391,41 @@ def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> 
 
 
 def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
-    """``(group, triangle)`` -> the full centre ``(group, out, in)``, by one gather."""
+    """``(group, triangle)`` -> the full centre ``(group, out, in)``."""
+    c, sign = layout.group_channels, layout.sign
+    if _goes_by_rows(triangle, c):
+        pieces, zeros = (
+            triangle.split(_row_lengths(c, sign), 1),
+            triangle.new_zeros(len(triangle), c),
+        )
+        rows = [part for row in pieces for part in (row, zeros[:, row.shape[1] :])]
+        lower = torch.cat(rows, 1).view(-1, c, c)
+        return torch.add(lower, lower.tril(-1).mT, alpha=sign)
     source = triangle
-    if layout.sign < 0:
+    if sign < 0:
         zero = triangle.new_zeros(layout.groups, 1)
         source = torch.cat([triangle, triangle.neg(), zero], 1)
-    c = layout.group_channels
-    index = _table(triangle, _build_centre_index, c, layout.sign)
+    index = _table(triangle, _build_centre_index, c, sign)
     return source.index_select(1, index).view(layout.groups, c, c)
+
+
+def _triangle_of(centre: Tensor, layout: Layout) -> Tensor:
+    """The full centre ``(group, out, in)`` -> ``(group, triangle)``."""
+    c, sign = layout.group_channels, layout.sign
+    if _goes_by_rows(centre, c):
+        lengths = _row_lengths(c, sign)
+        return torch.cat([row[:, :n] for row, n in zip(centre.unbind(1), lengths, strict=True)], 1)
+    index = _table(centre, _build_triangle_index, c, sign)
+    return centre.reshape(layout.groups, -1).index_select(1, index)
+
+
+def _goes_by_rows(centre: Tensor, c: int) -> bool:
+    """A large centre is copied row by row: its tables would take three times its memory."""
+    return c * c > _MAX_GATHERED_CENTRE and not _is_transformed(centre)
+
+
+def _row_lengths(c: int, sign: int) -> list[int]:
+    return [row + (sign > 0) for row in range(c)]
 
 
 def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
@@ -399,8 +449,7 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
     pairs = taps[:, : layout.pairs].reshape(-1)
     if centre is None:
         return pairs
-    index = _build_triangle_index(taps.device, layout.group_channels, layout.sign)
-    return torch.cat([pairs, centre.reshape(layout.groups, -1).index_select(1, index).reshape(-1)])
+    return torch.cat([pairs, _triangle_of(centre, layout).reshape(-1)])
 
 
 def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -433,24 +482,25 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
         torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
     centre = _fold_centre(taps, layout)
     if centre is not None:
-        index = _table(dense, _build_triangle_index, layout.group_channels, layout.sign)
-        torch.index_select(centre.reshape(layout.groups, -1), 1, index, out=triangle)
+        triangle.copy_(_triangle_of(centre, layout))
     return packed
 
 
 def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     """``build(device, *key)``, kept for the next call."""
     place = (build, like.device, *key)
+    # One that is made for a fake or traced tensor must not outlive that, nor a real one meet them.
     plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
-    table = _tables.get(place) if plain else None
+    once = not like.is_floating_point()  # it serves to build a table
+    if once or not plain or torch._C._len_torch_dispatch_stack():
+        return build(*place[1:])
+    table = _tables.pop(place, None)
     if table is None:
         with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
             table = build(*place[1:])
-        # One made for a fake or traced tensor must not outlive that.
-        if plain and type(table) is Tensor:
-            if len(_tables) >= _MAX_TABLES:
-                _tables.pop(next(iter(_tables)), None)
-            _tables[place] = table
+    _tables[place] = table
+    while sum(kept.nbytes for kept in list(_tables.values())) > _MAX_TABLE_BYTES:
+        _tables.pop(next(iter(_tables), None), None)
     return table
 
 
