@@ -11,7 +11,8 @@ from .cached_weights import cached
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
-from .packing import pack, packed_size, unpack
+from .packing import PreparedWeight, pack, packed_size, unpack
+from .prepare import prepare
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from .autotune.tuning import tune as tune
 
 __all__ = [
+    "PreparedWeight",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
     "cached",
     "pack",
     "packed_size",
+    "prepare",
     "reference",
     "tied_conv1d",
     "tied_conv2d",

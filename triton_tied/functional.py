@@ -22,6 +22,7 @@ from .memory_format import is_channels_last
 from .operators.convolve import convolve
 from .packing import (
     Layout,
+    PreparedWeight,
     check_supported,
     check_symmetry,
     expected_length,
@@ -34,7 +35,7 @@ _Options = ParamSpec("_Options")
 def tied_conv(
     dims: int,
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None = None,
     *,
     kernel_size: IntOrInts,
@@ -48,7 +49,8 @@ def tied_conv(
     residual: Tensor | None = None,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
-    tensors = {"input": input, "packed": packed}
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
@@ -65,6 +67,8 @@ def tied_conv(
         check_groups(groups),
         check_symmetry(symmetry),
     )
+    if isinstance(packed, PreparedWeight):
+        packed.checked(layout)
     check_padding_mode(padding_mode)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
@@ -110,7 +114,8 @@ tied_conv2d = _over(
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The
             output has its memory format.
-        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``.
+        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``; or
+            what ``prepare`` made of it.
         bias: ``(C,)`` or None, of the dtype of ``input``.
         kernel_size, stride, dilation: an int or a sequence of two.
         padding: likewise, or "same" (stride 1 only) or "valid".
@@ -273,6 +278,11 @@ def check_padding_mode(padding_mode: str) -> None:
             f"padding_mode must be one of {set(PADDING_MODES)}, "
             f"but got padding_mode={padding_mode!r}"
         )
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """In which a convolution would compute with the tensor, autocast considered."""
+    return _after_autocast(tensor.dtype, _autocast_dtype(tensor.device.type))
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
 
@@ -119,6 +120,34 @@ class Layout:
             f"channels={self.channels}, kernel_size={self.kernel_size}, "
             f"groups={self.groups}, symmetry={self.symmetry!r}"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PreparedWeight:
+    """What :func:`triton_tied.prepare` makes: the weight of one packed vector, ready to be applied.
+
+    Attributes:
+        layout: of ``packed``.
+        packed: the free numbers, in the dtype of the convolutions.
+        dense: the dense weight; None where the kernels serve, which do without.
+        channels_last: whether it lies in memory so, or contiguous.
+        centre: the unpacked centre tap for the kernels, or None. No gradient goes through it.
+    """
+
+    layout: Layout
+    packed: Tensor
+    dense: Tensor | None = None
+    channels_last: bool = False
+    centre: Tensor | None = None
+
+    def checked(self, layout: Layout) -> PreparedWeight:
+        """Itself; raises ValueError where the convolution is another than it was prepared for."""
+        if self.layout != layout:
+            raise ValueError(f"expected a weight prepared for {layout}, but got one for {self}")
+        return self
+
+    def __repr__(self) -> str:
+        return f"PreparedWeight({self.layout}, dtype={self.packed.dtype})"
 
 
 def make_layout(
@@ -216,7 +245,7 @@ def packed_size(
 
 
 def unpack(
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
@@ -226,30 +255,67 @@ def unpack(
     """The dense weight that a packed vector stands for, tied to the last bit. Differentiable.
 
     Args:
-        packed: ``(packed_size(...),)``, any floating dtype.
+        packed: ``(packed_size(...),)``, any floating dtype; or what ``prepare`` made of it.
         channels, kernel_size, groups, symmetry: as in ``packed_size``.
         memory_format: of the result; ``torch.channels_last`` (2-D) or ``channels_last_3d`` (3-D)
             costs no more than contiguous: the weight is written once, in this order.
 
     Returns:
-        ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``.
+        ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``. Of a
+        prepared weight, and inside a ``cached()`` block, its memory is shared: clone it before
+        writing to it.
 
     Raises:
         TypeError, ValueError: as ``packed_size``; ``packed`` not of the right length; a
             memory format that the kernel's number of dimensions does not have.
         NotImplementedError: a dtype or tensor layout that is not supported.
     """
-    check_supported("unpack", "packed", packed)
     layout = make_layout(channels, kernel_size, groups, symmetry)
+    channels_last = wants_channels_last(layout, memory_format)
+    numbers = numbers_of("unpack", packed, layout)
+    weight = dense_weight(packed, layout, numbers.dtype, channels_last)
+    shared = isinstance(packed, PreparedWeight) or is_caching(packed)
+    return weight.view_as(weight) if shared else weight  # so that hooks are the caller's own
+
+
+def numbers_of(function: str, packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
+    """The packed vector of ``layout``, prepared or not; raises as :func:`unpack`."""
+    if isinstance(packed, PreparedWeight):
+        return packed.checked(layout).packed
+    check_supported(function, "packed", packed)
     if packed.shape != (layout.size,):
         raise ValueError(expected_length(layout, packed.shape))
+    return packed
+
+
+def wants_channels_last(layout: Layout, memory_format: torch.memory_format) -> bool:
+    """Whether a dense weight is asked for in channels-last; raises as :func:`unpack`."""
     known = (torch.contiguous_format, CHANNELS_LAST.get(len(layout.kernel_size)))
     if memory_format not in known:
         raise ValueError(
             f"memory_format should be one of {[str(f) for f in known if f]} "
             f"for kernel_size={layout.kernel_size}, got {memory_format}"
         )
-    return expand(packed, layout, channels_last=memory_format is not torch.contiguous_format)
+    return memory_format is not torch.contiguous_format
+
+
+def dense_weight(
+    packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """:func:`unpack` for checked arguments, in a dtype of the caller's. It is made once where it is
+    prepared, or inside a ``cached()`` block."""
+    if isinstance(packed, PreparedWeight):
+        if packed.dense is None:
+            return expand(packed.packed.to(dtype), layout, channels_last)
+        dense = packed.dense.to(dtype)
+        if packed.channels_last == channels_last:
+            return dense
+        return _as_weight(_in_memory_order(dense, channels_last), layout, channels_last)
+    return derived_from(
+        packed,
+        (layout, dtype, channels_last),
+        lambda: (expand(packed.to(dtype), layout, channels_last),),
+    )[0]
 
 
 def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Tensor:
@@ -316,7 +382,7 @@ class _ExpandFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
-        return _expand_plainly(packed, *arguments)
+        return _expand_plainly(packed, *arguments).detach()  # no view, so that it may be written to
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -347,9 +413,11 @@ class _FoldFunction(torch.autograd.Function):
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    """Under torch.compile, torch.func or batched gradients, which take plain operations only."""
+    """Under torch.compile, torch.func, torch.jit.trace or batched gradients, which take plain
+    operations only."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
@@ -374,7 +442,7 @@ def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Ten
 
 def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     index = _table(dense, _build_gather_index, layout, channels_last)
-    flat = (dense.movedim(1, -1) if channels_last else dense).reshape(-1)
+    flat = _in_memory_order(dense, channels_last)
     if layout.sign > 0:
         return dense.new_zeros(layout.size).index_add_(0, index, flat)
     both = dense.new_zeros(2 * layout.size + 1).index_add_(0, index, flat)
@@ -464,6 +532,11 @@ def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
     return dense.reshape(layout.groups, c, c, layout.taps).movedim(3, 1)
 
 
+def _in_memory_order(dense: Tensor, channels_last: bool) -> Tensor:
+    """The numbers of the dense weight as they lie in memory of the one or the other order."""
+    return (dense.movedim(1, -1) if channels_last else dense).reshape(-1)
+
+
 def _as_weight(numbers: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     """Numbers in memory order, seen as the dense weight."""
     if channels_last:
@@ -499,8 +572,12 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
         with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
             table = build(*place[1:])
     _tables[place] = table
-    while sum(kept.nbytes for kept in list(_tables.values())) > _MAX_TABLE_BYTES:
-        _tables.pop(next(iter(_tables), None), None)
+    excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
+    for oldest in list(_tables):
+        if excess <= 0:
+            break
+        dropped = _tables.pop(oldest, None)
+        excess -= 0 if dropped is None else dropped.nbytes
     return table
 
 

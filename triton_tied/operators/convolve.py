@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from .. import reference
 from ..geometry import Geometry
-from ..packing import Layout
+from ..packing import Layout, PreparedWeight
 from .definitions import conv
 from .derivatives import apply, refuse_forward_mode
 from .flops import tell_counters
@@ -19,7 +19,7 @@ from .prepare import prepare
 
 def convolve(
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None,
     layout: Layout,
     geometry: Geometry,
@@ -36,7 +36,8 @@ def convolve(
     """
     from ..autotune import centre_tap  # its tables of files are slow to import
 
-    _refuse_tangents(input, packed, bias, residual)
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    _refuse_tangents(input, numbers, bias, residual)
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         tell_counters()
     dims = len(layout.kernel_size)
@@ -47,13 +48,13 @@ def convolve(
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
     images = _with_rows(input, dims)
-    packed, centre = prepare(
+    numbers, centre = prepare(
         packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
     )
     output = apply(
         conv,
         images,
-        packed,
+        numbers,
         centre,
         bias,
         None if residual is None else _with_rows(residual, dims),
