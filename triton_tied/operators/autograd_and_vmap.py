@@ -20,15 +20,25 @@ from ..memory_format import is_channels_last
 from ..packing import SIGNS
 from .definitions import conv, geometry_of, weight_grad
 
+_untraced: Callable[..., Tensor] | None = None
+
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
     """The operator, in the form that a ``torch.func`` transform takes where one is active."""
     if torch._C._are_functorch_transforms_active():
-        return _apply_function(operator, *arguments)
+        return _outside_the_compiler()(operator, *arguments)
     return operator(*arguments)
 
 
-@torch.compiler.disable(reason="the compiler cannot trace an autograd.Function of this operator")
+def _outside_the_compiler() -> Callable[..., Tensor]:
+    """:func:`_apply_function`, not traced. Made on first use, since that imports the compiler."""
+    global _untraced
+    if _untraced is None:
+        reason = "the compiler cannot trace an autograd.Function of this operator"
+        _untraced = torch.compiler.disable(_apply_function, reason=reason)
+    return _untraced
+
+
 def _apply_function(operator: Callable, *arguments: Any) -> Tensor:
     return _FUNCTIONS[operator].apply(*arguments)
 

@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import reference
-from ..autotune import centre_tap
 from ..geometry import Geometry
-from ..packing import Layout
+from ..packing import Layout, PreparedWeight
 from .autograd_and_vmap import apply, refuse_forward_mode
 from .definitions import conv
+from .flops import tell_counters
 from .prepare_packed import prepare
 
 
 def convolve(
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None,
     layout: Layout,
     geometry: Geometry,
@@ -34,7 +34,12 @@ def convolve(
     Raises:
         NotImplementedError: forward-mode automatic differentiation.
     """
-    _refuse_tangents(input, packed, bias, residual)
+    from ..autotune import centre_tap  # its tables of files are slow to import
+
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    _refuse_tangents(input, numbers, bias, residual)
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        tell_counters()
     dims = len(layout.kernel_size)
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     if padding_mode != "zeros" and not circular:
@@ -44,13 +49,13 @@ def convolve(
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
     images = _with_rows(input, dims)
-    packed, centre = prepare(
+    numbers, centre = prepare(
         packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
     )
     output = apply(
         conv,
         images,
-        packed,
+        numbers,
         centre,
         bias,
         None if residual is None else _with_rows(residual, dims),
