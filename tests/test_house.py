@@ -24,6 +24,7 @@ ROOMS = [  # from the ground up
     "functional",
     "read_only_weight",
     "modules",
+    "convert",
     "rounding",
     "check",
     "inspection",

@@ -5,6 +5,7 @@ The layers are in ``modules``, the functions in ``functional``, the algebra in `
 
 from . import reference
 from .cached_weights import cached
+from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
@@ -12,6 +13,7 @@ from .packing import pack, packed_size, unpack
 from .version import __version__ as __version__
 
 __all__ = [
+    "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
@@ -19,10 +21,12 @@ __all__ = [
     "pack",
     "packed_size",
     "reference",
+    "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
     "unpack",
+    "untie",
 ]
 
 if HAS_TRITON:
