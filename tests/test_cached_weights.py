@@ -143,7 +143,7 @@ def update_by_optimizer(layer, **options):
 
 def update_by_set(layer):
     with torch.no_grad():
-        layer.packed.set_(layer.packed * 2)
+        layer.packed_weight.set_(layer.packed_weight * 2)
 
 
 def update_by_vector(layer):
@@ -153,7 +153,7 @@ def update_by_vector(layer):
 def update_data_twice(layer):
     """So that the second may lie where the first did."""
     for _ in range(2):
-        layer.packed.data = layer.packed.data * 2
+        layer.packed_weight.data = layer.packed_weight.data * 2
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def any_size(request, monkeypatch):
 
 
 def images(layer, count=2):
-    return torch.randn(count, 4, 6, 6, dtype=layer.packed.dtype)
+    return torch.randn(count, 4, 6, 6, dtype=layer.packed_weight.dtype)
 
 
 def assert_same(actual, expected):
@@ -462,7 +462,7 @@ def test_blocks_and_the_compiler(place, layer):
         expected = gradients(layer, lambda: inside(x).square().sum().backward())
         assert_same(gradients(layer, lambda: compiled(x).square().sum().backward()), expected)
         with torch.no_grad():
-            layer.packed.mul_(1.5)
+            layer.packed_weight.mul_(1.5)
     assert cached_weights._current.get() is None
 
 
@@ -474,19 +474,19 @@ def test_what_is_made_under_a_mode_does_not_outlive_it(layer, x, any_size):
             layer(torch.randn(1, 4, 6, 6, dtype=x.dtype))
         assert torch.equal(layer(x), expected)
         traced = make_fx(lambda p: tt.tied_conv2d(x, p, layer.bias, kernel_size=3, padding=1))
-        graph = traced(layer.packed)
+        graph = traced(layer.packed_weight)
         assert torch.equal(layer(x), expected)
-        assert_same([graph(2 * layer.packed)], [layer(x) * 2 - layer.bias.view(-1, 1, 1)])
+        assert_same([graph(2 * layer.packed_weight)], [layer(x) * 2 - layer.bias.view(-1, 1, 1)])
         script = torch.jit.trace(layer, x)
         torch.jit.save(script, io.BytesIO())  # it holds PyTorch's operations only
         with torch.no_grad():
-            layer.packed.mul_(2)
+            layer.packed_weight.mul_(2)
         assert torch.equal(script(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_tangents_of_packed_are_not_kept(layer, x):
-    packed, tangent = layer.packed.detach(), torch.randn_like(layer.packed)
+    packed, tangent = layer.packed_weight.detach(), torch.randn_like(layer.packed_weight)
     with tt.cached():
         for direction in (tangent, 2 * tangent):
             with forward_ad.dual_level():
@@ -544,7 +544,7 @@ def test_a_block_leaves_no_hook_behind(layer, x):
 
 
 def hidden_update(layer):
-    layer.packed.data.mul_(2)
+    layer.packed_weight.data.mul_(2)
 
 
 def test_a_task_that_outlives_the_block_is_outside_of_it(layer, x):
@@ -586,7 +586,7 @@ def test_blocks_of_tasks_that_take_turns_are_their_own(x, counts):
     assert counts["expand"] == 2 * 3
     for layer, (y, after) in zip(layers, found, strict=True):
         assert torch.equal(after, layer(x))
-        layer.packed.data.div_(2)
+        layer.packed_weight.data.div_(2)
         assert torch.equal(y, repeated(layer, x, 4))
 
 
@@ -681,12 +681,12 @@ def test_what_returns_before_it_has_run_is_not_decorated():
 
 def test_averaged_weights_swapped_in_and_out(layer, x):
     """By ``.data``, as averaging does it; changed while they are out."""
-    average = torch.randn_like(layer.packed)
-    own = layer.packed.data
+    average = torch.randn_like(layer.packed_weight)
+    own = layer.packed_weight.data
     with tt.cached():
         for _ in range(3):
             for weights in (own, average):
-                layer.packed.data = weights
+                layer.packed_weight.data = weights
                 y = layer(x)
                 expected = tt.reference.tied_conv2d(
                     x, weights, layer.bias, kernel_size=3, padding=1
@@ -696,12 +696,12 @@ def test_averaged_weights_swapped_in_and_out(layer, x):
 
 
 def test_views_that_begin_at_the_same_address_are_told_apart(layer, x):
-    memory = torch.randn(2 * len(layer.packed), dtype=x.dtype)
+    memory = torch.randn(2 * len(layer.packed_weight), dtype=x.dtype)
     with tt.cached():
-        for weights in (memory[: len(layer.packed)], memory[::2]):
-            layer.packed.data = weights
+        for weights in (memory[: len(layer.packed_weight)], memory[::2]):
+            layer.packed_weight.data = weights
             expected = tt.reference.tied_conv2d(
-                x, layer.packed, layer.bias, kernel_size=3, padding=1
+                x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
             )
             assert torch.equal(layer(x), expected)
 
@@ -732,18 +732,20 @@ def test_each_stream_has_its_own_weight(layer, x, counts, monkeypatch):
 def test_unpack_and_weight_are_served_by_the_block(layer, x, counts):
     with tt.cached():
         layer(x)
-        weights = [tt.unpack(layer.packed, 4, 3) for _ in range(3)]
+        weights = [tt.unpack(layer.packed_weight, 4, 3) for _ in range(3)]
         assert torch.equal(layer.weight, weights[0])
         sum((w * i).sum() for i, w in enumerate(weights)).backward()
     assert counts == {"expand": 1, "fold": 1}
-    (expected,) = torch.autograd.grad(3 * tt.unpack(layer.packed, 4, 3).sum(), layer.packed)
-    assert_same([layer.packed.grad], [expected])
+    (expected,) = torch.autograd.grad(
+        3 * tt.unpack(layer.packed_weight, 4, 3).sum(), layer.packed_weight
+    )
+    assert_same([layer.packed_weight.grad], [expected])
 
 
 def test_hooks_on_an_unpacked_weight_are_its_own(layer, x):
     def loss(double):
         with tt.cached():
-            weight = tt.unpack(layer.packed, 4, 3)
+            weight = tt.unpack(layer.packed_weight, 4, 3)
             weight.register_hook(lambda grad: grad * (2 if double else 1))
             weight.retain_grad()
             (layer(x).sum() + weight.square().sum()).backward()
@@ -753,25 +755,27 @@ def test_hooks_on_an_unpacked_weight_are_its_own(layer, x):
     plain = gradients(layer, lambda: layer(x).sum().backward())
     extra = gradients(layer, lambda: (2 * layer.weight.square().sum() + layer(x).sum()).backward())
     assert_same(grads, extra) and not torch.equal(grads[0], plain[0])
-    assert_same([loss(False)], [2 * tt.unpack(layer.packed, 4, 3)])
+    assert_same([loss(False)], [2 * tt.unpack(layer.packed_weight, 4, 3)])
 
 
 def test_writing_to_a_shared_weight_raises(layer, x):
     with tt.cached(), torch.no_grad():
-        tt.unpack(layer.packed, 4, 3).clone().mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).clone().mul_(2)
         layer(x)
     with pytest.raises(RuntimeError, match="clone it"), tt.cached(), torch.no_grad():
-        tt.unpack(layer.packed, 4, 3).mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).mul_(2)
         layer(x)
     with pytest.raises(RuntimeError, match="clone it"), tt.cached():
-        tt.unpack(layer.packed, 4, 3).mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).mul_(2)
 
 
 def test_an_unpacked_weight_may_be_written_to_outside_of_a_block(layer, any_size):
     for mode in (torch.no_grad, torch.enable_grad):
         with mode():
-            weight = tt.unpack(layer.packed, 4, 3).mul_(2)
+            weight = tt.unpack(layer.packed_weight, 4, 3).mul_(2)
         assert torch.equal(weight, 2 * layer.weight)
     weight.sum().backward()
-    (expected,) = torch.autograd.grad(2 * tt.unpack(layer.packed, 4, 3).sum(), layer.packed)
-    assert_same([layer.packed.grad], [expected])
+    (expected,) = torch.autograd.grad(
+        2 * tt.unpack(layer.packed_weight, 4, 3).sum(), layer.packed_weight
+    )
+    assert_same([layer.packed_weight.grad], [expected])

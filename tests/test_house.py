@@ -27,6 +27,7 @@ ROOMS = [  # from the ground up
     "nearest",
     "dense_layers",
     "modules",
+    "convert",
     "rounding",
     "init",
     "check",

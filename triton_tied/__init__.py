@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import init, reference
 from .cached_weights import cached
+from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PreparedWeight",
+    "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
@@ -32,10 +34,12 @@ __all__ = [
     "packed_size",
     "prepare",
     "reference",
+    "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
     "unpack",
+    "untie",
 ]
 
 # Public where Triton is installed, and imported with it on first use.

@@ -329,18 +329,60 @@ def test_self_adjoint_layer_is_its_own_transpose_after_training(device):
     assert abs(left + right) <= 1e-6 * scale  # <A x, y> = -<x, A y>, but for float32 rounding
 
 
-def test_forward_mode_raises_clearly(device):
-    x, packed = randn(1, 4, 5, 5, device=device), randn(tt.packed_size(4, 3), device=device)
+@pytest.mark.parametrize("case", ["grouped", "even kernel, same", "circular", "reflect"])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_forward_mode_is_that_of_the_float64_reference(dims, case, device, launches):
+    options = {"kernel_size": 3, "alpha": 0.5, "symmetry": "skew_adjoint"} | CASES[case]
+    layout = (4, (options["kernel_size"],) * dims, options.setdefault("groups", 1) // 3 or 1)
+    options["groups"] = layout[2]
+    shapes = [(2, 4, *[5] * dims), (tt.packed_size(*layout, "skew_adjoint"),), (4,)]
+    at, along = ([randn(*shape, device=device) for shape in (*shapes, shapes[0])] for _ in range(2))
 
-    def f(x):
-        return tt.tied_conv2d(x, packed, kernel_size=3)
+    def ours(x, packed, bias, residual):
+        return TIED[dims](x, packed, bias, residual=residual, **options)
 
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, x)
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            f(dual)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(f, (x,), (x,))
+    def reference(x, packed, bias, residual):
+        name = f"tied_conv{dims}d"
+        return getattr(tt.reference, name)(x, packed, bias, residual=residual, **options)
+
+    def derivatives(function, dtype):
+        point, direction = ([t.to(dtype) for t in tensors] for tensors in (at, along))
+        yield torch.func.jvp(function, (*point,), (*direction,))[1]
+        for i, tensor in enumerate(point):  # along each tensor alone
+            one = lambda t, i=i: function(*point[:i], t, *point[i + 1 :])  # noqa: E731
+            with forward_ad.dual_level():
+                yield forward_ad.unpack_dual(
+                    one(forward_ad.make_dual(tensor, direction[i]))
+                ).tangent
+        loss = torch.func.grad(lambda *t: function(*t).pow(3).sum(), (0, 1, 2, 3))
+        yield from torch.func.jvp(loss, (*point,), (*direction,))[1]
+
+    expected = list(derivatives(reference, torch.float64))
+    launches.clear()
+    for actual, truth in zip(derivatives(ours, torch.float32), expected, strict=True):
+        assert oracle.relative_error(actual, truth) < 1e-5  # float32, three convolutions deep
+    assert launches["conv"] > 6 and launches["weight_grad"] > 2
+
+
+def test_jacobian_by_forward_mode_is_antisymmetric(device):
+    layer = tt.TiedConv2d(3, kernel_size=3, padding=1, symmetry="skew_adjoint", device=device)
+    x = randn(3, 3, 3, device=device)
+    jacobian = torch.func.jacfwd(layer)(x).reshape(27, 27)
+    dense = torch.func.jacrev(layer.to_conv())(x).reshape(27, 27)
+    torch.testing.assert_close(jacobian, dense)
+    torch.testing.assert_close(jacobian, -jacobian.T)
+
+
+def test_forward_mode_in_half_precision_has_the_dtype_of_the_output(device):
+    layer = tt.TiedConv2d(4, kernel_size=3, padding=1, device=device)
+    x, tangent = randn(2, 1, 4, 5, 5, device=device)
+    with torch.autocast(device, torch.float16), forward_ad.dual_level():
+        dual = layer(forward_ad.make_dual(x, tangent))
+        actual = forward_ad.unpack_dual(dual).tangent
+    assert actual.dtype == torch.float16
+    expected = layer(tangent) - layer.bias.view(-1, 1, 1)
+    torch.testing.assert_close(actual.float(), expected, rtol=4e-3, atol=4e-3)
 
 
 def test_gradients_of_each_sample_equal_a_loop(device):
