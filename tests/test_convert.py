@@ -122,7 +122,7 @@ def test_tied_model_computes_with_the_nearest_tied_weights(name, symmetry):
             old, new = before[layer.name], truth.get_submodule(layer.name).weight
             assert layer.moved == pytest.approx(((new - old).norm() / old.norm()).item())
             assert layer.numbers == new.numel()
-            assert layer.packed_weight == model.get_submodule(layer.name).packed.numel()
+            assert layer.packed == model.get_submodule(layer.name).packed_weight.numel()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -131,7 +131,7 @@ def test_untied_model_is_plain_and_equal_to_the_bit(name):
     keys = list(model.state_dict())
     kinds = [type(module) for module in model.modules()]
     tt.tie(model, project=True)
-    assert any(key.endswith("packed") for key in model.state_dict())
+    assert any(key.endswith("packed_weight") for key in model.state_dict())
     expected = model(x)
     assert tt.untie(model) is model
     assert list(model.state_dict()) == keys
@@ -273,7 +273,7 @@ def test_what_belongs_to_a_layer_is_kept(back):
     layer = model[0]
     assert layer is not conv and layer.bias is bias and not layer.training
     flags = {name: p.requires_grad for name, p in layer.named_parameters()}
-    assert flags == {"weight" if back else "packed": False, "bias": True}
+    assert flags == {"weight" if back else "packed_weight": False, "bias": True}
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     layer(torch.randn(1, 4, 5, 5, dtype=torch.bfloat16).requires_grad_()).sum().backward()
     assert calls == ["before", "after", "backward"]
@@ -290,7 +290,7 @@ def test_what_is_shared_stays_shared():
     report = tt.tie(model, project=True)
     assert report.tied == ["0", "1.0", "2"]
     assert model[0] is model[1][1] and model[1][0] is not model[2]
-    assert model[1][0].packed is model[2].packed and model[1][0].bias is model[2].bias
+    assert model[1][0].packed_weight is model[2].packed_weight and model[1][0].bias is model[2].bias
     assert report.parameters_after == 2 * (tt.packed_size(4, 3) + 4)
     model(torch.randn(1, 4, 5, 5)).sum().backward()
     tt.untie(model)
@@ -311,7 +311,7 @@ def test_one_vector_under_two_symmetries_becomes_two_weights():
     """Their lengths are equal for even kernels."""
     model = nn.ModuleList([tt.TiedConv2d(4, kernel_size=2, bias=False) for _ in range(2)])
     model.append(tt.TiedConv2d(4, kernel_size=2, bias=False, symmetry="skew_adjoint"))
-    model[1].packed = model[2].packed = model[0].packed
+    model[1].packed_weight = model[2].packed_weight = model[0].packed_weight
     x = torch.randn(1, 4, 5, 5)
     expected = [layer(x) for layer in model]
     tt.untie(model)

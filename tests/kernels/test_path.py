@@ -148,24 +148,33 @@ def test_interpreter_is_not_asked_for_bfloat16(launches):
 
 
 def test_twelve_applications_prepare_once_under_autograd(device, launches, monkeypatch):
-    layer = tt.TiedConv2d(4, 3, padding=1, device=device)
+    packed = randn(tt.packed_size(4, 3), device=device) / 6
+    packed.requires_grad_()
     x = randn(1, 4, 6, 6, device=device)
 
-    def gradient():
+    def gradient(weight):
         y = x
         for _ in range(12):
-            y = layer(y)
-        (grad,) = torch.autograd.grad(y.square().sum(), layer.packed_weight)
+            y = tt.tied_conv2d(y, weight, kernel_size=3, padding=1)
+        (grad,) = torch.autograd.grad(y.square().sum(), packed)
         return grad
 
     monkeypatch.setattr(centre_tap, "unpacking_pays", lambda *_: True)
-    expected = gradient()
+    expected = gradient(packed)
     assert launches == {"unpack_centre": 12, "conv": 12 + 11, "weight_grad": 12}
     launches.clear()
     with tt.cached():
-        actual = gradient()
+        actual = gradient(packed)
     assert launches == {"unpack_centre": 1, "conv": 12 + 11, "weight_grad": 12}
     assert torch.equal(actual, expected)
+    launches.clear()
+    prepared = tt.prepare(packed, 4, 3)
+    assert launches == {"unpack_centre": 1}
+    for times in (1, 2):
+        assert torch.equal(gradient(prepared), expected)
+        assert launches == {
+            "unpack_centre": 1, "conv": times * (12 + 11), "weight_grad": times * 12
+        }  # fmt: skip
 
 
 def test_prepared_centre_is_never_stale(device, launches):
