@@ -125,7 +125,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreparedWeight:
-    """What :func:`triton_tied.prepare` makes: the weight of one packed vector, ready to be applied.
+    """What ``triton_tied.prepare`` makes: the weight of one packed vector, ready to be applied.
 
     Attributes:
         layout: of ``packed``.
