@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import oracle
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from triton_tied.autotune.candidates import Candidate
@@ -17,12 +17,8 @@ from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import Config, ConvConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
-from triton_tied.packing import Layout, unpack
+from triton_tied.packing import Layout
 
-# Relative roundoffs: of the result's one rounding, and of a float32 sum for each of its terms.
-_RESULT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
-_TERM = 2.0**-24
-_SMALLEST = {torch.float16: 2.0**-25}  # half the step of numbers too small for their exponent
 _MEMORIES = {
     "pointer": ("channels_last", "channels_last", "contiguous", "strided"),
     "channels_last_descriptor": ("channels_last",),
@@ -164,66 +160,24 @@ def _uninitialised_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The result in float64, and how far each of its numbers may be off."""
-
-    result: Tensor
-    allowed: Tensor
-
-    def excess(self, actual: Tensor) -> float:
-        """The largest error, of what is allowed; 1 is the most that is right."""
-        assert actual.shape == self.result.shape
-        error = (actual.double() - self.result).abs() / self.allowed
-        if error.isnan().any():
-            return float("inf")
-        return error.max().item() if error.numel() else 0.0
-
-
-def truth_of(case: Case, inputs: Inputs) -> Truth:
-    """Each error is at most a roundoff of float32 for each term of a sum of absolute terms, and
-    one of the dtype for the result."""
-    layout, packed = case.layout, inputs.packed.double()
+def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
+    """The truth in float64, and how far off each number may be."""
+    layout = case.layout
     arguments = (layout.channels, layout.kernel_size, layout.groups, layout.symmetry)
-    weight = unpack(packed, *arguments)
     if case.config is None:
         c = layout.group_channels
-        centre = weight.view(layout.groups, c, c, -1)[..., layout.taps // 2]
-        return Truth(centre, torch.full_like(centre, 1e-300))
-    x, grad = inputs.x.double(), inputs.grad.double()
+        weight = oracle.expand(inputs.packed.double(), *arguments).view(layout.groups, c, c, -1)
+        centre = weight[..., layout.taps // 2]
+        return oracle.Expected(centre, centre.abs(), torch.zeros_like(centre))
+    padding = tuple(before for before, _ in case.geometry.padding)
+    options = {"padding": padding, "dilation": case.geometry.dilation}
+    convolution = oracle.Convolution(arguments, options, alpha=case.alpha)
+    tensors = [inputs.x, inputs.packed, inputs.bias]
     if case.kernel == "weight_grad":
-        places = unpack(torch.arange(1, layout.size + 1).double(), *arguments)  # 0: nowhere
-        index = places.abs().long().flatten()
-
-        def folded(dense: Tensor) -> Tensor:
-            return dense.new_zeros(layout.size + 1).index_add(0, index, dense.flatten())[1:]
-
-        result = folded(_dense_gradient(case, x, grad, weight) * places.sign())
-        absolute = folded(_dense_gradient(case, x.abs(), grad.abs(), weight))
-        terms = 2 * torch.tensor(case.output).prod().item()
-    else:
-        result = _convolve(case, x, weight) + inputs.bias.double()[:, None, None]
-        absolute = (
-            _convolve(case, x.abs(), weight.abs()) + inputs.bias.double().abs()[:, None, None]
-        )
-        terms = layout.group_channels * layout.taps + 1
-    result, absolute = case.alpha * result, abs(case.alpha) * absolute
-    if case.kernel == "conv" and case.residual:
-        result = result + inputs.residual.double()
-        absolute = absolute + inputs.residual.double().abs()
-    dtype = case.torch_dtype
-    allowed = (terms + 3) * _TERM * absolute + 1.01 * _RESULT[dtype] * result.abs()
-    return Truth(result, allowed + _SMALLEST.get(dtype, 0) + 1e-300)
-
-
-def _convolve(case: Case, x: Tensor, weight: Tensor) -> Tensor:
-    padded = F.pad(x, case.geometry.flat_padding)
-    return F.conv2d(padded, weight, dilation=case.geometry.dilation, groups=case.layout.groups)
-
-
-def _dense_gradient(case: Case, x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    weight = weight.detach().requires_grad_()
-    return torch.autograd.grad(_convolve(case, x, weight), weight, grad)[0]
+        return oracle.expect(convolution, tensors, inputs.grad, reference=False)[2]
+    if case.residual:
+        tensors.append(inputs.residual)
+    return oracle.expect(convolution, tensors, reference=False)[0]
 
 
 def draw(key: tuple[str, str, str], candidate: Candidate, chance: random.Random) -> Case:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import oracle
 import torch
 from ptx_machine.machine import EARLY, LATE, LATE_COPIES, LATE_PRODUCTS, Timing
 from ptx_machine.parser import Kernel
@@ -15,7 +16,7 @@ from triton_tied.kernels.centre import centre_kernel
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.weight_grad import weight_grad_kernel
 
-from .cases import Case, inputs_of, run, truth_of
+from .cases import Case, expected_of, inputs_of, run
 
 KERNELS = (conv_kernel, weight_grad_kernel, centre_kernel)
 TIMINGS = {
@@ -42,13 +43,13 @@ def execute(case: Case, rewrite: Callable[[str], str] | None = None) -> Outcome:
     seen: list[Kernel] = []
     gpu = EmulatedGpu(int(case.target[3:]), observe=seen.append, rewrite=rewrite)
     inputs = inputs_of(case)
-    truth = truth_of(case, inputs)
+    expected = expected_of(case, inputs)
     with emulated(gpu, *KERNELS), torch.no_grad():
         for name, gpu.timing in TIMINGS.items():
             if seen and not _matters(gpu.timing, seen[-1]):
                 continue
             try:
-                excess = truth.excess(run(case, inputs))
+                excess = oracle.worst(run(case, inputs), expected)
             except Exception as error:
                 outcome.faults[name] = f"{type(error).__name__}: {error}"
             else:

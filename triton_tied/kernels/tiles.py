@@ -62,6 +62,15 @@ def dense_strides(h, w, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def finished(acc, in_loop):
+    """The sum of products of which the first operand passes through registers, as wgmma on sm_90
+    has it where that is not a tile of shared memory as it stands. ``in_loop`` always holds. But the
+    sum is used, so the compiler waits for the product before the next step overwrites them, which
+    of its own it does not."""
+    return tl.where(in_loop, acc, 0.0)
+
+
+@triton.jit
 def load_pixels(
     x, image, row, column, channel, channel_end, keep,
     n, h, w, stride_n, stride_c, stride_h, stride_w,

@@ -7,6 +7,7 @@ from .tiles import (
     box_pixels,
     box_start,
     dense_strides,
+    finished,
     inside,
     load_pixels,
     triangle_offsets,
@@ -103,9 +104,7 @@ def weight_grad_kernel(
             tl.trans(grad_in), x_out, opposite_acc, input_precision=INPUT_PRECISION
         )
         if IN_REGISTERS:
-            # Always true, but a use of the sum: the compiler waits for the products before the
-            # next step loads the registers that they read.
-            opposite_acc = tl.where(box < boxes, opposite_acc, 0.0)
+            opposite_acc = finished(opposite_acc, box < boxes)
 
     acc += SIGN * tl.trans(opposite_acc)
     acc *= alpha
