@@ -3,7 +3,8 @@ BIN := .venv/bin
 # What runs again in Triton's interpreter: the kernels as they are launched, and the way to them.
 LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
 WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py \
-	tests/test_cached_weights.py tests/test_strides.py tests/test_like_dense_layer.py
+	tests/test_cached_weights.py tests/test_prepare.py tests/test_strides.py \
+	tests/test_like_dense_layer.py
 
 .PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect
 
@@ -51,7 +52,7 @@ gpu:  ## tests, tuning and benchmarks of a GPU, into the folder OUT
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
 inspect: .venv/installed  ## compile all proposed configs anew, and commit the good ones
-	$(BIN)/python -m triton_tied inspect --write
+	$(BIN)/python -m triton_tied.inspection.regenerate_candidates
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

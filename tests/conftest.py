@@ -89,9 +89,11 @@ def convolution_precision():
     setting.fp32_precision = before
 
 
-@pytest.fixture(params=["gathered", "written"])
+@pytest.fixture(params=["gathered", "written", "by rows"])
 def expansion(request, monkeypatch):
-    """Both ways in which a weight is expanded, whatever its size."""
-    if request.param == "written":
+    """All ways in which a weight is expanded, whatever its size."""
+    if request.param != "gathered":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
+    if request.param == "by rows":
+        monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED_CENTRE", 0)
     return request.param

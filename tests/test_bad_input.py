@@ -342,14 +342,14 @@ def test_what_passed_once_does_not_let_its_equals_pass(name, valid, mistakes):
 @pytest.mark.parametrize("inside", [False, True], ids=["plain", "cached"])
 def test_valid_calls_are_right_among_mistakes(inside):
     x, packed = torch.randn(2, 8, 10, 10).double(), torch.randn(292).double()
-    expected = F.conv2d(x, oracle.expand(packed, 8, (3, 3), 1, "self_adjoint"))
+    convolution = oracle.Convolution((8, (3, 3), 1, "self_adjoint"))
+    (expected,) = oracle.expect(convolution, [x, packed])
 
     def calls():
         for mistake in [{"stride": 0}, {"packed": packed[1:]}, {"symmetry": "skew_adjoint"}]:
             with pytest.raises(RuntimeError):
                 call(**{"x": x, "packed": packed, **mistake})
-            error = oracle.relative_error(call(x, packed), expected)
-            assert error <= oracle.FLOORS[torch.float64]
+            oracle.assert_within_bound(call(x, packed), expected)
 
     if inside:
         calls = tt.cached()(calls)
@@ -715,27 +715,19 @@ def test_what_looks_odd_but_is_right_gives_the_dense_result(
     packed = torch.randn(tt.packed_size(*layout), dtype=torch.float64)
     bias = torch.randn(6, dtype=torch.float64)
 
-    def truth(x, packed, bias):
-        return F.conv2d(x, oracle.expand(packed, *layout), bias, groups=groups, **options)
-
-    def dense(x, packed, bias):
-        return F.conv2d(x, tt.unpack(packed, *layout), bias, groups=groups, **options)
-
-    def tied(x, packed, bias):
-        more = {"groups": groups, "symmetry": symmetry, **options}
-        return tt.tied_conv2d(x, packed, bias, kernel_size=kernel_size, **more)
-
-    grad = torch.randn_like(truth(x, packed, bias))
-    results = []
-    for function in (tied, dense, truth):
-        leaves = [t.clone().requires_grad_() for t in (x, packed, bias)]
-        output = function(*leaves)
-        output.backward(grad)
-        results.append([output.detach(), *[leaf.grad for leaf in leaves]])
-    for actual, baseline, expected in zip(*results, strict=True):
-        oracle.assert_as_good_as(actual, baseline, expected, torch.float64)
+    convolution = oracle.Convolution(layout, options)
+    grad = torch.randn_like(convolution(x, packed, bias))
+    leaves = [t.clone().requires_grad_() for t in (x, packed, bias)]
+    more = {"groups": groups, "symmetry": symmetry, **options}
+    output = tt.tied_conv2d(*leaves, kernel_size=kernel_size, **more)
+    output.backward(grad)
+    results = [output.detach(), *[leaf.grad for leaf in leaves]]
+    for actual, expected in zip(
+        results, oracle.expect(convolution, [x, packed, bias], grad), strict=True
+    ):
+        oracle.assert_within_bound(actual, expected)
     if batch == (0,):
-        output, x_grad, packed_grad, bias_grad = results[0]
+        output, x_grad, packed_grad, bias_grad = results
         assert output.shape[:2] == (0, 6) and x_grad.shape == x.shape
         assert torch.equal(packed_grad, torch.zeros_like(packed))
         assert torch.equal(bias_grad, torch.zeros_like(bias))

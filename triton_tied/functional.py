@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
-from .dispatch import HAS_TRITON, takes_operators
+from .dispatch import takes_operators
 from .geometry import (
     PADDING_MODES,
     Geometry,
@@ -31,8 +31,10 @@ from .geometry import (
     resolve,
 )
 from .memory_format import is_channels_last
+from .operators.kernel_path import convolve
 from .packing import (
     Layout,
+    PreparedWeight,
     Symmetry,
     check_supported,
     check_symmetry,
@@ -40,16 +42,13 @@ from .packing import (
     layout_of_length,
 )
 
-if HAS_TRITON:
-    from .operators.convolve import convolve
-
 _Options = ParamSpec("_Options")
 
 
 def tied_conv(
     dims: int,
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None = None,
     *,
     kernel_size: IntOrInts,
@@ -63,7 +62,8 @@ def tied_conv(
     residual: Tensor | None = None,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
-    tensors = {"input": input, "packed": packed}
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
@@ -80,6 +80,8 @@ def tied_conv(
         check_groups(groups),
         check_symmetry(symmetry),
     )
+    if isinstance(packed, PreparedWeight):
+        packed.checked(layout)
     check_padding_mode(padding_mode)
     alpha = _check_alpha(alpha)
     channels_last = is_channels_last(dims, input)
@@ -129,7 +131,8 @@ tied_conv2d = _over(
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The
             output has its memory format.
-        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``.
+        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``; or
+            what ``prepare`` made of it.
         bias: ``(C,)`` or None, of the dtype of ``input``.
         kernel_size, stride, dilation: an int or a sequence of two.
         padding: likewise, or "same" (stride 1 only) or "valid".
@@ -313,6 +316,11 @@ def _check_alpha(alpha: Any) -> float | Tensor:
             return float(alpha)
         given = reprlib.repr(alpha)
     raise TypeError(f"alpha must be a real number or a real tensor of no dimension, got {given}")
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """In which a convolution would compute with the tensor, autocast considered."""
+    return _after_autocast(tensor.dtype, _autocast_dtype(tensor.device.type))
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

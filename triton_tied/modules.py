@@ -120,7 +120,7 @@ class _TiedConv(nn.Module):
 
         Assigning to it stores a weight that is tied to rounding: no entry further from the nearest
         tied weight than four roundings (machine epsilons) of the largest entry. Another weight
-        raises ValueError, with the deviation; :meth:`project_` takes it. A weight that requires a
+        raises ValueError, with the deviation; ``project_`` takes it. A weight that requires a
         gradient raises RuntimeError, since its numbers are copied.
         """
         weight = self._expand()
