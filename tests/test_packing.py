@@ -114,6 +114,17 @@ def test_pack_is_the_orthogonal_projection(channels, kernel, groups, symmetry):
     assert abs(((weight - nearest) * other).sum()) < 1e-12 * weight.norm() * (1 + other.norm())
 
 
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("kernel", [(3,), (2, 3), (1, 1, 1)])
+def test_joined_dense_weights_are_packed_as_groups_and_joined_vectors_are_not(kernel, symmetry):
+    parts = [random_packed(3, kernel, 1, symmetry) for _ in range(4)]
+    weight = torch.cat([oracle.expand(part, 3, kernel, 1, symmetry) for part in parts])
+    grouped = tt.pack(weight, 4, symmetry)
+    assert torch.equal(tt.unpack(grouped, 12, kernel, 4, symmetry), weight)
+    one_kind_of_number = len(kernel) != 1  # pairs only, or centres only
+    assert torch.equal(torch.cat(parts), grouped) is one_kind_of_number
+
+
 @pytest.mark.parametrize("dtype, large", [(torch.float16, 6e4), (torch.float32, 3e38)])
 def test_pack_and_unpack_do_not_overflow_at_the_largest_numbers(dtype, large, expansion):
     weight = torch.full((3, 3, 3, 3), large, dtype=dtype)

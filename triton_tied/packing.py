@@ -12,7 +12,9 @@ Tap ``T-1-t`` is the opposite tap of ``t``. The free numbers, and so the packed 
   matrix, with the diagonal if ``s = +1`` and without it if ``s = -1``.
 
 ``packed = [pairs: group, tap, out, in | centre: group, lower triangle by rows]``, where ``C``
-stands for ``channels // groups``. This order is known here and in the kernels' files alone.
+stands for ``channels // groups``. This order is known here and in the kernels' files alone. (So
+``torch.cat`` of the packed vectors of several weights has the length of a grouped weight's, and is
+not it: stack dense weights and pack the stack.)
 """
 
 from __future__ import annotations
@@ -331,7 +333,9 @@ def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -
         symmetry: "self_adjoint" or "skew_adjoint".
 
     Returns:
-        ``(packed_size(...),)`` of the dtype and device of ``weight``.
+        ``(packed_size(...),)`` of the dtype and device of ``weight``. Packed vectors of one layout
+        may be added and scaled. ``torch.cat`` does not join them to those of a grouped weight:
+        pack ``torch.cat`` of the dense weights, with ``groups``.
 
     Raises:
         TypeError, ValueError: as ``packed_size``; ``weight`` not square, or without a kernel.
