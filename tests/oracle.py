@@ -28,7 +28,8 @@ over all pixels of both its places (its n is twice the pixels, also where it has
 kernel may sum that twice and halve it).
 
 The bound is for sums of products as such: Winograd's and Fourier's algorithms compute others. Of
-PyTorch's CPU paths only NNPACK's does, which float32 batches of 16 and more take without oneDNN.
+PyTorch's CPU paths NNPACK's does, which float32 batches of 16 and more take where oneDNN is absent
+or off; oneDNN's, as PyTorch calls it, does not.
 """
 
 import functools
