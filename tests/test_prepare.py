@@ -51,10 +51,18 @@ def gradient(function, packed):
 
 
 @pytest.mark.parametrize("path", FUNCTIONS)
-@pytest.mark.parametrize("symmetry", SYMMETRIES)
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_it_takes_the_place_of_packed(path, dims, groups, symmetry, expansion):
+@pytest.mark.parametrize(
+    "dims, groups, symmetry",
+    [
+        (1, 1, "self_adjoint"),
+        (1, 4, "skew_adjoint"),
+        (2, 1, "skew_adjoint"),
+        (2, 2, "self_adjoint"),
+        (2, 4, "self_adjoint"),
+        (3, 2, "skew_adjoint"),
+    ],
+)
+def test_it_takes_the_place_of_packed(path, dims, groups, symmetry):
     kernel = {1: (3,), 2: (3, 1), 3: (3, 2, 1)}[dims]
     layout = (4, kernel, groups, symmetry)
     packed = torch.randn(tt.packed_size(*layout), dtype=DTYPE, requires_grad=True)
@@ -63,7 +71,7 @@ def test_it_takes_the_place_of_packed(path, dims, groups, symmetry, expansion):
     options = {"kernel_size": kernel, "groups": groups, "symmetry": symmetry}
     for stride in (1, 2):
         for order in orders:
-            x = torch.randn(2, 4, *[7] * dims, dtype=DTYPE).contiguous(memory_format=order)
+            x = torch.randn(2, 4, *[5] * dims, dtype=DTYPE).contiguous(memory_format=order)
             x.requires_grad_()
             expected = function(x, packed, stride=stride, **options)
             upstream = torch.randn_like(expected)
@@ -94,7 +102,7 @@ def test_it_is_expanded_once_and_folded_once_for_each_backward(packed, x, monkey
         assert seen == {"expand": 1, "fold": count}
 
 
-def test_backwards_add_up(packed, x, expansion):
+def test_backwards_add_up(packed, x):
     def train(weight):
         y = repeated(x, weight, 2)
         y[:1].square().sum().backward(retain_graph=True)
@@ -107,7 +115,7 @@ def test_backwards_add_up(packed, x, expansion):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("made", ["outside", "inside", "passed"])
-def test_checkpoints(use_reentrant, made, packed, x, expansion):
+def test_checkpoints(use_reentrant, made, packed, x):
     x.requires_grad_()
 
     def train(weight, segment, *more):
@@ -116,7 +124,6 @@ def test_checkpoints(use_reentrant, made, packed, x, expansion):
             y = checkpoint(segment, y, *more, use_reentrant=use_reentrant)
         y.square().sum().backward()
 
-    expected = gradient(lambda: repeated(x, packed, 0), packed)
     expected = gradient(lambda: train(packed, lambda y: repeated(y, packed, 2)), packed)
     weight = prepared(packed)
     segment = {
