@@ -11,6 +11,8 @@ from contextvars import ContextVar
 
 import torch
 
+from .tracing import takes_plain_operations_only
+
 # Triton reads the variable once, when a kernel is decorated, so it is read once here too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -31,7 +33,7 @@ def why_reference(
 def takes_operators(device: torch.device, dtype: torch.dtype, stride: tuple[int, ...]) -> bool:
     """Whether a call goes through the operators of the kernels."""
     if why_reference(device, dtype, stride) is None:
-        return True
+        return not takes_plain_operations_only()
     if torch.compiler.is_compiling() or not _rehearsing.get():
         return False
     return _why_no_kernel(dtype, stride) is None

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
+from .tracing import untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
@@ -290,7 +291,7 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     """
     if math.prod(layout.weight_shape) <= _MAX_GATHERED:
         return _expand_by_table(packed, layout, channels_last)
-    if _is_transformed(packed):
+    if _is_transformed(packed) or torch.jit.is_tracing():
         return _expand_by_stacking(packed, layout, channels_last)
     return _ExpandFunction.apply(packed, layout, channels_last)
 
@@ -360,7 +361,8 @@ def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Ten
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
-    opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
+    # ONNX knows transpose, but not mT.
+    opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
     taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
     # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
@@ -444,7 +446,8 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
     table = _tables.get(place) if plain else None
     if table is None:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        # An inference tensor could not be saved for a backward, a traced one not be a constant.
+        with torch.inference_mode(False), untraced():
             table = build(*place[1:])
         # One made for a fake or traced tensor must not outlive that.
         if plain and type(table) is Tensor:
@@ -463,7 +466,7 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     if sign < 0:
         size = c * (c - 1) // 2
         index = torch.where(row[:, None] < row, index + size, index)
-        index.fill_diagonal_(2 * size)
+        index = torch.where(row[:, None] == row, 2 * size, index)
     return index.flatten()
 
 
