@@ -41,6 +41,7 @@ from .packing import (
     expected_length,
     layout_of_length,
 )
+from .tracing import sizes_of
 
 _Options = ParamSpec("_Options")
 
@@ -172,7 +173,7 @@ class _Description(NamedTuple):
 
 def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
     check_supported(f"tied_conv{dims}d", name, tensor)
-    return _Description(tensor.shape, tensor.dtype, tensor.device)
+    return _Description(sizes_of(tensor), tensor.dtype, tensor.device)
 
 
 def _check(

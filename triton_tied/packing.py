@@ -30,6 +30,7 @@ from torch import Tensor
 from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
+from .tracing import untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Symmetry = Literal["self_adjoint", "skew_adjoint"]
@@ -365,7 +366,7 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
     tracked = torch.is_grad_enabled() and packed.requires_grad
-    if not tracked or _is_transformed(packed):
+    if not tracked or _is_transformed(packed) or torch.jit.is_tracing():
         return _expand_plainly(packed, layout, channels_last)
     return _ExpandFunction.apply(packed, layout, channels_last)
 
@@ -460,7 +461,8 @@ def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
-    opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
+    # ONNX knows transpose, but not mT.
+    opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
     taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
     # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
@@ -578,7 +580,8 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
         return build(*place[1:])
     table = _tables.pop(place, None)
     if table is None:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        # An inference tensor could not be saved for a backward, a traced one not be a constant.
+        with torch.inference_mode(False), untraced():
             table = build(*place[1:])
     _tables[place] = table
     excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
@@ -599,7 +602,7 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     if sign < 0:
         size = c * (c - 1) // 2
         index = torch.where(row[:, None] < row, index + size, index)
-        index.fill_diagonal_(2 * size)
+        index = torch.where(row[:, None] == row, 2 * size, index)
     return index.flatten()
 
 
