@@ -48,6 +48,8 @@ def as_channels_last(dims: int, input: Tensor) -> Tensor:
 def plainly_strided(dims: int, input: Tensor) -> Tensor:
     """The batched input, or a contiguous copy where an axis of size 1 has a stride of its own: with
     such strides in the image and in its gradient PyTorch's grouped weight gradient can raise."""
+    if torch.jit.is_tracing():  # sizes are no numbers then
+        return input
     if 1 not in input.shape or input.is_contiguous() or is_channels_last(dims, input):
         return input
     return input.contiguous()
