@@ -573,6 +573,9 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
 def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     """``build(device, *key)``, kept for the next call."""
     place = (build, like.device, *key)
+    if torch.jit.is_tracing():
+        with untraced():  # a constant of the graph
+            return build(*place[1:])
     # One that is made for a fake or traced tensor must not outlive that, nor a real one meet them.
     plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
     once = not like.is_floating_point()  # it serves to build a table
@@ -580,8 +583,7 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
         return build(*place[1:])
     table = _tables.pop(place, None)
     if table is None:
-        # An inference tensor could not be saved for a backward, a traced one not be a constant.
-        with torch.inference_mode(False), untraced():
+        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
             table = build(*place[1:])
     _tables[place] = table
     excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
