@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from executed.many import drawn, executed
 
+from executed.many import drawn, executed
 from triton_tied.dispatch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
