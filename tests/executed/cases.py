@@ -209,7 +209,7 @@ def draw_centre(target: str, chance: random.Random) -> Case:
 def _propose(target: str, list_name: str, config: Config, chance: random.Random) -> Case:
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
-    groups = chance.choice((1, 1, 1, 2))
+    groups = chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
     kernel_size = chance.choice(((3, 3), (3, 3), (3, 3), (5, 5), (2, 2), (1, 1), (3, 1), (1, 3)))
     dilation = chance.choice((1, 1, 2))
     padding = chance.choice(("same", "same", 0, 1, 2))
