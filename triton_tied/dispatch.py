@@ -54,9 +54,7 @@ def why_no_triton() -> str | None:
         return "Triton is not installed"
     try:
         importlib.import_module("triton")
-    except (
-        Exception
-    ) as error:  # a driver's or a compiler's, say: whatever it is, the call is served
+    except Exception as error:  # a driver's, say: whatever it is, the call is served
         return f"Triton cannot be imported: {error!r}"
     try:
         inspect.getsource(why_no_triton)
