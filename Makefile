@@ -52,8 +52,9 @@ OUT ?= gpu-results
 gpu:  ## tests, tuning and benchmarks of a GPU, into the folder OUT
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
-inspect: .venv/installed  ## compile all proposed configs anew, and commit the good ones
+inspect: .venv/installed  ## compile and execute all proposed configs, and commit the good ones
 	$(BIN)/python -m triton_tied.inspection.regenerate_candidates
+	PYTHONPATH=tests $(BIN)/python -m executed.committed
 
 EACH ?= 2
 execute: .venv/installed  ## run the PTX of drawn cases on the CPU: EACH of every list, SEED=n repeats

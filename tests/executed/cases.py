@@ -11,14 +11,15 @@ import oracle
 import torch
 from torch import Tensor
 
+from triton_tied.autotune import problem
 from triton_tied.autotune.candidates import Candidate
-from triton_tied.autotune.problem import Centre, Problem, problem_of
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import Config, ConvConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
 from triton_tied.packing import Layout
 
+Key = tuple[str, str, str]  # kernel, target, list
 _MEMORIES = {
     "pointer": ("channels_last", "channels_last", "contiguous", "strided"),
     "channels_last_descriptor": ("channels_last",),
@@ -33,6 +34,7 @@ class Case:
     Args:
         dtype: as the lists of configs name it; "float32" is TF32, "float32_ieee" exact.
         memory: of the images: "channels_last", "contiguous" or "strided".
+        wide: offsets take 64 bits, as if an image were larger than 2^31.
         seed: of the numbers.
     """
 
@@ -46,6 +48,7 @@ class Case:
     unpacked: bool = True
     residual: bool = False
     alpha: float = 1.0
+    wide: bool = False
     seed: int = 0
 
     @property
@@ -66,7 +69,7 @@ class Case:
     def __str__(self) -> str:
         h, w = self.layout.kernel_size
         what = f"{self.kernel} {self.target} {self.dtype} {self.layout.symmetry} {self.memory}"
-        form = " unpacked" * self.unpacked + " residual" * self.residual
+        form = " unpacked" * self.unpacked + " residual" * self.residual + " wide" * self.wide
         (top, _), (left, _) = self.geometry.padding
         return (
             f"{what} {self.image[0]}x{self.layout.channels}x{self.image[1]}x{self.image[2]} "
@@ -121,8 +124,7 @@ def _amid_nan(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 def run(case: Case, inputs: Inputs) -> Tensor:
     """Launches it, on Triton's active GPU; what is not written of the result stays NaN."""
     layout, geometry, packed = case.layout, case.geometry, inputs.packed
-    precision = "ieee" if case.dtype == "float32_ieee" else "tf32"
-    with _precision(precision), _uninitialised_is_nan():
+    with _precision(case), _uninitialised_is_nan(), _offsets(case):
         if case.config is None:
             return launch.unpack_centre(packed, layout, case.torch_dtype)
         if case.kernel == "weight_grad":
@@ -140,13 +142,24 @@ def run(case: Case, inputs: Inputs) -> Tensor:
 
 
 @contextlib.contextmanager
-def _precision(precision: str) -> Iterator[None]:
+def _precision(case: Case) -> Iterator[None]:
     setting = torch.backends.cudnn.conv
-    before, setting.fp32_precision = setting.fp32_precision, precision
+    before = setting.fp32_precision
+    setting.fp32_precision = "ieee" if case.dtype == "float32_ieee" else "tf32"
     try:
         yield
     finally:
         setting.fp32_precision = before
+
+
+@contextlib.contextmanager
+def _offsets(case: Case) -> Iterator[None]:
+    before = launch._MAX_OFFSET
+    launch._MAX_OFFSET = 0 if case.wide else before
+    try:
+        yield
+    finally:
+        launch._MAX_OFFSET = before
 
 
 @contextlib.contextmanager
@@ -169,10 +182,11 @@ def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
         weight = oracle.expand(inputs.packed.double(), *arguments).view(layout.groups, c, c, -1)
         centre = weight[..., layout.taps // 2]
         return oracle.Expected(centre, centre.abs(), torch.zeros_like(centre))
-    padding = tuple(before for before, _ in case.geometry.padding)
-    options = {"padding": padding, "dilation": case.geometry.dilation}
-    convolution = oracle.Convolution(arguments, options, alpha=case.alpha)
-    tensors = [inputs.x, inputs.packed, inputs.bias]
+    convolution = oracle.Convolution(
+        arguments, {"dilation": case.geometry.dilation}, alpha=case.alpha
+    )
+    x = torch.nn.functional.pad(inputs.x, case.geometry.flat_padding)
+    tensors = [x, inputs.packed, inputs.bias]
     if case.kernel == "weight_grad":
         return oracle.expect(convolution, tensors, inputs.grad, reference=False)[2]
     if case.residual:
@@ -180,9 +194,11 @@ def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
     return oracle.expect(convolution, tensors, reference=False)[0]
 
 
-def draw(key: tuple[str, str, str], candidate: Candidate, chance: random.Random) -> Case:
+def draw(
+    key: Key, candidate: Candidate, chance: random.Random, needs: frozenset[str] | None = None
+) -> Case:
     """A problem that a config of a list serves: with one tile of channels or several, whole or
-    not."""
+    not. ``needs``: exactly those that it asks of the compiled code."""
     kernel, target, list_name = key
     config = candidate.config
     if kernel == "weight_grad":
@@ -190,9 +206,10 @@ def draw(key: tuple[str, str, str], candidate: Candidate, chance: random.Random)
     while True:
         case = _propose(target, list_name, config, chance)
         if case.layout.size and min(case.output) > 0:
-            problem = problem_of_case(case)
-            readable = problem.why_unreadable(config) is None
-            if readable and not problem.needs(config) & candidate.not_for:
+            asked = problem_of(case)
+            found = asked.needs(config)
+            served = not found & candidate.not_for if needs is None else found == needs
+            if served and asked.why_unreadable(config) is None:
                 return case
 
 
@@ -212,32 +229,41 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     groups = chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
     kernel_size = chance.choice(((3, 3), (3, 3), (3, 3), (5, 5), (2, 2), (1, 1), (3, 1), (1, 3)))
     dilation = chance.choice((1, 1, 2))
-    padding = chance.choice(("same", "same", 0, 1, 2))
-    rows, columns = (dilation * (k - 1) // 2 if padding == "same" else padding for k in kernel_size)
-    symmetry = chance.choice(("self_adjoint", "skew_adjoint"))
+    whole = chance.random() < 0.5  # the output is made of whole boxes
+    padding = "same" if whole else chance.choice(("same", 0, 1, 2))
+    sides = [dilation * (k - 1) if padding == "same" else 2 * padding for k in kernel_size]
+    pairs = tuple((side // 2, side - side // 2) for side in sides)
+    image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
+    if whole:
+        image = tuple(_whole(side, chance) for side in config.box)
     return Case(
         target,
         chance.choice(("float16", "bfloat16")) if list_name == "half" else list_name,
         config,
-        Layout(channels * groups, kernel_size, groups, symmetry),
-        (
-            chance.choice((1, 2, 3)),
-            chance.choice((1, 4, 5, 7, 8)),
-            chance.choice((2, 7, 8, 16, 24)),
+        Layout(
+            channels * groups, kernel_size, groups, chance.choice(("self_adjoint", "skew_adjoint"))
         ),
-        Geometry((1, 1), ((rows, rows), (columns, columns)), (dilation, dilation)),
+        image,
+        Geometry((1, 1), pairs, (dilation, dilation)),
         chance.choice(_MEMORIES[config.loader]),
         unpacked=chance.random() < 0.6,
         residual=isinstance(config, ConvConfig) and chance.random() < 0.3,
         alpha=chance.choice((1.0, 1.0, 0.5, -1.5)),
+        wide=chance.random() < 0.2,
         seed=chance.randrange(2**31),
     )
 
 
-def problem_of_case(case: Case) -> Problem:
+def _whole(side: int, chance: random.Random) -> int:
+    """One to five boxes, fewer where they are large."""
+    return side * chance.choice((1, 2, 3, 5) if side <= 2 else (1, 1, 2))
+
+
+def problem_of(case: Case) -> problem.Problem:
     """As the choice of a config sees it."""
     inputs = inputs_of(case)
     images = [inputs.x, inputs.grad] if case.kernel == "weight_grad" else [inputs.x]
-    centre: Centre = "unpacked" if case.unpacked else "gathered"
-    with _precision("ieee" if case.dtype == "float32_ieee" else "tf32"):
-        return problem_of(case.kernel, case.layout, case.geometry, centre, *images)
+    centre: problem.Centre = "unpacked" if case.unpacked else "gathered"
+    with _precision(case):
+        found = problem.problem_of(case.kernel, case.layout, case.geometry, centre, *images)
+    return replace(found, wide=case.wide)

@@ -60,6 +60,20 @@ def execute(case: Case, rewrite: Callable[[str], str] | None = None) -> Outcome:
     return outcome
 
 
+def compiled(case: Case) -> str:
+    """The PTX of its launch; nothing is run."""
+    texts: list[str] = []
+
+    def keep(text: str) -> str:
+        texts.append(text)
+        return text
+
+    gpu = EmulatedGpu(int(case.target[3:]), rewrite=keep, runs=False)
+    with emulated(gpu, *KERNELS):
+        run(case, inputs_of(case))
+    return texts[-1]
+
+
 def _matters(timing: Timing, kernel: Kernel) -> bool:
     """Whether it shows of the kernel what an earlier timing, with less that is late, did not."""
     copies = any(i.opcode[0] == "cp" for i in kernel.instructions)

@@ -114,6 +114,19 @@ def test_a_product_of_what_other_warps_wrote_needs_a_barrier():
     execute(writers + FENCE + BARRIER + readers, 256)
 
 
+def test_a_product_of_what_its_own_warps_wrote_needs_a_barrier():
+    with pytest.raises(Fault, match="race: .* read by wgmma with no barrier"):
+        execute(FILLED + FENCE + PRODUCT + WAIT, 128)
+
+
+def test_what_a_product_read_needs_a_barrier_before_it_is_written():
+    """A warp that waited knows nothing of the other three, which read the same."""
+    body = FILLED + FENCE + BARRIER + PRODUCT + WAIT
+    with pytest.raises(Fault, match="race: .* with no barrier since wgmma's use"):
+        execute(body + FILLED, 128)
+    execute(body + BARRIER + FILLED, 128)
+
+
 def test_what_a_product_has_yet_to_read_must_not_be_written():
     body = FILLED + FENCE + BARRIER + PRODUCT
     with pytest.raises(Fault, match="race: .* while wgmma has yet to read it"):

@@ -1,0 +1,73 @@
+"""Executes what is committed: each config of the list in each form that it promises. Those with
+faults leave the list, and the others say how many cases were executed.
+
+    python -m executed.committed [--jobs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+from collections.abc import Iterator
+
+from triton_tied.autotune.candidates import FILE, Candidate
+from triton_tied.inspection.requirements import all_needs
+
+from .cases import Case, Key, draw
+from .many import LISTS, executed
+
+_DRAWN = 2  # problems of each form
+
+
+def cases_of(key: Key, candidate: Candidate, chance: random.Random) -> Iterator[Case]:
+    """All that is promised at once, and nothing of it; of half precision both dtypes."""
+    promised = all_needs(candidate.config) - candidate.not_for
+    for needs in {promised, frozenset()}:
+        for _ in range(_DRAWN * (2 if key[2] == "half" else 1)):
+            yield draw(key, candidate, chance, needs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m executed.committed", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    jobs, chance = parser.parse_args().jobs, random.Random()
+    work = [
+        (key, place, case)
+        for key, found in LISTS.items()
+        for place, candidate in enumerate(found)
+        for case in cases_of(key, candidate, chance)
+    ]
+    counts: collections.Counter[tuple[Key, int]] = collections.Counter()
+    faulty: set[tuple[Key, int]] = set()
+    outcomes = executed(iter([case for *_, case in work]), jobs)
+    for number, ((key, place, case), outcome) in enumerate(zip(work, outcomes, strict=True), 1):
+        counts[key, place] += 1
+        verdict = f"FAULT {outcome.faults}" if outcome.faults else "right"
+        print(f"{number}/{len(work)} {case}: {verdict}", flush=True)
+        if outcome.faults:
+            faulty.add((key, place))
+    _write(counts, faulty)
+    print(f"{counts.total()} cases executed, {len(faulty)} configs left out")
+
+
+def _write(counts: collections.Counter[tuple[Key, int]], faulty: set[tuple[Key, int]]) -> None:
+    """The list again, one config a line."""
+    listed = json.loads(FILE.read_text())
+    places: collections.Counter[Key] = collections.Counter()
+    lines = []
+    for row in listed.pop("candidates"):
+        key = row["kernel"], row["target"], row["list"]
+        name = key, places[key]
+        places[key] += 1
+        if name not in faulty:
+            row["executed"] = counts[name]
+            lines.append(json.dumps(row))
+    head = json.dumps(listed)[:-1] + ', "candidates": [\n'
+    FILE.write_text(head + ",\n".join(lines) + "\n]}\n")
+
+
+if __name__ == "__main__":
+    main()
