@@ -19,23 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import triton_tied as tt
 from triton_tied import cached_weights, dispatch, packing
 
-
-@pytest.fixture(autouse=True)
-def one_config():
-    """Where the kernels run, the same config serves a centre that is gathered and one that is
-    unpacked: only then are results the same to the bit."""
-    with contextlib.ExitStack() as stack:
-        if dispatch.INTERPRETED:
-            from triton_tied.autotune import select
-            from triton_tied.kernels import configs
-
-            stack.enter_context(
-                select.using(
-                    conv=configs.ConvConfig((1, 8, 8), 16, 16),
-                    weight_grad=configs.WeightGradConfig((1, 4, 8), 16, 16),
-                )
-            )
-        yield
+pytestmark = pytest.mark.usefixtures("one_config")
 
 
 @pytest.fixture
@@ -288,7 +272,8 @@ def any_size(request, monkeypatch):
 
 
 def images(layer, count=2):
-    return torch.randn(count, 4, 6, 6, dtype=layer.packed_weight.dtype)
+    sides = (2, 3) if dispatch.INTERPRETED else (6, 6)  # the interpreter is slow
+    return torch.randn(count, 4, *sides, dtype=layer.packed_weight.dtype)
 
 
 def assert_same(actual, expected):
@@ -417,13 +402,13 @@ def test_checkpoints(place, use_reentrant, kernels_layer, any_size):
     x = images(layer).requires_grad_()
 
     def segment(x):
-        return repeated(layer, x, 2).tanh()
+        return repeated(layer, x, 1).tanh()
 
     def train(block, inner):
         y = x
         with block:
             y = layer(y)
-            for _ in range(3):
+            for _ in range(2):
                 y = checkpoint(inner, y, use_reentrant=use_reentrant)
             if place != "forward":
                 layer(y).square().sum().backward()
