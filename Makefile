@@ -3,9 +3,11 @@ BIN := .venv/bin
 # What runs again in Triton's interpreter: the kernels as they are launched, and the way to them.
 LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
 WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py \
-	tests/test_cached_weights.py tests/test_prepare.py
+	tests/test_cached_weights.py tests/test_prepare.py tests/test_strides.py \
+	tests/test_like_dense_layer.py tests/test_export.py
 
-.PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect
+.PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect \
+	execute
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,7 +53,11 @@ gpu:  ## tests, tuning and benchmarks of a GPU, into the folder OUT
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu.py $(OUT)
 
 inspect: .venv/installed  ## compile all proposed configs anew, and commit the good ones
-	$(BIN)/python -m triton_tied inspect --write
+	$(BIN)/python -m triton_tied.inspection.regenerate_candidates
+
+EACH ?= 2
+execute: .venv/installed  ## run the PTX of drawn cases on the CPU: EACH of every list, SEED=n repeats
+	PYTHONPATH=tests $(BIN)/python -m executed --each $(EACH) $(if $(SEED),--seed $(SEED))
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

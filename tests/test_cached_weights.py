@@ -59,11 +59,11 @@ def repeated(layer, x, times=12):
 def test_twelve_applications_under_autograd_expand_once_and_fold_once(layer, x, counts):
     repeated(layer, x).square().sum().backward()
     assert counts == {"expand": 12, "fold": 12}
-    expected, layer.packed.grad = layer.packed.grad, None
+    expected, layer.packed_weight.grad = layer.packed_weight.grad, None
     with tt.cached():
         repeated(layer, x).square().sum().backward()
     assert counts == {"expand": 13, "fold": 13}
-    torch.testing.assert_close(layer.packed.grad, expected)
+    torch.testing.assert_close(layer.packed_weight.grad, expected)
 
 
 def test_frozen_weights_are_expanded_once_in_inference(layer, x, counts):
@@ -98,20 +98,22 @@ def test_nothing_is_kept_after_the_block(layer, x, counts):
 
 def update_in_place(layer):
     with torch.no_grad():
-        layer.packed.mul_(2)
+        layer.packed_weight.mul_(2)
 
 
 def update_in_inference_mode(layer):
     with torch.inference_mode():
-        layer.packed.mul_(2)
+        layer.packed_weight.mul_(2)
 
 
 def update_data(layer):
-    layer.packed.data = layer.packed.data * 2
+    layer.packed_weight.data = layer.packed_weight.data * 2
 
 
 def update_by_checkpoint(layer):
-    layer.load_state_dict({**layer.state_dict(), "packed": torch.ones_like(layer.packed)})
+    layer.load_state_dict(
+        {**layer.state_dict(), "packed_weight": torch.ones_like(layer.packed_weight)}
+    )
 
 
 def update_by_weight(layer):
@@ -119,13 +121,13 @@ def update_by_weight(layer):
 
 
 def update_by_optimizer(layer, **options):
-    layer.packed.grad = torch.ones_like(layer.packed)
+    layer.packed_weight.grad = torch.ones_like(layer.packed_weight)
     torch.optim.Adam(layer.parameters(), lr=0.1, **options).step()
 
 
 def update_by_set(layer):
     with torch.no_grad():
-        layer.packed.set_(layer.packed * 2)
+        layer.packed_weight.set_(layer.packed_weight * 2)
 
 
 def update_by_vector(layer):
@@ -135,7 +137,7 @@ def update_by_vector(layer):
 def update_data_twice(layer):
     """So that the second may lie where the first did."""
     for _ in range(2):
-        layer.packed.data = layer.packed.data * 2
+        layer.packed_weight.data = layer.packed_weight.data * 2
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_weights_made_without_gradient_are_not_reused_with_it(layer, x):
             with first():
                 layer(x)
             layer(x).sum().backward()
-        assert layer.packed.grad.any()
+        assert layer.packed_weight.grad.any()
 
 
 def test_frozen_weights_made_in_inference_mode_are_not_saved_for_a_backward(layer, x):
@@ -235,7 +237,7 @@ def test_transforms_inside_the_block_are_right(layer, x):
 
     with tt.cached():
         layer(x)
-        packed = layer.packed.detach()
+        packed = layer.packed_weight.detach()
         actual = torch.func.grad(loss)(packed)
         batched = torch.vmap(loss)(torch.stack([packed, 2 * packed]))
     (expected,) = torch.autograd.grad(loss(packed.requires_grad_()), packed)
@@ -271,7 +273,7 @@ def any_size(request, monkeypatch):
 
 def images(layer, count=2):
     sides = (2, 3) if dispatch.INTERPRETED else (6, 6)  # the interpreter is slow
-    return torch.randn(count, 4, *sides, dtype=layer.packed.dtype)
+    return torch.randn(count, 4, *sides, dtype=layer.packed_weight.dtype)
 
 
 def assert_same(actual, expected):
@@ -446,7 +448,7 @@ def test_blocks_and_the_compiler(place, layer):
         expected = gradients(layer, lambda: inside(x).square().sum().backward())
         assert_same(gradients(layer, lambda: compiled(x).square().sum().backward()), expected)
         with torch.no_grad():
-            layer.packed.mul_(1.5)
+            layer.packed_weight.mul_(1.5)
     assert cached_weights._current.get() is None
 
 
@@ -458,19 +460,19 @@ def test_what_is_made_under_a_mode_does_not_outlive_it(layer, x, any_size):
             layer(torch.randn(1, 4, 6, 6, dtype=x.dtype))
         assert torch.equal(layer(x), expected)
         traced = make_fx(lambda p: tt.tied_conv2d(x, p, layer.bias, kernel_size=3, padding=1))
-        graph = traced(layer.packed)
+        graph = traced(layer.packed_weight)
         assert torch.equal(layer(x), expected)
-        assert_same([graph(2 * layer.packed)], [layer(x) * 2 - layer.bias.view(-1, 1, 1)])
+        assert_same([graph(2 * layer.packed_weight)], [layer(x) * 2 - layer.bias.view(-1, 1, 1)])
         script = torch.jit.trace(layer, x)
         torch.jit.save(script, io.BytesIO())  # it holds PyTorch's operations only
         with torch.no_grad():
-            layer.packed.mul_(2)
+            layer.packed_weight.mul_(2)
         assert torch.equal(script(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_tangents_of_packed_are_not_kept(layer, x):
-    packed, tangent = layer.packed.detach(), torch.randn_like(layer.packed)
+    packed, tangent = layer.packed_weight.detach(), torch.randn_like(layer.packed_weight)
     with tt.cached():
         for direction in (tangent, 2 * tangent):
             with forward_ad.dual_level():
@@ -528,7 +530,7 @@ def test_a_block_leaves_no_hook_behind(layer, x):
 
 
 def hidden_update(layer):
-    layer.packed.data.mul_(2)
+    layer.packed_weight.data.mul_(2)
 
 
 def test_a_task_that_outlives_the_block_is_outside_of_it(layer, x):
@@ -570,7 +572,7 @@ def test_blocks_of_tasks_that_take_turns_are_their_own(x, counts):
     assert counts["expand"] == 2 * 3
     for layer, (y, after) in zip(layers, found, strict=True):
         assert torch.equal(after, layer(x))
-        layer.packed.data.div_(2)
+        layer.packed_weight.data.div_(2)
         assert torch.equal(y, repeated(layer, x, 4))
 
 
@@ -665,12 +667,12 @@ def test_what_returns_before_it_has_run_is_not_decorated():
 
 def test_averaged_weights_swapped_in_and_out(layer, x):
     """By ``.data``, as averaging does it; changed while they are out."""
-    average = torch.randn_like(layer.packed)
-    own = layer.packed.data
+    average = torch.randn_like(layer.packed_weight)
+    own = layer.packed_weight.data
     with tt.cached():
         for _ in range(3):
             for weights in (own, average):
-                layer.packed.data = weights
+                layer.packed_weight.data = weights
                 y = layer(x)
                 expected = tt.reference.tied_conv2d(
                     x, weights, layer.bias, kernel_size=3, padding=1
@@ -680,12 +682,12 @@ def test_averaged_weights_swapped_in_and_out(layer, x):
 
 
 def test_views_that_begin_at_the_same_address_are_told_apart(layer, x):
-    memory = torch.randn(2 * len(layer.packed), dtype=x.dtype)
+    memory = torch.randn(2 * len(layer.packed_weight), dtype=x.dtype)
     with tt.cached():
-        for weights in (memory[: len(layer.packed)], memory[::2]):
-            layer.packed.data = weights
+        for weights in (memory[: len(layer.packed_weight)], memory[::2]):
+            layer.packed_weight.data = weights
             expected = tt.reference.tied_conv2d(
-                x, layer.packed, layer.bias, kernel_size=3, padding=1
+                x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
             )
             assert torch.equal(layer(x), expected)
 
@@ -716,18 +718,20 @@ def test_each_stream_has_its_own_weight(layer, x, counts, monkeypatch):
 def test_unpack_and_weight_are_served_by_the_block(layer, x, counts):
     with tt.cached():
         layer(x)
-        weights = [tt.unpack(layer.packed, 4, 3) for _ in range(3)]
+        weights = [tt.unpack(layer.packed_weight, 4, 3) for _ in range(3)]
         assert torch.equal(layer.weight, weights[0])
         sum((w * i).sum() for i, w in enumerate(weights)).backward()
     assert counts == {"expand": 1, "fold": 1}
-    (expected,) = torch.autograd.grad(3 * tt.unpack(layer.packed, 4, 3).sum(), layer.packed)
-    assert_same([layer.packed.grad], [expected])
+    (expected,) = torch.autograd.grad(
+        3 * tt.unpack(layer.packed_weight, 4, 3).sum(), layer.packed_weight
+    )
+    assert_same([layer.packed_weight.grad], [expected])
 
 
 def test_hooks_on_an_unpacked_weight_are_its_own(layer, x):
     def loss(double):
         with tt.cached():
-            weight = tt.unpack(layer.packed, 4, 3)
+            weight = tt.unpack(layer.packed_weight, 4, 3)
             weight.register_hook(lambda grad: grad * (2 if double else 1))
             weight.retain_grad()
             (layer(x).sum() + weight.square().sum()).backward()
@@ -737,25 +741,27 @@ def test_hooks_on_an_unpacked_weight_are_its_own(layer, x):
     plain = gradients(layer, lambda: layer(x).sum().backward())
     extra = gradients(layer, lambda: (2 * layer.weight.square().sum() + layer(x).sum()).backward())
     assert_same(grads, extra) and not torch.equal(grads[0], plain[0])
-    assert_same([loss(False)], [2 * tt.unpack(layer.packed, 4, 3)])
+    assert_same([loss(False)], [2 * tt.unpack(layer.packed_weight, 4, 3)])
 
 
 def test_writing_to_a_shared_weight_raises(layer, x):
     with tt.cached(), torch.no_grad():
-        tt.unpack(layer.packed, 4, 3).clone().mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).clone().mul_(2)
         layer(x)
     with pytest.raises(RuntimeError, match="clone it"), tt.cached(), torch.no_grad():
-        tt.unpack(layer.packed, 4, 3).mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).mul_(2)
         layer(x)
     with pytest.raises(RuntimeError, match="clone it"), tt.cached():
-        tt.unpack(layer.packed, 4, 3).mul_(2)
+        tt.unpack(layer.packed_weight, 4, 3).mul_(2)
 
 
 def test_an_unpacked_weight_may_be_written_to_outside_of_a_block(layer, any_size):
     for mode in (torch.no_grad, torch.enable_grad):
         with mode():
-            weight = tt.unpack(layer.packed, 4, 3).mul_(2)
+            weight = tt.unpack(layer.packed_weight, 4, 3).mul_(2)
         assert torch.equal(weight, 2 * layer.weight)
     weight.sum().backward()
-    (expected,) = torch.autograd.grad(2 * tt.unpack(layer.packed, 4, 3).sum(), layer.packed)
-    assert_same([layer.packed.grad], [expected])
+    (expected,) = torch.autograd.grad(
+        2 * tt.unpack(layer.packed_weight, 4, 3).sum(), layer.packed_weight
+    )
+    assert_same([layer.packed_weight.grad], [expected])

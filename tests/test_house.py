@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "triton_tied"
 ROOMS = [  # from the ground up
     "version",
+    "tracing",
     "memory_format",
     "geometry",
     "cached_weights",
@@ -24,7 +25,12 @@ ROOMS = [  # from the ground up
     "functional",
     "prepare",
     "read_only_weight",
+    "nearest",
+    "dense_layers",
     "modules",
+    "convert",
+    "rounding",
+    "init",
     "check",
     "inspection",
     "benchmark",

@@ -3,7 +3,6 @@
 import oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 
 import triton_tied as tt
@@ -60,7 +59,7 @@ def test_all_three_operators_have_samples_of_every_kind():
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
-def test_samples_equal_the_dense_convolution_in_float64(op, dtype, symmetry):
+def test_samples_are_within_the_bound(op, dtype, symmetry):
     dims = DIMS[op.name]
     for x, has_bias, kernel, options in square_samples(op, dtype)[0]:
         channels, groups = x.shape[-dims - 1], options.get("groups", 1)
@@ -69,21 +68,13 @@ def test_samples_equal_the_dense_convolution_in_float64(op, dtype, symmetry):
         if has_bias:
             tensors.append(torch.randn(channels, dtype=dtype))
 
-        def dense(x, packed, bias=None, layout=layout, options=options):
-            return getattr(F, f"conv{dims}d")(x, oracle.expand(packed, *layout), bias, **options)
-
         def tied(x, packed, bias=None, kernel=kernel, options=options):
             function = getattr(tt, f"tied_conv{dims}d")
             return function(x, packed, bias, kernel_size=kernel, symmetry=symmetry, **options)
 
-        grad = torch.randn_like(dense(*tensors))
-        truth = run(dense, [t.double() for t in tensors], grad)
-        baseline, actual = run(dense, tensors, grad), run(tied, tensors, grad)
-        for a, b, t in zip(actual, baseline, truth, strict=True):
-            assert a.dtype == dtype
-            oracle.assert_as_good_as(a, b, t, dtype)
-            if dtype == torch.float64:
-                # Entry by entry. An entry that cancels keeps the roundings of its terms: up to
-                # 1300 of them (see oracle.FLOORS), each of the size of the largest entry.
-                scale = t.abs().max().item() if t.numel() else 0.0
-                torch.testing.assert_close(a, t, rtol=4e-15, atol=4e-15 * scale)
+        convolution = oracle.Convolution(layout, options)
+        grad = torch.randn_like(convolution(*tensors))
+        expected = oracle.expect(convolution, tensors, grad)
+        for actual, wanted in zip(run(tied, tensors, grad), expected, strict=True):
+            assert actual.dtype == dtype
+            oracle.assert_within_bound(actual, wanted)

@@ -15,7 +15,7 @@ import triton_tied as tt
 from triton_tied import packing
 
 SYMMETRIES = ["self_adjoint", "skew_adjoint"]
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SUPPORTED_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = [  # channels, kernel_size, groups
     (5, (3, 3), 1),
     (6, (3, 3), 3),
@@ -90,7 +90,7 @@ def test_unpack_equals_the_formula_written_out(layout, channels_last, small):
     assert weight.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("channels, kernel, groups", LAYOUTS)
 def test_tie_is_exact_and_pack_undoes_unpack(channels, kernel, groups, symmetry, dtype, expansion):
@@ -112,6 +112,17 @@ def test_pack_is_the_orthogonal_projection(channels, kernel, groups, symmetry):
     )
     # what the projection removes is at right angles to every tied weight
     assert abs(((weight - nearest) * other).sum()) < 1e-12 * weight.norm() * (1 + other.norm())
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("kernel", [(3,), (2, 3), (1, 1, 1)])
+def test_joined_dense_weights_are_packed_as_groups_and_joined_vectors_are_not(kernel, symmetry):
+    parts = [random_packed(3, kernel, 1, symmetry) for _ in range(4)]
+    weight = torch.cat([oracle.expand(part, 3, kernel, 1, symmetry) for part in parts])
+    grouped = tt.pack(weight, 4, symmetry)
+    assert torch.equal(tt.unpack(grouped, 12, kernel, 4, symmetry), weight)
+    one_kind_of_number = len(kernel) != 1  # pairs only, or centres only
+    assert torch.equal(torch.cat(parts), grouped) is one_kind_of_number
 
 
 @pytest.mark.parametrize("dtype, large", [(torch.float16, 6e4), (torch.float32, 3e38)])

@@ -6,8 +6,9 @@ The layers are in ``modules``, the functions in ``functional``, the algebra in `
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import reference
+from . import init, reference
 from .cached_weights import cached
+from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
@@ -23,18 +24,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PreparedWeight",
+    "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
     "cached",
+    "init",
     "pack",
     "packed_size",
     "prepare",
     "reference",
+    "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
     "unpack",
+    "untie",
 ]
 
 # Public where Triton is installed, and imported with it on first use.

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 
 import torch
 
+from .tracing import takes_plain_operations_only
+
 # Triton reads the variable once, when a kernel is decorated, so it is read once here too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,9 +54,7 @@ def why_no_triton() -> str | None:
         return "Triton is not installed"
     try:
         importlib.import_module("triton")
-    except (
-        Exception
-    ) as error:  # a driver's or a compiler's, say: whatever it is, the call is served
+    except Exception as error:  # a driver's, say: whatever it is, the call is served
         return f"Triton cannot be imported: {error!r}"
     try:
         inspect.getsource(why_no_triton)
@@ -66,7 +66,7 @@ def why_no_triton() -> str | None:
 def takes_operators(device: torch.device, dtype: torch.dtype, stride: tuple[int, ...]) -> bool:
     """Whether a call goes through the operators of the kernels."""
     if why_reference(device, dtype, stride) is None:
-        return True
+        return not takes_plain_operations_only()
     if torch.compiler.is_compiling() or not _rehearsing.get():
         return False
     return _why_no_kernel(dtype, stride) is None

@@ -12,7 +12,9 @@ Tap ``T-1-t`` is the opposite tap of ``t``. The free numbers, and so the packed 
   matrix, with the diagonal if ``s = +1`` and without it if ``s = -1``.
 
 ``packed = [pairs: group, tap, out, in | centre: group, lower triangle by rows]``, where ``C``
-stands for ``channels // groups``. This order is known here and in the kernels' files alone.
+stands for ``channels // groups``. This order is known here and in the kernels' files alone. (So
+``torch.cat`` of the packed vectors of several weights has the length of a grouped weight's, and is
+not it: stack dense weights and pack the stack.)
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -28,8 +30,10 @@ from torch import Tensor
 from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
+from .tracing import untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 # Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
 _MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
@@ -54,7 +58,7 @@ class Layout:
     channels: int
     kernel_size: tuple[int, ...]
     groups: int = 1
-    symmetry: str = "self_adjoint"
+    symmetry: Symmetry = "self_adjoint"
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_size", "groups"):
@@ -124,7 +128,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreparedWeight:
-    """What :func:`triton_tied.prepare` makes: the weight of one packed vector, ready to be applied.
+    """What ``triton_tied.prepare`` makes: the weight of one packed vector, ready to be applied.
 
     Attributes:
         layout: of ``packed``.
@@ -151,7 +155,7 @@ class PreparedWeight:
 
 
 def make_layout(
-    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: str
+    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: Symmetry
 ) -> Layout:
     """The layout of arguments as users give them; an int ``kernel_size`` k means ``(k, k)``.
 
@@ -182,7 +186,7 @@ def layout_of_length(size: int, like: Layout) -> Layout | None:
     the same symmetry, else of the other."""
     groups, kernel = like.groups, like.kernel_size
     end = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
-    for symmetry in sorted(SIGNS, key=lambda name: name != like.symmetry):
+    for symmetry in sorted(get_args(Symmetry), key=lambda name: name != like.symmetry):
         for group_channels in range(1, end):
             layout = Layout(group_channels * groups, kernel, groups, symmetry)
             if layout.size == size:
@@ -208,18 +212,18 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_symmetry(symmetry: str) -> str:
+def check_symmetry(symmetry: str) -> Symmetry:
     """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
     if not isinstance(symmetry, str) or symmetry not in SIGNS:
         raise ValueError(f"symmetry must be one of {set(SIGNS)}, but got symmetry={symmetry!r}")
-    return symmetry
+    return cast(Symmetry, symmetry)
 
 
 def packed_size(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
 ) -> int:
     """How many free numbers a tied weight has.
 
@@ -249,7 +253,7 @@ def unpack(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """The dense weight that a packed vector stands for, tied to the last bit. Differentiable.
@@ -318,11 +322,11 @@ def dense_weight(
     )[0]
 
 
-def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Tensor:
+def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
 
-    The orthogonal projection ``(W + s * flip(W)^T) / 2``, computed in float64 and rounded once:
-    exact where the weight is already tied.
+    The orthogonal projection ``(W + s * flip(W)^T) / 2``, rounded once: exact where the weight is
+    already tied.
 
     Args:
         weight: ``(channels, channels // groups, *kernel_size)``, any floating dtype.
@@ -330,7 +334,9 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
         symmetry: "self_adjoint" or "skew_adjoint".
 
     Returns:
-        ``(packed_size(...),)`` of the dtype and device of ``weight``.
+        ``(packed_size(...),)`` of the dtype and device of ``weight``. Packed vectors of one layout
+        may be added and scaled. ``torch.cat`` does not join them to those of a grouped weight:
+        pack ``torch.cat`` of the dense weights, with ``groups``.
 
     Raises:
         TypeError, ValueError: as ``packed_size``; ``weight`` not square, or without a kernel.
@@ -344,8 +350,12 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
             f"groups={groups}, but got weight of size {list(weight.shape)}"
         )
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
-    taps = _tap_matrices(weight.double(), layout)
-    nearest = ((taps + layout.sign * taps.flip(1).mT) / 2).to(weight.dtype)
+    # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
+    # no wider dtype is needed, which not every device has, but for half types, whose sums round.
+    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    opposite = layout.sign * taps.flip(1).mT
+    twice = taps + opposite
+    nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)
     return _join(nearest, nearest[:, layout.pairs] if layout.taps % 2 else None, layout)
 
 
@@ -356,7 +366,7 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
     tracked = torch.is_grad_enabled() and packed.requires_grad
-    if not tracked or _is_transformed(packed):
+    if not tracked or _is_transformed(packed) or torch.jit.is_tracing():
         return _expand_plainly(packed, layout, channels_last)
     return _ExpandFunction.apply(packed, layout, channels_last)
 
@@ -451,7 +461,8 @@ def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
-    opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
+    # ONNX knows transpose, but not mT.
+    opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
     taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
     # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
@@ -562,6 +573,9 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
 def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     """``build(device, *key)``, kept for the next call."""
     place = (build, like.device, *key)
+    if torch.jit.is_tracing():
+        with untraced():  # a constant of the graph
+            return build(*place[1:])
     # One that is made for a fake or traced tensor must not outlive that, nor a real one meet them.
     plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
     once = not like.is_floating_point()  # it serves to build a table
@@ -590,7 +604,7 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     if sign < 0:
         size = c * (c - 1) // 2
         index = torch.where(row[:, None] < row, index + size, index)
-        index.fill_diagonal_(2 * size)
+        index = torch.where(row[:, None] == row, 2 * size, index)
     return index.flatten()
 
 

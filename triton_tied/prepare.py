@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .dispatch import takes_operators
 from .functional import compute_dtype
-from .operators.prepare import centre_of
+from .operators.prepare_packed import centre_of
 from .packing import (
     SUPPORTED_DTYPES,
     PreparedWeight,
+    Symmetry,
     dense_weight,
     make_layout,
     numbers_of,
@@ -25,7 +26,7 @@ def prepare(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
     *,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
-from .packing import Layout, PreparedWeight, dense_weight, expand, fold
+from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
+from .memory_format import plainly_strided
+from .packing import Layout, PreparedWeight, Symmetry, dense_weight, expand, fold
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONVOLUTION_WEIGHT_GRADS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
@@ -29,7 +30,7 @@ def convolve(
     geometry: Geometry,
     groups: int,
     padding_mode: str = "zeros",
-    alpha: float = 1.0,
+    alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     """``alpha * (conv(input, weight) + bias) + residual`` with a dense weight."""
@@ -37,12 +38,26 @@ def convolve(
     if padding_mode != "zeros" or padding is None:
         input, geometry = pad(input, geometry, padding_mode)
         padding = (0,) * len(geometry.stride)
-    output = _CONVOLUTIONS[len(geometry.stride)](
-        input, weight, bias, geometry.stride, padding, geometry.dilation, groups
+    dims = len(geometry.stride)
+    output = _CONVOLUTIONS[dims](
+        plainly_strided(dims, input),
+        weight,
+        bias,
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        groups,
     )
-    if residual is not None:
-        return residual.add(output, alpha=alpha)
-    return output if alpha == 1.0 else output * alpha
+    return add_scaled(output, alpha, residual)
+
+
+def add_scaled(output: Tensor, alpha: float | Tensor, residual: Tensor | None) -> Tensor:
+    """``alpha * output + residual``."""
+    if residual is None:
+        return output * alpha if isinstance(alpha, Tensor) or alpha != 1.0 else output
+    if isinstance(alpha, Tensor):
+        return residual + output * alpha
+    return residual.add(output, alpha=alpha)
 
 
 def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, Geometry]:
@@ -80,9 +95,9 @@ def _tied_conv(
     padding: Padding = 0,
     dilation: IntOrInts = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    symmetry: str = "self_adjoint",
-    alpha: float = 1.0,
+    padding_mode: PaddingMode = "zeros",
+    symmetry: Symmetry = "self_adjoint",
+    alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     kernel = per_axis("kernel_size", kernel_size, dims)

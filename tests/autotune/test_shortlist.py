@@ -24,7 +24,7 @@ from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
 from triton_tied.packing import Layout
 
-DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
+LIST_DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
 
 
 @st.composite
@@ -44,7 +44,7 @@ def problems(draw):
     centre = draw(st.sampled_from(["gathered", "unpacked"]))
     return Problem(
         name,
-        draw(st.sampled_from(DTYPES)),
+        draw(st.sampled_from(LIST_DTYPES)),
         layout,
         image,
         geometry,

@@ -525,6 +525,18 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_timed(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert bench("--plots", tmp_path) == 2
     assert "needs matplotlib" in capsys.readouterr().err
+    assert bench("--budget", "0") == 2 and bench("--tune-json", tmp_path / "tuned.json") == 2
+
+
+@pytest.mark.parametrize(
+    "option", [("--budget", "-1"), ("--budget", "nan"), ("--tune", "0"), ("--json", "{file}/x")]
+)
+def test_options_that_cannot_be_met_are_refused_at_once(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(suite, "run", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["bench", option[0], option[1].format(file=tmp_path / "file")])
+    assert option[0] in capsys.readouterr().err
 
 
 def test_the_page_shows_the_newest_results():

@@ -1,6 +1,7 @@
 """``python -m triton_tied tune``."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -145,6 +146,7 @@ def models(tmp_path, monkeypatch):
         ("no_python:f", "SyntaxError"),
         ("odd_models:f", "no attribute 'f'"),
         ("odd_models:torch", "not callable"),
+        ("os:getcwd", "expected a function that makes a torch.nn.Module, it made a str"),
         ("odd_models:raises", "RuntimeError: two lines"),
         ("odd_models:narrow", "to have 8 channels, but got 16"),
         ("odd_models:dense", "ran no tied convolution"),
@@ -186,7 +188,8 @@ def test_a_shape_is_four_positive_numbers(capsys, shape):
         ((), "expected --shape, --model"),
         (("--dry-run", "--gpu", "H100"), "expected --shape, --model"),
         (("--input", "1,8,8,8"), "which is not given"),
-        (("--shape", "1,8,8,8"), "expected a GPU to time on"),
+        (("--shape", "1,8,8,8"), "no GPU here to time on; --dry-run"),
+        (("--model", "no:where", "--input", "1,8,8,8"), "no GPU here to time on"),
         (("--shape", "1,8,8,8", "--padding", "-1", "--dry-run", "--gpu", "H100"), "negative"),
         (("--shape", "1,8,8,8", "--dilation", "0", "--dry-run", "--gpu", "H100"), "dilation"),
         (("--shape", "1,8,8,8", "--kernel-size", "0", "--dry-run", "--gpu", "H100"), "kernel_size"),
@@ -197,7 +200,7 @@ def test_a_shape_is_four_positive_numbers(capsys, shape):
         (("--shape", "1,8,8,8", "--padding", "full", "--dry-run", "--gpu", "H100"), "full"),
         (("--shape", "1,8,8,8", "--gpu", "H100"), "--gpu names a GPU for --dry-run"),
         (("--model", "nothing", "--input", "1,2,3,4", "--dry-run", "--gpu", "H100"), "MODULE:"),
-        (("--import", "missing.json"), "no entry"),
+        (("--import", __file__), "not a table"),
     ],
 )
 def test_bad_requests_are_refused(capsys, arguments, message):
@@ -215,3 +218,30 @@ def test_a_table_is_exported_and_imported(capsys, tmp_path, monkeypatch):
     assert config_for(PROBLEM, DEVICE) != theirs
     assert run(capsys, "--import", str(file))[0] == 0
     assert config_for(PROBLEM, DEVICE) == theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--import", "missing.json"), "there is no file 'missing.json'"),
+        (("--shape", "1,8,8,8", "--export", "{file}/table.json"), "cannot be written"),
+        (("--shape", "1,8,8,8", "--export", "."), "cannot be written"),
+    ],
+)
+def test_files_that_cannot_serve_are_refused_at_once(capsys, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["tune", *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "info", "inspect", "tune", "bench"])
+def test_every_option_has_its_help(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main.main([command, "--help"])
+    options = re.split(r"\n  (?=-)", capsys.readouterr().out)[1:]
+    for option in options:
+        name, _, text = re.sub(r"\s+", " ", option).partition(" ")
+        words = re.sub(r"--[a-z_-]+|[A-Z_,:]{4,}|\{.*?\}|-h,", "", text).split()
+        assert len(words) >= 2, f"{command} {name}"

@@ -19,7 +19,7 @@ from triton_tied.kernels.launch import Convolution, WeightGradient
 from triton_tied.packing import Layout
 
 # The interpreter reads bfloat16 as integers in a matrix product.
-DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+KERNEL_DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 SYMMETRIES = ["self_adjoint", "skew_adjoint"]
 
 SAME = ((1, 1), (1, 1))  # padding that keeps the size, for a 3x3 kernel
@@ -56,7 +56,7 @@ _STEPS = 32  # of a launch, at 3 to 5 ms each in the interpreter
 
 
 @dataclass(frozen=True)
-class Problem:
+class DrawnConvolution:
     """A convolution: ``shape`` is that of the input."""
 
     layout: Layout
@@ -76,14 +76,14 @@ class Problem:
         amounts = self.geometry.window(self.layout.kernel_size), self.geometry.padding
         padding = tuple((w - 1 - p, w - 1 - q) for w, (p, q) in zip(*amounts, strict=True))
         geometry = replace(self.geometry, padding=padding)
-        return Problem(self.layout, geometry, self.out_shape)
+        return DrawnConvolution(self.layout, geometry, self.out_shape)
 
 
 def make_problem(
     shape, kernel, padding=((0, 0), (0, 0)), *, dilation=(1, 1), groups=1, symmetry="self_adjoint"
 ):
     layout = Layout(shape[1], kernel, groups, symmetry)
-    return Problem(layout, Geometry((1, 1), padding, dilation), shape)
+    return DrawnConvolution(layout, Geometry((1, 1), padding, dilation), shape)
 
 
 @st.composite
@@ -122,15 +122,13 @@ def configs(draw, problem, loader, kind):
     if loader != "pointer" and problem.layout.groups > 1:
         blocks = [b for b in blocks if c % b == 0]
     block_n, block_k = draw(st.sampled_from(blocks)), draw(st.sampled_from(blocks))
-    options = {
-        "loader": loader,
-        "accumulators": draw(st.integers(1, 2)),
-    }
+    options = {"loader": loader}
     if kind is WeightGradConfig:
         options["splits"] = draw(st.integers(1, 4))
         block_k = block_n if loader != "pointer" else block_k
     else:
         options["roles"] = draw(st.sampled_from(["pixels_first", "weights_first"]))
+        options["accumulators"] = draw(st.integers(1, 2))
     tiles = problem.layout.groups * triton.cdiv(c, block_n) * triton.cdiv(c, block_k)
     steps = tiles * (problem.layout.taps + 1) // 2
     box = draw(st.sampled_from(_boxes(problem.out_shape, loader, steps)))

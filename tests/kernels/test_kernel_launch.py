@@ -6,7 +6,7 @@ import oracle
 import pytest
 import torch
 from problems import (
-    DTYPES,
+    KERNEL_DTYPES,
     SAME,
     SYMMETRIES,
     convolve,
@@ -173,7 +173,7 @@ def test_float32_products_have_the_bits_of_the_setting(device, convolution_preci
     assert (error > 1e-5) == (precision == "tf32")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_result_has_the_dtype_and_device_of_the_input(device, dtype, kernel):
     problem = make_problem((1, 8, 4, 4), (3, 3), SAME)

@@ -26,7 +26,7 @@ _LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 # memory, pixels of a multiple of 16 bytes, an unpacked centre, s = +1, boxes that end with the
 # output, offsets of 32 bits.
 Need = Literal[
-    "two_sums",  # s = -1
+    "two_sums",  # convolution: s = -1
     "gathered_centre",  # convolution: the centre comes from its triangle
     "ragged_boxes",  # weight gradient: boxes reach beyond the output
     "scattered",  # "pointer": any other memory, or another number of channels

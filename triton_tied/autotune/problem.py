@@ -90,7 +90,7 @@ class Problem:
     def needs(self, config: Config) -> frozenset[Need]:
         """What the problem asks of the compiled code of a config; see :mod:`.candidates`."""
         found: set[Need] = set()
-        if self.layout.sign < 0:
+        if self.layout.sign < 0 and not self.is_weight_grad:
             found.add("two_sums")
         if self.centre == "gathered" and not self.is_weight_grad and self.layout.taps % 2:
             found.add("gathered_centre")

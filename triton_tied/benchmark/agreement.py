@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..check import FLOORS
+from .. import rounding
 from .passes import Images
 from .peers import DENSE, PEERS, Peer
 from .workloads import TORCH_DTYPES, Format, Workload
@@ -14,19 +14,48 @@ _WORST = 1e-2  # a relative error that no dtype excuses
 
 
 class Truth:
-    """The first and the last image in float64, and how far off dense is, in its worse layout."""
+    """The first and the last image in float64, and how far off a peer may be.
+
+    Number by number that is the bound of :mod:`..rounding`. It knows no cuDNN algorithm but plain
+    sums: where dense itself needs more than it, that is twice what dense needs. In norm it is twice
+    dense's error, in its worse layout, or four roundings: of averaged weights, whose redundant
+    parts are rounded before, and of the output.
+    """
 
     def __init__(self, workload: Workload, tied: Tensor, images: Images, memory: Format) -> None:
-        precise = Images(*(_ends(image).double().detach() for image in images))
-        precise.x.requires_grad_()
-        self._wanted = _outputs(PEERS["dense"](workload, tied.double(), memory), precise)
+        def dense(weight: Tensor, *ends: Tensor) -> list[Tensor]:
+            x, grad = ends
+            return _outputs(
+                PEERS["dense"](workload, weight, memory), Images(x.requires_grad_(), grad)
+            )
+
+        ends = [_ends(image).double().detach() for image in images]
+        magnitudes = [image.abs() for image in ends]
+        weight = tied.double()
+        self._wanted = dense(weight, *ends)
+        scales = dense(weight.abs(), *magnitudes)
+        dtype = TORCH_DTYPES[workload.dtype]
+        operand = rounding.TF32 if workload.dtype == "tf32" else 0.0
+        # An averaged weight is off by three roundings of a weight and four of what is averaged
+        # away, which has its standard deviation: seven of these are never drawn.
+        u = torch.finfo(dtype).eps / 2
+        off = 1.1 * u * (3 * weight.abs().max() + 28 * weight.std(correction=0))
+        shifts = dense(torch.ones_like(weight), *magnitudes)
+        # Where a border is wrapped, the gradients of up to three copies an axis are rounded, then
+        # summed in the dtype: twice that many roundings, to be generous.
+        copies = 2 * 3 ** len(workload.image) if workload.padding_mode == "circular" else 0
+        self._bounds = [
+            off * shift
+            + rounding.bound(truth, scale, weight[0].numel(), dtype, copies * scale, operand)
+            for truth, scale, shift in zip(self._wanted, scales, shifts, strict=True)
+        ]
         layouts = [PEERS[name] for name in DENSE]
         layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
-        errors = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
-        # Twice, since an averaged weight is rounded before and after it is averaged.
-        floor = 2 * FLOORS[TORCH_DTYPES[workload.dtype]]
+        found = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
+        floor = 4 * (operand or u)
         self._allowed = [
-            min(max(2 * max(found), floor), _WORST) for found in zip(*errors, strict=True)
+            (max(1.0, 2 * max(ratios)), min(max(2 * max(norms), floor), _WORST))
+            for ratios, norms in (zip(*errors, strict=True) for errors in zip(*found, strict=True))
         ]
 
     def why_wrong(self, peer: Peer, images: Images) -> str | None:
@@ -34,18 +63,23 @@ class Truth:
         if not peer.same:
             _outputs(peer, images)
             return None
-        errors = self._errors(peer, images)
+        names = "output", "input gradient"
         for what, error, allowed in zip(
-            ("output", "input gradient"), errors, self._allowed, strict=True
+            names, self._errors(peer, images), self._allowed, strict=True
         ):
-            if not error <= allowed:
-                return f"the {what} is off by {error:.1e}, where {allowed:.1e} is allowed"
+            if not error[1] <= allowed[1]:
+                return f"the {what} is off by {error[1]:.1e}, where {allowed[1]:.1e} is allowed"
+            if not error[0] <= allowed[0]:
+                return f"the {what} is off in places, by {error[0]:.1e} of what rounding explains"
         return None
 
-    def _errors(self, peer: Peer, images: Images) -> list[float]:
+    def _errors(self, peer: Peer, images: Images) -> list[tuple[float, float]]:
+        """For output and input gradient: the largest error over its bound, and that in norm."""
         found = [_ends(tensor).double() for tensor in _outputs(peer, images)]
-        pairs = zip(found, self._wanted, strict=True)
-        return [((a - b).norm() / b.norm()).item() for a, b in pairs]
+        return [
+            (rounding.worst(tensor, truth, bound), ((tensor - truth).norm() / truth.norm()).item())
+            for tensor, truth, bound in zip(found, self._wanted, self._bounds, strict=True)
+        ]
 
 
 def _outputs(peer: Peer, images: Images) -> list[Tensor]:

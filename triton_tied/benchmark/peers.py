@@ -328,7 +328,7 @@ class Tied(Peer):
             channels_last = self.memory is torch.channels_last
             return reference.dense_weight(packed, self.layout, dtype, channels_last)
         from ..autotune.centre_tap import guess_unpacking_pays  # needs Triton
-        from ..operators.prepare import prepare
+        from ..operators.prepare_packed import prepare
 
         pixels = self.workload.batch * torch.Size(self.workload.image).numel()
         layout = self.workload.problem.layout

@@ -7,13 +7,13 @@ import collections
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..benchmark import results, suite
 from ..benchmark.results import Result
+from .arguments import seconds, seconds_or_none, writable_file, writable_folder
 
 _QUICK_S, _FULL_S = 80.0, 480.0
 _BUSY_RATIO = 0.3  # of the CPUs, by others, in the last minute
@@ -24,23 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU, if there is one")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=seconds_or_none,
         metavar="SECONDS",
         help=f"by default {_QUICK_S:.0f} with --quick, else {_FULL_S:.0f}; "
-        f"what does not fit is left out, and said",
+        f"what does not fit is left out, and said; with --tune it may be 0",
     )
     parser.add_argument(
         "--tune",
-        type=float,
-        default=0.0,
+        type=seconds,
         metavar="SECONDS",
         help="first tune this package for the workloads, on a GPU",
     )
     parser.add_argument(
-        "--tune-json", type=Path, metavar="FILE", help="write there what tuning gave"
+        "--tune-json", type=writable_file, metavar="FILE", help="write there what tuning gave"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw there, PNG and SVG")
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the result there")
+    parser.add_argument(
+        "--plots", type=writable_folder, metavar="FOLDER", help="draw there, PNG and SVG"
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
     budget = given.budget
     if budget is None:
         budget = _QUICK_S if given.quick else _FULL_S
-    if budget <= 0:
+    if budget == 0:
         return 0
     result = _measure(cells, device, budget)
     _show(result)
@@ -85,6 +86,10 @@ def _why_not(given: argparse.Namespace, device: torch.device) -> str | None:
         return "there is no GPU here"
     if given.tune and device.type != "cuda":
         return "there is no GPU here to tune for"
+    if given.tune_json and not given.tune:
+        return "--tune-json is for what --tune gives, which is not asked for"
+    if given.budget == 0 and not given.tune:
+        return "--budget 0 measures nothing: it is for --tune alone"
     if given.plots and importlib.util.find_spec("matplotlib") is None:
         return "--plots needs matplotlib, which is not installed"
     return None

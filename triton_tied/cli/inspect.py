@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,22 +12,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--target", choices=("sm_80", "sm_90", "sm_100", "gfx942"))
-    what.add_argument(
-        "--write",
-        action="store_true",
-        help="compile all that is proposed for all targets, and commit what is good",
-    )
-    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that --write may use"
+        "--target",
+        choices=("sm_80", "sm_90", "sm_100", "gfx942"),
+        required=True,
+        help="the kind of GPU",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(given: argparse.Namespace) -> int:
     """The exit status: 1 on a fault."""
-    return _regenerate(given.jobs) if given.write else _report(given.target, given.json)
+    return _report(given.target, given.json)
 
 
 def _report(target: str, as_json: bool) -> int:
@@ -52,15 +47,8 @@ def _report(target: str, as_json: bool) -> int:
     return 1 if faults else 0
 
 
-def _regenerate(jobs: int) -> int:
-    from ..inspection.regenerate_candidates import regenerate  # needs Triton
-
-    regenerate(jobs, lambda text: print(text, file=sys.stderr, flush=True))
-    return 0
-
-
 _HEAD = (
-    f"{'kernel':<12}{'dtype':<13}{'loader':<11}{'first':<8}{'box':<11}{'N x K':<9}"
+    f"{'kernel':<12}{'dtype':<13}{'loader':<26}{'first':<8}{'box':<11}{'N x K':<9}"
     f"{'warps':>5}{'stages':>7}{'regs':>6}{'spill':>6}{'shared':>8}{'matrix':>7}{'bulk':>5}"
     f"{'async':>6}{'waits':>6}"
 )
@@ -72,7 +60,7 @@ def _line(row: CompiledConfig, faults: list[str]) -> str:
     box = "x".join(map(str, config.get("box", ())))
     waits = "-" if row.matrix_waits is None else row.matrix_waits
     return (
-        f"{row.kernel:<12}{row.dtype:<13}{row.loader:<11}{first:<8}{box:<11}"
+        f"{row.kernel:<12}{row.dtype:<13}{row.loader:<26}{first:<8}{box:<11}"
         f"{config['BLOCK_N']:>3} x{config['BLOCK_K']:>3} {config['num_warps']:>5}"
         f"{config.get('num_stages', 1):>7}{row.registers:>6}{row.spill_bytes:>6}"
         f"{row.shared_bytes:>8}{row.matrix_instructions:>7}{row.bulk_copies:>5}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import math
 import sys
@@ -25,6 +24,7 @@ from ..autotune.shortlist import make_shortlist
 from ..autotune.tuning import Report
 from ..geometry import resolve
 from ..packing import SIGNS, Layout
+from .arguments import readable_file, seconds, writable_file
 from .tune_report import (
     name_of,
     print_reports,
@@ -42,26 +42,59 @@ _DTYPE_NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to tune")
-    what.add_argument("--shape", type=_sizes, action="append", metavar="N,C,H,W", default=[])
-    what.add_argument("--kernel-size", type=int, default=3)
-    what.add_argument("--padding", type=_padding, default="same")
-    what.add_argument("--dilation", type=int, default=1)
-    what.add_argument("--groups", type=int, default=1)
-    what.add_argument("--symmetry", choices=sorted(SIGNS), default="self_adjoint")
-    what.add_argument("--dtype", choices=_DTYPE_NAMES, default="bf16")
-    what.add_argument("--memory", choices=("channels_last", "contiguous"), default="channels_last")
+    what.add_argument(
+        "--shape",
+        type=_sizes,
+        action="append",
+        metavar="N,C,H,W",
+        default=[],
+        help="a layer's input: images, channels, rows, columns; may be given several times",
+    )
+    what.add_argument(
+        "--kernel-size", type=int, default=3, help="one side, for --shape (default: 3)"
+    )
+    what.add_argument(
+        "--padding",
+        type=_padding,
+        default="same",
+        help="for --shape: a number, same or valid (default: same)",
+    )
+    what.add_argument("--dilation", type=int, default=1, help="between taps (default: 1)")
+    what.add_argument("--groups", type=int, default=1, help="of channels (default: 1)")
+    what.add_argument(
+        "--symmetry", choices=sorted(SIGNS), default="self_adjoint", help="of the layer's weight"
+    )
+    what.add_argument(
+        "--dtype", choices=_DTYPE_NAMES, default="bf16", help="of the tensors (default: bf16)"
+    )
+    what.add_argument(
+        "--memory",
+        choices=("channels_last", "contiguous"),
+        default="channels_last",
+        help="how images lie in memory",
+    )
     what.add_argument("--model", metavar="MODULE:FACTORY", help="a function that makes the model")
     what.add_argument("--input", type=_sizes, metavar="N,C,H,W", help="what the model takes")
     how = parser.add_argument_group("how")
-    how.add_argument("--budget", type=_seconds, default=math.inf, metavar="SECONDS")
+    how.add_argument(
+        "--budget",
+        type=seconds,
+        default=math.inf,
+        metavar="SECONDS",
+        help="for all problems together (default: no limit)",
+    )
     how.add_argument("--again", action="store_true", help="time what the table holds already, too")
     how.add_argument(
         "--dry-run", action="store_true", help="only show what would be timed; needs no GPU"
     )
     how.add_argument("--gpu", help=f"for --dry-run: {', '.join(gpus.KNOWN)}")
-    how.add_argument("--json", action="store_true")
-    how.add_argument("--export", type=Path, metavar="FILE", help="copy the user's table there")
-    how.add_argument("--import", dest="import_", type=Path, metavar="FILE", help="add its entries")
+    how.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    how.add_argument(
+        "--export", type=writable_file, metavar="FILE", help="copy the user's table there"
+    )
+    how.add_argument(
+        "--import", dest="import_", type=readable_file, metavar="FILE", help="add its entries"
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -69,6 +102,10 @@ def run(given: argparse.Namespace) -> int:
     try:
         if given.gpu and not given.dry_run:
             raise ValueError("--gpu names a GPU for --dry-run; tuning uses the one that is here")
+        if (given.shape or given.model) and not (given.dry_run or torch.cuda.is_available()):
+            raise ValueError(
+                "there is no GPU here to time on; --dry-run --gpu NAME shows what would be timed"
+            )
         problems = _problems(given)
         if given.dry_run:
             return _show(problems, _gpu(given.gpu), given.json)
@@ -123,7 +160,11 @@ def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) 
     )
     sys.path.insert(0, "")
     try:
-        model = getattr(importlib.import_module(module), factory)().to(device, dtype)
+        model = getattr(importlib.import_module(module), factory)()
+        if not isinstance(model, torch.nn.Module):
+            kind = type(model).__name__
+            raise TypeError(f"expected a function that makes a torch.nn.Module, it made a {kind}")
+        model.to(device, dtype)
         return problems_of(lambda: _run_both_ways(model, input))
     except Exception as error:  # it is the user's code that runs here
         raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
@@ -211,13 +252,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if len(parts) != 4 or not all(part.isdigit() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected four positive numbers N,C,H,W, got {text!r}")
     return tuple(map(int, parts))
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if float(text) > 0:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected seconds, more than none, got {text!r}")
 
 
 def _padding(text: str) -> int | str:

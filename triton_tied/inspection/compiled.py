@@ -225,7 +225,8 @@ def _signature(
     signature, attributes = {}, {}
     blocks = [compiled_in.get(f"BLOCK_{axis}") for axis in "IHWK"]
     if "planar" in compiled_in.get("LOADER", ""):
-        blocks = [blocks[axis] for axis in (0, 3, 1, 2)]
+        order = (0, 1, 3, 2) if blocks[1] == 1 else (0, 3, 1, 2)
+        blocks = [blocks[axis] for axis in order]
     for i, name in enumerate(kernel.arg_names):
         aligned = name in _POINTERS
         if name in compiled_in or kernel.params[i].is_constexpr:

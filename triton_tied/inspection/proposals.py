@@ -199,14 +199,13 @@ def _conv(
 def _weight_grad(
     tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
 ) -> Iterator[WeightGradConfig]:
-    sums = _sums(target)
     for box, n, k, warps, stages in tiles:
-        yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages), accumulators=sums)
+        yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages))
     for box, n, k, warps, stages in _GRAD_DESCRIPTOR if descriptors else ():
         if list_name == "float32":
             box = (box[0], max(1, box[1] // 2), max(1, box[2] // (2 if box[1] == 1 else 1)))
         for loader in _descriptors(box):
-            yield WeightGradConfig(box, n, k, 1, warps, stages, loader, sums)
+            yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
 
 
 def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:

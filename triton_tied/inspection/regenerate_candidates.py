@@ -1,8 +1,13 @@
-"""The search for configs that compile well, and the file that they are committed in."""
+"""The search for configs that compile well, and the file that they are committed in.
+
+python -m triton_tied.inspection.regenerate_candidates [--jobs N]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -128,3 +133,13 @@ def _write(source: str, found: dict[_Key, list[Candidate]]) -> None:
             lines.append(json.dumps(row))
     head = f'{{"triton": "{triton.__version__}", "source": "{source}", "candidates": [\n'
     FILE.write_text(head + ",\n".join(lines) + "\n]}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    regenerate(parser.parse_args().jobs, lambda text: print(text, flush=True))
+
+
+if __name__ == "__main__":
+    main()

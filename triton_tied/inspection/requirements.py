@@ -79,6 +79,7 @@ def form_of(problem: Problem, config: Config, residual: bool) -> Form:
     return replace(
         form,
         channels=layout.group_channels,
+        sign=layout.sign,
         scattered=form.scattered and not dense,
         residual=residual,
         kernel_size=layout.kernel_size,
@@ -89,9 +90,10 @@ def form_of(problem: Problem, config: Config, residual: bool) -> Form:
 
 def all_needs(config: Config) -> frozenset[str]:
     """What a problem can ask of a config."""
-    needs = {"two_sums", "wide"} | ({"scattered"} if config.loader == "pointer" else set())
-    needs.add("gathered_centre" if isinstance(config, ConvConfig) else "ragged_boxes")
-    return frozenset(needs)
+    needs = {"wide"} | ({"scattered"} if config.loader == "pointer" else set())
+    if isinstance(config, ConvConfig):
+        return frozenset(needs | {"two_sums", "gathered_centre"})
+    return frozenset(needs | {"ragged_boxes"})
 
 
 def faults_when_compiled(config: Config, target: str, dtype: str, form: Form) -> list[str]:

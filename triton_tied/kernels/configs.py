@@ -60,7 +60,6 @@ class WeightGradConfig:
     num_warps: int = 4
     num_stages: int = 3
     loader: Loader = "pointer"
-    accumulators: int = 1
 
     @property
     def BLOCK_M(self) -> int:
@@ -100,7 +99,6 @@ def constants(
         "DILATION_H": dilation[0],
         "DILATION_W": dilation[1],
         "LOADER": config.loader,
-        "ACCUMULATORS": config.accumulators,
         "INPUT_PRECISION": input_precision,
         "DENSE": dense,
         "WIDE": wide,
@@ -111,7 +109,7 @@ def constants(
         "BLOCK_K": config.BLOCK_K,
     }
     if isinstance(config, ConvConfig):
-        return {**shared, "ROLES": config.roles}
+        return {**shared, "ROLES": config.roles, "ACCUMULATORS": config.accumulators}
     return {**shared, "MASKED": masked}
 
 

@@ -7,6 +7,7 @@ from .tiles import (
     box_pixels,
     box_start,
     dense_strides,
+    finished,
     inside,
     load_centre,
     load_matrix,
@@ -134,6 +135,8 @@ def conv_kernel(
                     triangles, group, n_start, k_start, CHANNELS, SIGN, WIDE, BLOCK_N, BLOCK_K
                 )  # [N, K]
             acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)
+            if centre is None and SIGN < 0 and ROLES == "weights_first":
+                acc = finished(acc, k_start < CHANNELS)  # its signs were set in registers
 
     if TWO_SUMS:
         acc += SIGN * opposite_acc

@@ -244,14 +244,16 @@ def _sources(
 
 
 def _descriptor(config: Config, x: Tensor) -> TensorDescriptor:
-    """Of memory without gaps in the order of its axes, with a box of pixels and channels."""
-    (n, c, h, w), (images, rows, columns) = x.shape, config.box
+    """Of memory without gaps in its format, with a box of pixels and channels."""
+    n, c, h, w = x.shape
+    sizes, block = {"n": n, "c": c, "h": h, "w": w}, {"c": config.BLOCK_K}
+    block |= dict(zip("nhw", config.box, strict=True))
     if config.loader == "channels_last_descriptor":
-        shape, block = [n, h, w, c], [images, rows, columns, config.BLOCK_K]
-    else:
-        shape, block = [n, c, h, w], [images, config.BLOCK_K, rows, columns]
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(4)]
-    return TensorDescriptor(x, shape, strides, block)
+        axes, strides = "nhwc", {"n": h * w * c, "h": w * c, "w": c, "c": 1}
+    else:  # see load_pixels
+        axes = "nhcw" if block["h"] == 1 else "nchw"
+        strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
+    return TensorDescriptor(x, *([of[axis] for axis in axes] for of in (sizes, strides, block)))
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:

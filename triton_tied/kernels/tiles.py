@@ -62,6 +62,15 @@ def dense_strides(h, w, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def finished(acc, in_loop):
+    """The sum of products of which the first operand passes through registers, as wgmma on sm_90
+    has it where that is not a tile of shared memory as it stands. ``in_loop`` always holds. But the
+    sum is used, so the compiler waits for the product before the next step overwrites them, which
+    of its own it does not."""
+    return tl.where(in_loop, acc, 0.0)
+
+
+@triton.jit
 def load_pixels(
     x, image, row, column, channel, channel_end, keep,
     n, h, w, stride_n, stride_c, stride_h, stride_w,
@@ -72,7 +81,8 @@ def load_pixels(
     on, and where ``keep`` (None, or [M]) does not hold.
 
     LOADER: what ``x`` is: a "pointer"; a "channels_last_descriptor", of (N, H, W, C) memory; or a
-    "planar_descriptor", of (N, C, H, W) memory."""
+    "planar_descriptor", of (N, C, H, W) memory, whose axes are N, H, C, W where boxes have one row
+    (BLOCK_H == 1)."""
     if LOADER == "pointer":
         images, rows, columns = box_pixels(image, row, column, BLOCK_I, BLOCK_H, BLOCK_W)
         mask = inside(images, rows, columns, n, h, w)
@@ -87,8 +97,11 @@ def load_pixels(
         if LOADER == "channels_last_descriptor":
             tile = x.load([image, row, column, channel])  # [I, H, W, C]
             tile = tl.reshape(tile, (BLOCK_I * BLOCK_H * BLOCK_W, BLOCK_C))
+        elif BLOCK_H == 1:  # in this order the tile is a matrix as it lies in shared memory
+            tile = x.load([image, row, channel, column])  # [1, 1, C, W]: BLOCK_I is 1
+            tile = tl.trans(tl.reshape(tile, (BLOCK_C, BLOCK_W)))
         else:
-            tile = x.load([image, channel, row, column])  # [1, C, H, W]: BLOCK_I is 1
+            tile = x.load([image, channel, row, column])  # [1, C, H, W]
             tile = tl.trans(tl.reshape(tile, (BLOCK_C, BLOCK_H * BLOCK_W)))
         if keep is not None:
             tile = tl.where(keep[:, None], tile, 0.0)

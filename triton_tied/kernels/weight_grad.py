@@ -7,6 +7,7 @@ from .tiles import (
     box_pixels,
     box_start,
     dense_strides,
+    finished,
     inside,
     load_pixels,
     triangle_offsets,
@@ -24,26 +25,30 @@ def weight_grad_kernel(
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SIGN: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    LOADER: tl.constexpr, MASKED: tl.constexpr, ACCUMULATORS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, DENSE: tl.constexpr, WIDE: tl.constexpr,
+    LOADER: tl.constexpr, MASKED: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    DENSE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dP_t = sum over pixels m of grad[m] x[m + t]^T + s x[m + opposite t] grad[m]^T: a matrix
-    product with M = out-channels, N = in-channels, K = pixels. The centre is a pair with itself,
-    its diagonal halved and its upper triangle left away. Each split sums its own boxes of pixels
-    into row ``split`` of ``partial`` [splits, packed].
+    """dP_t = G_t + s G_opposite^T for G_t = sum over pixels m of grad[m] x[m + t]^T: two matrix
+    products with M = channels of grad, N = channels of x, K = pixels. The centre is a pair with
+    itself, its diagonal halved and its upper triangle left away. Each split sums its own boxes of
+    pixels into row ``split`` of ``partial`` [splits, packed].
 
-    CHANNELS: of one group. LOADER: see load_pixels. ACCUMULATORS: 1, or 2 to sum the opposite taps
-    apart. MASKED: boxes reach beyond the output. DENSE: x and grad are (N, H, W, C) without gaps.
-    WIDE: offsets take 64 bits."""
+    In both products grad is the first operand and x the second. Were one tile first in one product
+    and second in the other, it would pass through registers and stay in shared memory, and Triton
+    would copy the next tile into what wgmma still reads.
+
+    CHANNELS: of one group. LOADER: see load_pixels. MASKED: boxes reach beyond the output.
+    DENSE: x and grad are (N, H, W, C) without gaps. WIDE: offsets take 64 bits."""
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     PAIRS: tl.constexpr = TAPS // 2
     MATRICES: tl.constexpr = (TAPS + 1) // 2
     N_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
     K_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
     ONE_TILE: tl.constexpr = N_BLOCKS == 1 and BLOCK_N == BLOCK_K
-    TWO_SUMS: tl.constexpr = SIGN < 0 or ACCUMULATORS == 2
+    # On sm_90 the first operand of a box with several sides passes through registers.
+    IN_REGISTERS: tl.constexpr = LOADER != "pointer" and BLOCK_I * BLOCK_H > 1
 
     if DENSE:
         stride_xn, stride_xh, stride_xw = dense_strides(h, w, GROUPS * CHANNELS, WIDE)
@@ -62,7 +67,7 @@ def weight_grad_kernel(
     opposite_right = (KERNEL_W - 1) * DILATION_W - right
 
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    opposite_acc = acc
+    opposite_acc = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
     boxes = tl.cdiv(n, BLOCK_I) * tl.cdiv(out_h, BLOCK_H) * tl.cdiv(out_w, BLOCK_W)
     for box in tl.range(split, boxes, splits):
         image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
@@ -95,15 +100,13 @@ def weight_grad_kernel(
                 LOADER, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_K,
             )  # fmt: skip
         acc = tl.dot(tl.trans(grad_out), x_in, acc, input_precision=INPUT_PRECISION)
-        if TWO_SUMS:
-            opposite_acc = tl.dot(
-                tl.trans(x_out), grad_in, opposite_acc, input_precision=INPUT_PRECISION
-            )
-        else:
-            acc = tl.dot(tl.trans(x_out), grad_in, acc, input_precision=INPUT_PRECISION)
+        opposite_acc = tl.dot(
+            tl.trans(grad_in), x_out, opposite_acc, input_precision=INPUT_PRECISION
+        )
+        if IN_REGISTERS:
+            opposite_acc = finished(opposite_acc, box < boxes)
 
-    if TWO_SUMS:
-        acc += SIGN * opposite_acc
+    acc += SIGN * tl.trans(opposite_acc)
     acc *= alpha
     rows = (n_start + tl.arange(0, BLOCK_N))[:, None]
     columns = (k_start + tl.arange(0, BLOCK_K))[None, :]

@@ -1,7 +1,7 @@
 """The kernels as opaque PyTorch operators: what they compute, and their shapes.
 
 On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives are in
-:mod:`.derivatives`. Triton is imported when the first kernel is launched.
+:mod:`.autograd_and_vmap`. Triton is imported when the first kernel is launched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..autotune import recording
 from ..dispatch import why_reference
 from ..geometry import Geometry
 from ..memory_format import empty_image
-from ..packing import Layout, expand, expand_centre
+from ..packing import Layout, check_symmetry, expand, expand_centre
 
 
 @custom_op("triton_tied::conv", mutates_args=())
@@ -103,7 +103,7 @@ def weight_grad(
 @custom_op("triton_tied::unpack_centre", mutates_args=())
 def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
-    layout = Layout(c * groups, (2 * pairs + 1,), groups, symmetry)
+    layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
     if why_reference(packed.device, packed.dtype):
         return expand_centre(packed, layout).clone()
     from ..kernels import launch
@@ -138,7 +138,9 @@ def _make(
     groups: int,
     symmetry: str,
 ) -> tuple[Layout, Geometry]:
-    return Layout(channels, kernel_size, groups, symmetry), geometry_of(padding, dilation)
+    return Layout(channels, kernel_size, groups, check_symmetry(symmetry)), geometry_of(
+        padding, dilation
+    )
 
 
 def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
@@ -183,7 +185,8 @@ def _weight_grad_shape(
     circular: bool,
     alpha: float,
 ) -> Tensor:
-    return x.new_empty(Layout(int(x.shape[1]), tuple(kernel_size), groups, symmetry).size)
+    layout = Layout(int(x.shape[1]), tuple(kernel_size), groups, check_symmetry(symmetry))
+    return x.new_empty(layout.size)
 
 
 @unpack_centre.register_fake

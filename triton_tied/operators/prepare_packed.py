@@ -29,9 +29,8 @@ def prepare(
         cast = packed.to(dtype)
         if reused:
             cast = cast.view_as(cast)  # where the gradients of all applications meet
-        if not _has_centre(layout) or not (reused or unpacking_pays()):
-            return cast, None
-        return cast, centre_of(cast, layout)
+        unpacks = _can_unpack(layout) and (reused or unpacking_pays())
+        return cast, centre_of(cast, layout) if unpacks else None
 
     return derived_from(packed, (layout, dtype, "kernels"), make)
 
@@ -39,12 +38,12 @@ def prepare(
 def centre_of(packed: Tensor, layout: Layout) -> Tensor | None:
     """The unpacked centre tap, if there is one. It is derived from packed, so that no gradient goes
     through it; saved, it serves the backward too."""
-    if not _has_centre(layout):
+    if not _can_unpack(layout):
         return None
     c, groups = layout.group_channels, layout.groups
     return unpack_centre(packed.detach(), c, groups, layout.pairs, layout.symmetry)
 
 
-def _has_centre(layout: Layout) -> bool:
-    """Transforms take the operators without one."""
+def _can_unpack(layout: Layout) -> bool:
+    """The tensors of a ``torch.func`` transform have no memory to unpack from, or to ask about."""
     return layout.taps % 2 == 1 and not torch._C._are_functorch_transforms_active()

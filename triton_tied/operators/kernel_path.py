@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import reference
 from ..geometry import Geometry
 from ..packing import Layout, PreparedWeight
+from .autograd_and_vmap import apply
 from .definitions import conv
-from .derivatives import apply, refuse_forward_mode
 from .flops import tell_counters
-from .prepare import prepare
+from .prepare_packed import prepare
 
 
 def convolve(
@@ -29,21 +28,16 @@ def convolve(
     channels_last: bool,
 ) -> Tensor:
     """``alpha * (conv(input, packed) + bias) + residual`` for checked arguments in one dtype, but
-    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1.
-
-    Raises:
-        NotImplementedError: forward-mode automatic differentiation.
-    """
+    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1."""
     from ..autotune import centre_tap  # its tables of files are slow to import
 
-    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
-    _refuse_tangents(input, numbers, bias, residual)
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         tell_counters()
     dims = len(layout.kernel_size)
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     if padding_mode != "zeros" and not circular:
-        input, geometry = reference.pad(input, geometry, padding_mode)
+        padded, geometry = reference.pad(input, geometry, padding_mode)
+        input = padded.to(input.dtype)  # autocast pads in float32
     if circular:
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
@@ -88,14 +82,6 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
             f"got padding={[before for before, _ in geometry.padding]} for an input of size "
             f"{list(input.shape)}"
         )
-
-
-def _refuse_tangents(*tensors: Tensor | None) -> None:
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    given = (tensor for tensor in tensors if tensor is not None)
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
-        refuse_forward_mode()
 
 
 def _as_row_image(layout: Layout, geometry: Geometry) -> tuple[Layout, Geometry]:

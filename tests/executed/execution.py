@@ -1,0 +1,67 @@
+"""Executes one case in each timing that can matter to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import oracle
+import torch
+from ptx_machine.machine import EARLY, LATE, LATE_COPIES, LATE_PRODUCTS, Timing
+from ptx_machine.parser import Kernel
+from ptx_machine.triton_gpu import EmulatedGpu, emulated
+
+from triton_tied.kernels.centre import centre_kernel
+from triton_tied.kernels.conv import conv_kernel
+from triton_tied.kernels.weight_grad import weight_grad_kernel
+
+from .cases import Case, expected_of, inputs_of, run
+
+KERNELS = (conv_kernel, weight_grad_kernel, centre_kernel)
+TIMINGS = {
+    "early": EARLY,
+    "late copies": LATE_COPIES,
+    "late products": LATE_PRODUCTS,
+    "late": LATE,
+}
+
+
+@dataclass
+class Outcome:
+    """``faults``: what was wrong in each timing; ``excess``: the largest error, of the allowed."""
+
+    case: Case
+    faults: dict[str, str] = field(default_factory=dict)
+    excess: float = 0.0
+    seconds: float = 0.0
+
+
+def execute(case: Case, rewrite: Callable[[str], str] | None = None) -> Outcome:
+    """Compiles the launch as on a GPU of its target and runs it. ``rewrite`` changes the PTX."""
+    outcome, start = Outcome(case), time.perf_counter()
+    seen: list[Kernel] = []
+    gpu = EmulatedGpu(int(case.target[3:]), observe=seen.append, rewrite=rewrite)
+    inputs = inputs_of(case)
+    expected = expected_of(case, inputs)
+    with emulated(gpu, *KERNELS), torch.no_grad():
+        for name, gpu.timing in TIMINGS.items():
+            if seen and not _matters(gpu.timing, seen[-1]):
+                continue
+            try:
+                excess = oracle.worst(run(case, inputs), expected)
+            except Exception as error:
+                outcome.faults[name] = f"{type(error).__name__}: {error}"
+            else:
+                outcome.excess = max(outcome.excess, excess)
+                if not excess <= 1:
+                    outcome.faults[name] = f"{excess:.3g} times the error that is allowed"
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def _matters(timing: Timing, kernel: Kernel) -> bool:
+    """Whether it shows of the kernel what an earlier timing, with less that is late, did not."""
+    copies = any(i.opcode[0] == "cp" for i in kernel.instructions)
+    products = any(i.opcode[:2] == ("wgmma", "mma_async") for i in kernel.instructions)
+    return timing.late_copies <= copies and timing.late_products <= products

@@ -1,0 +1,35 @@
+"""The weight gradient's bulk copies and products: no copy overwrites what a product has yet to
+read, and no register does either."""
+
+import pytest
+
+from executed.cases import Case
+from executed.execution import execute
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.geometry import Geometry
+from triton_tied.kernels.configs import WeightGradConfig
+from triton_tied.packing import Layout
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+SAME = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+PLANAR, LAST = "planar_descriptor", "channels_last_descriptor"
+
+
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+@pytest.mark.parametrize(
+    "dtype, config, image",
+    [
+        # The smallest that raced: the copy of the next pixels overwrote what wgmma was reading.
+        ("float32", WeightGradConfig((1, 1, 64), 64, 64, 1, 4, 2, PLANAR), (1, 8, 64)),
+        ("float32", WeightGradConfig((1, 1, 64), 64, 64, 2, 4, 2, PLANAR), (1, 8, 64)),
+        ("bfloat16", WeightGradConfig((1, 1, 32), 64, 64, 1, 4, 4, PLANAR), (2, 4, 32)),
+        ("float16", WeightGradConfig((1, 8, 8), 64, 64, 1, 4, 4, LAST), (2, 16, 16)),
+        ("bfloat16", WeightGradConfig((4, 4, 4), 64, 64, 1, 4, 4, LAST), (15, 4, 8)),
+    ],
+    ids=str,
+)
+def test_no_weight_gradient_of_one_tile_races(compiler, dtype, config, image, symmetry):
+    memory = "contiguous" if config.loader == PLANAR else "channels_last"
+    layout = Layout(config.BLOCK_N, (3, 3), symmetry=symmetry)
+    outcome = execute(Case("sm_90", dtype, config, layout, image, SAME, memory))
+    assert not outcome.faults
