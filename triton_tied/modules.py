@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import functional
 from .geometry import IntOrInts, Padding, per_axis, resolve
-from .packing import check_supported, make_layout, pack, unpack
+from .packing import check_supported, is_distributed, make_layout, pack, unpack
 from .read_only_weight import ReadOnlyWeight
 
 # What a layer holds as attributes of these names, as ``nn.Conv2d`` does, and its default.
@@ -92,7 +92,9 @@ class _TiedConv(nn.Module):
         that would change nothing in the layer.
         """
         weight = unpack(self.packed, self.channels, self.kernel_size, self.groups, self.symmetry)
-        return weight if torch.compiler.is_compiling() else weight.as_subclass(ReadOnlyWeight)
+        if torch.compiler.is_compiling() or is_distributed(weight):
+            return weight
+        return weight.as_subclass(ReadOnlyWeight)
 
     @weight.setter
     def weight(self, weight: Tensor) -> None:

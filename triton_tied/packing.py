@@ -18,6 +18,7 @@ stands for ``channels // groups``. This order is known here and in the kernels' 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -289,6 +290,8 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     A small weight is bound by the number of operations: it is gathered in one, by a table. A large
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
+    if is_distributed(packed):
+        return _expand_everywhere(packed, layout, channels_last)
     if math.prod(layout.weight_shape) <= _MAX_GATHERED:
         return _expand_by_table(packed, layout, channels_last)
     if _is_transformed(packed) or torch.jit.is_tracing():
@@ -349,6 +352,24 @@ def _is_transformed(tensor: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as a parameter of ``fully_shard`` is outside of the forward."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _expand_everywhere(packed: Any, layout: Layout, channels_last: bool) -> Tensor:
+    """The whole weight on every rank: of a part of ``packed`` no part of it can be made."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * packed.device_mesh.ndim
+    whole = packed.redistribute(placements=everywhere).to_local()
+    weight = expand(whole, layout, channels_last)
+    return DTensor.from_local(weight, packed.device_mesh, everywhere, run_check=False)
 
 
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
