@@ -39,6 +39,7 @@ from .packing import (
     check_supported,
     check_symmetry,
     expected_length,
+    is_distributed,
     layout_of_length,
 )
 from .tracing import sizes_of
@@ -89,7 +90,7 @@ def tied_conv(
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
-    if takes_operators(input.device, dtype, geometry.stride):
+    if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
             return convolve(*arguments, alpha, residual, channels_last)

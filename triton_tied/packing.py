@@ -20,6 +20,7 @@ not it: stack dense weights and pack the stack.)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -365,6 +366,8 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     A small weight is bound by the number of operations: it is gathered in one, by a table. A large
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
+    if is_distributed(packed):
+        return _expand_everywhere(packed, layout, channels_last)
     tracked = torch.is_grad_enabled() and packed.requires_grad
     if not tracked or _is_transformed(packed) or torch.jit.is_tracing():
         return _expand_plainly(packed, layout, channels_last)
@@ -440,6 +443,24 @@ def _is_small(layout: Layout) -> bool:
 def _expand_plainly(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     by = _expand_by_table if _is_small(layout) else _expand_by_stacking
     return by(packed, layout, channels_last)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as a parameter of ``fully_shard`` is outside of the forward."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _expand_everywhere(packed: Any, layout: Layout, channels_last: bool) -> Tensor:
+    """The whole weight on every rank: of a part of ``packed`` no part of it can be made."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * packed.device_mesh.ndim
+    whole = packed.redistribute(placements=everywhere).to_local()
+    weight = expand(whole, layout, channels_last)
+    return DTensor.from_local(weight, packed.device_mesh, everywhere, run_check=False)
 
 
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
