@@ -23,6 +23,9 @@ reveal_type(layer.in_channels)  # int"
 reveal_type(tt.unpack(tt.pack(layer.weight), 8, 3))  # Tensor"
 alpha: float | torch.Tensor = torch.tensor(0.5)
 reveal_type(tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, alpha=alpha))  # Tensor"
+reveal_type(tt.prepare(layer.packed_weight, 8, 3))  # PreparedWeight"
+reveal_type(tt.tie(torch.nn.Sequential(layer.to_conv()), project=True))  # TieReport"
+reveal_type(tt.untie(torch.nn.Sequential(layer)))  # Module"
 layer.weight = layer.weight.detach()
 tt.TiedConv2d(8, 3, symmetry="skew")  # error
 tt.TiedConv2d(8, 3, padding_mode="zero")  # error
