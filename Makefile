@@ -3,7 +3,8 @@ BIN := .venv/bin
 # What runs again in Triton's interpreter: the kernels as they are launched, and the way to them.
 LAUNCHES := $(filter-out tests/kernels/test_path.py,$(wildcard tests/kernels/test_*.py))
 WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py \
-	tests/test_cached_weights.py
+	tests/test_cached_weights.py tests/test_prepare.py tests/test_strides.py \
+	tests/test_like_dense_layer.py tests/test_export.py
 
 .PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect \
 	execute

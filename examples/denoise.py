@@ -67,7 +67,7 @@ def main() -> None:
     tied = GradientFieldDenoiser(
         tt.TiedConv2d(CHANNELS, TIED_SIZE, padding=TIED_SIZE // 2, bias=False)
     )
-    nn.init.normal_(tied.middle.packed, std=1e-3)  # starts near the potential without A
+    nn.init.normal_(tied.middle.packed_weight, std=1e-3)  # starts near the potential without A
     free = copy.deepcopy(tied)  # the same net with free weights, and the same ones to begin with
     free.middle = tied.middle.to_conv()
     models = {"tied": tied, "free": free}

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import time
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 import triton_tied.packing
-from triton_tied.dispatch import HAS_TRITON
+from triton_tied.dispatch import HAS_TRITON, INTERPRETED
 
 # There are no kernels without Triton.
 collect_ignore = (
@@ -89,9 +90,29 @@ def convolution_precision():
     setting.fp32_precision = before
 
 
-@pytest.fixture(params=["gathered", "written"])
+@pytest.fixture(params=["gathered", "written", "by rows"])
 def expansion(request, monkeypatch):
-    """Both ways in which a weight is expanded, whatever its size."""
-    if request.param == "written":
+    """All ways in which a weight is expanded, whatever its size."""
+    if request.param != "gathered":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
+    if request.param == "by rows":
+        monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED_CENTRE", 0)
     return request.param
+
+
+@pytest.fixture
+def one_config():
+    """Where the kernels run, the same config serves a centre that is gathered and one that is
+    unpacked: only then are results the same to the bit."""
+    with contextlib.ExitStack() as stack:
+        if INTERPRETED:
+            from triton_tied.autotune import select
+            from triton_tied.kernels import configs
+
+            stack.enter_context(
+                select.using(
+                    conv=configs.ConvConfig((1, 8, 8), 16, 16),
+                    weight_grad=configs.WeightGradConfig((1, 4, 8), 16, 16),
+                )
+            )
+        yield

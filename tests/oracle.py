@@ -28,7 +28,8 @@ over all pixels of both its places (its n is twice the pixels, also where it has
 kernel may sum that twice and halve it).
 
 The bound is for sums of products as such: Winograd's and Fourier's algorithms compute others. Of
-PyTorch's CPU paths only NNPACK's does, which float32 batches of 16 and more take without oneDNN.
+PyTorch's CPU paths NNPACK's does, which float32 batches of 16 and more take where oneDNN is absent
+or off; oneDNN's, as PyTorch calls it, does not.
 """
 
 import functools
@@ -143,10 +144,9 @@ def expect(convolution, tensors, grad=None, *, reference=True, operand=0.0):
         terms[2].fill_(2 * grad.numel() // convolution.layout[0])
     rounded = _rounded(convolution, tensors, truths, scales, dense_grad, reference)
 
-    u, u_truth = _accumulates_with(dtype, tensors[0].device, reference), 2.0**-53
-    operands = _gamma(2, operand)
-    wider = torch.float64 if dtype == torch.float64 else torch.float32
-    tiny = 4 * torch.finfo(wider).tiny * max([1.0, *(t.max().item() for t in sizes if t.numel())])
+    u, tiny = _accumulates_with(dtype, tensors[0].device, reference)
+    operands, u_truth = _gamma(2, operand), 2.0**-53
+    tiny *= 4 * max([1.0, *(t.max().item() for t in sizes if t.numel())])
     expected = []
     for truth, scale, n, values in zip(truths, scales, terms, rounded, strict=True):
         n = n + 2 * (alpha != 1)
@@ -199,20 +199,22 @@ def _rounded(convolution, tensors, truths, scales, dense_grad, reference):
 
 
 def _accumulates_with(dtype, device, reference):
-    """The unit roundoff of sums.
+    """The unit roundoff of sums, and what they may lose where they underflow.
 
     Tensor cores cut the products of a block and the running sum to the precision of the largest
     instead of rounding them (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor
     cores, 2021): up to 2^-23 of it for each, so at most 2^-22 for each product, its sums included.
     Without oneDNN's half-precision convolutions PyTorch's own loops round sums to the dtype.
     """
+    single, double = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
     if dtype == torch.float64:
-        return 2.0**-53
+        return 2.0**-53, double
     if device.type != "cpu":
-        return 2.0**-22
+        return 2.0**-22, single
     if reference and dtype in HALF and not _has_onednn(dtype):
-        return torch.finfo(dtype).eps / 2
-    return 2.0**-24
+        info = torch.finfo(dtype)
+        return info.eps / 2, max(info.eps * info.tiny, single)
+    return 2.0**-24, single
 
 
 def _has_onednn(dtype):

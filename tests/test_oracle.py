@@ -15,7 +15,7 @@ import oracle
 import pytest
 import torch
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SUPPORTED_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 U = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 # n = 27 products for each output, twice 50 for each packed number
 CONVOLUTION = oracle.Convolution((3, (3, 3), 1, "self_adjoint"), {"padding": 1})
@@ -46,7 +46,7 @@ def is_reported(actual, expected):
     return False
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 def test_what_is_right_passes_and_not_a_number_does_not(dtype):
     x, packed, bias, grad = draw(dtype)
     expected = oracle.expect(CONVOLUTION, [x, packed, bias], grad)
@@ -59,7 +59,7 @@ def test_what_is_right_passes_and_not_a_number_does_not(dtype):
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("channels, kernel", [(1, 1), (2, 1), (1, 3), (4, 3), (8, 3)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 def test_an_error_of_one_product_is_reported_from_the_size_that_was_derived(
     dtype, channels, kernel, sign
 ):
@@ -107,7 +107,7 @@ def transpose_only(weight):
 
 
 @pytest.mark.parametrize("fault", [leave_out, exchange_taps, transpose_only])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 def test_a_wrong_tap_is_reported_in_output_and_input_gradient(dtype, fault):
     x, packed, bias, grad = draw(dtype)
     expected = oracle.expect(CONVOLUTION, [x, packed, bias], grad)
@@ -117,7 +117,7 @@ def test_a_wrong_tap_is_reported_in_output_and_input_gradient(dtype, fault):
     assert is_reported(y, expected[0]) and is_reported(dx, expected[1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES)
 def test_a_pixel_left_out_is_reported_in_the_gradients_of_parameters(dtype):
     x, packed, bias, grad = draw(dtype)
     expected = oracle.expect(CONVOLUTION, [x, packed, bias], grad)

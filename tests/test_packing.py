@@ -114,6 +114,17 @@ def test_pack_is_the_orthogonal_projection(channels, kernel, groups, symmetry):
     assert abs(((weight - nearest) * other).sum()) < 1e-12 * weight.norm() * (1 + other.norm())
 
 
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("kernel", [(3,), (2, 3), (1, 1, 1)])
+def test_joined_dense_weights_are_packed_as_groups_and_joined_vectors_are_not(kernel, symmetry):
+    parts = [random_packed(3, kernel, 1, symmetry) for _ in range(4)]
+    weight = torch.cat([oracle.expand(part, 3, kernel, 1, symmetry) for part in parts])
+    grouped = tt.pack(weight, 4, symmetry)
+    assert torch.equal(tt.unpack(grouped, 12, kernel, 4, symmetry), weight)
+    one_kind_of_number = len(kernel) != 1  # pairs only, or centres only
+    assert torch.equal(torch.cat(parts), grouped) is one_kind_of_number
+
+
 @pytest.mark.parametrize("dtype, large", [(torch.float16, 6e4), (torch.float32, 3e38)])
 def test_pack_and_unpack_do_not_overflow_at_the_largest_numbers(dtype, large, expansion):
     weight = torch.full((3, 3, 3, 3), large, dtype=dtype)
@@ -227,15 +238,75 @@ def test_tables_made_inside_a_transform_do_not_outlive_it(first, expansion):
     torch.testing.assert_close(packed.grad, torch.func.grad(loss)(packed.detach()))
 
 
-def test_tables_are_kept_in_bounded_number(monkeypatch):
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_tables_together_take_bounded_memory(monkeypatch, symmetry, expansion):
     packing._tables.clear()
-    monkeypatch.setattr(packing, "_MAX_TABLES", 3)
-    for channels in range(2, 8):
-        layout = (channels, (3, 3), 1, "skew_adjoint")
-        packed = random_packed(*layout)
+    monkeypatch.setattr(packing, "_MAX_TABLE_BYTES", 4 * 9 * 36)  # just one of six channels
+    for channels in (2, 3, 4, 5, 6, 7, 6):
+        layout = (channels, (3, 3), 1, symmetry)
+        packed = random_packed(*layout).requires_grad_()
+        upstream = torch.randn(channels, channels, 3, 3, dtype=torch.float64)
         for _ in range(2):
-            assert torch.equal(tt.unpack(packed, *layout), oracle.expand(packed, *layout))
-        assert len(packing._tables) <= 3
+            weight = tt.unpack(packed, *layout)
+            (grad,) = torch.autograd.grad(weight, packed, upstream)
+            expected = oracle.expand(packed, *layout)
+            assert torch.equal(weight, expected)
+            torch.testing.assert_close(grad, torch.autograd.grad(expected, packed, upstream)[0])
+        kept = sum(table.nbytes for table in packing._tables.values())
+        assert kept <= packing._MAX_TABLE_BYTES
+    assert bool(kept) is (expansion != "by rows")
+
+
+def test_the_table_used_longest_ago_goes_first(monkeypatch):
+    packing._tables.clear()
+    built, build = [], packing._build_gather_index
+    monkeypatch.setattr(packing, "_MAX_TABLE_BYTES", 4 * 9 * (4 + 9 + 16))  # of 2, 3 and 4 channels
+
+    def spy(device, layout, channels_last):
+        built.append(layout.channels)
+        return build(device, layout, channels_last)
+
+    monkeypatch.setattr(packing, "_build_gather_index", spy)
+    for channels in (2, 3, 4, 2, 5, 2, 3):  # the fifth takes the place of the second and third
+        tt.unpack(random_packed(channels, (3, 3), 1, "self_adjoint"), channels, 3)
+    assert built == [2, 3, 4, 5, 3]
+
+
+@pytest.mark.parametrize("channels, kernel", [(512, 3), (600, 1), (2048, 1)])
+def test_tables_take_less_memory_than_the_packed_vector(channels, kernel):
+    packing._tables.clear()
+    packed = torch.randn(tt.packed_size(channels, kernel), requires_grad=True)
+    tt.unpack(packed, channels, kernel).sum().backward()
+    kept = sum(table.nbytes for table in packing._tables.values())
+    assert kept < packed.nbytes / 2
+
+
+def test_one_weight_serves_several_backwards(expansion):
+    for layout in [(5, (3, 3), 1, "self_adjoint"), (4, (1, 2), 2, "skew_adjoint")]:
+        packed = random_packed(*layout).requires_grad_()
+        weight, expected = tt.unpack(packed, *layout), oracle.expand(packed, *layout)
+        for _ in range(3):
+            upstream = torch.randn(weight.shape, dtype=torch.float64)
+            (grad,) = torch.autograd.grad(weight, packed, upstream)
+            (want,) = torch.autograd.grad(expected, packed, upstream, retain_graph=True)
+            torch.testing.assert_close(grad, want)
+
+
+def test_large_centres_are_those_of_the_formula():
+    """Of sizes at which the centre is copied by rows, without any limit moved."""
+    for groups, symmetry in [(1, "self_adjoint"), (2, "skew_adjoint")]:
+        channels = 520 * groups
+        packed = random_packed(channels, (1, 1), groups, symmetry, torch.float32).requires_grad_()
+        weight = tt.unpack(packed, channels, 1, groups, symmetry)
+        assert torch.equal(weight, mirror(weight, groups, symmetry))
+        assert torch.equal(tt.pack(weight, groups, symmetry), packed)
+        upstream = torch.randn(weight.shape)
+        (grad,) = torch.autograd.grad(weight, packed, upstream)
+        places = tt.unpack(torch.arange(1.0, len(packed) + 1), channels, 1, groups, symmetry).long()
+        signed = (upstream * places.sign()).double().flatten()
+        expected = torch.zeros(len(packed) + 1, dtype=torch.float64)
+        expected.index_add_(0, places.abs().flatten(), signed)
+        torch.testing.assert_close(grad.double(), expected[1:], rtol=1e-6, atol=1e-6)
 
 
 def test_unpack_works_on_fake_and_meta_tensors_after_real_ones(expansion):

@@ -11,7 +11,7 @@ import triton_tied as tt
 
 layer = tt.TiedConv2d(4, 3, padding=1)
 layer(torch.randn(1, 4, 5, 5)).sum().backward()
-assert layer.packed.grad.abs().sum() > 0
+assert layer.packed_weight.grad.abs().sum() > 0
 assert not {"tune", "Problem", "config_for", "problems_of"} & {*tt.__all__}
 try:
     tt.tune

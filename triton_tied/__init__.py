@@ -3,38 +3,63 @@
 The layers are in ``modules``, the functions in ``functional``, the algebra in ``packing``.
 """
 
-from . import reference
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import init, reference
 from .cached_weights import cached
+from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
-from .packing import pack, packed_size, unpack
+from .packing import PreparedWeight, pack, packed_size, unpack
+from .prepare import prepare
 from .version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from .autotune.problem import Problem as Problem
+    from .autotune.recording import problems_of as problems_of
+    from .autotune.tuned_configs import config_for as config_for
+    from .autotune.tuning import tune as tune
+
 __all__ = [
+    "PreparedWeight",
+    "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
     "cached",
+    "init",
     "pack",
     "packed_size",
+    "prepare",
     "reference",
+    "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
     "unpack",
+    "untie",
 ]
 
+# Public where Triton is installed, and imported with it on first use.
+_TUNER = {
+    "Problem": ".autotune.problem",
+    "config_for": ".autotune.tuned_configs",
+    "problems_of": ".autotune.recording",
+    "tune": ".autotune.tuning",
+}
 if HAS_TRITON:
-    from .autotune.problem import Problem
-    from .autotune.recording import problems_of
-    from .autotune.tuned_configs import config_for
-    from .autotune.tuning import tune
+    __all__ += list(_TUNER)
 
-    __all__ += ["Problem", "config_for", "problems_of", "tune"]
-else:
 
-    def __getattr__(name: str) -> object:
-        if name in ("Problem", "config_for", "problems_of", "tune"):
-            raise AttributeError(f"triton_tied.{name} needs Triton, which is not installed")
+def __getattr__(name: str) -> Any:
+    if name not in _TUNER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not HAS_TRITON:
+        raise AttributeError(f"{__name__}.{name} needs Triton, which is not installed")
+    return getattr(importlib.import_module(_TUNER[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

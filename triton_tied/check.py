@@ -40,7 +40,7 @@ class Case:
     stride: int = 1
     dilation: int = 1
     groups: int = 1
-    symmetry: str = "self_adjoint"
+    symmetry: packing.Symmetry = "self_adjoint"
     channels_last: bool = False
 
     def __str__(self) -> str:

@@ -9,26 +9,40 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec
+from numbers import Real
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
-from .dispatch import HAS_TRITON, takes_operators
-from .geometry import PADDING_MODES, Geometry, IntOrInts, Padding, as_integer, per_axis, resolve
+from .dispatch import takes_operators
+from .geometry import (
+    PADDING_MODES,
+    Geometry,
+    IntOrInts,
+    Padding,
+    PaddingMode,
+    as_integer,
+    per_axis,
+    resolve,
+)
 from .memory_format import is_channels_last
+from .operators.kernel_path import convolve
 from .packing import (
     Layout,
+    PreparedWeight,
+    Symmetry,
     check_supported,
     check_symmetry,
     expected_length,
+    is_distributed,
     layout_of_length,
 )
-
-if HAS_TRITON:
-    from .operators.kernel_path import convolve
+from .tracing import sizes_of
 
 _Options = ParamSpec("_Options")
 
@@ -36,7 +50,7 @@ _Options = ParamSpec("_Options")
 def tied_conv(
     dims: int,
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None = None,
     *,
     kernel_size: IntOrInts,
@@ -44,13 +58,14 @@ def tied_conv(
     padding: Padding = 0,
     dilation: IntOrInts = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    symmetry: str = "self_adjoint",
-    alpha: float = 1.0,
+    padding_mode: PaddingMode = "zeros",
+    symmetry: Symmetry = "self_adjoint",
+    alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
-    tensors = {"input": input, "packed": packed}
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
@@ -67,17 +82,20 @@ def tied_conv(
         check_groups(groups),
         check_symmetry(symmetry),
     )
+    if isinstance(packed, PreparedWeight):
+        packed.checked(layout)
     check_padding_mode(padding_mode)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha must be a plain number, but got {alpha!r}")
+    alpha = _check_alpha(alpha)
     channels_last = is_channels_last(dims, input)
     input = input.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
-    if takes_operators(input.device, dtype, geometry.stride):
-        return convolve(
-            input, packed, bias, layout, geometry, padding_mode, alpha, residual, channels_last
-        )
+    if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
+        arguments = (input, packed, bias, layout, geometry, padding_mode)
+        if not isinstance(alpha, Tensor):
+            return convolve(*arguments, alpha, residual, channels_last)
+        output = convolve(*arguments, 1.0, None, channels_last)  # the kernels take a number
+        return reference.add_scaled(output, alpha, residual)
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
         input, geometry = reference.pad(input, geometry, padding_mode)
     weight = reference.dense_weight(packed, layout, dtype, channels_last)
@@ -92,6 +110,9 @@ def _over(
     """``function`` over so many dimensions, under a name and with a signature of its own."""
 
     def tied_convnd(*args: _Options.args, **kwargs: _Options.kwargs) -> Tensor:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):  # a mode, a subclass, a proxy of torch.fx
+            return handle_torch_function(tied_convnd, given, *args, **kwargs)
         return function(dims, *args, **kwargs)
 
     signature = inspect.signature(function)
@@ -112,7 +133,8 @@ tied_conv2d = _over(
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The
             output has its memory format.
-        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``.
+        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of the dtype of ``input``; or
+            what ``prepare`` made of it.
         bias: ``(C,)`` or None, of the dtype of ``input``.
         kernel_size, stride, dilation: an int or a sequence of two.
         padding: likewise, or "same" (stride 1 only) or "valid".
@@ -122,7 +144,8 @@ tied_conv2d = _over(
             a minus sign). As a linear map the convolution is its own transpose, up to that sign,
             with stride 1, an odd kernel, and zero or circular "same" padding; otherwise only the
             weight is tied.
-        alpha: a plain number that scales the convolution and the bias.
+        alpha: scales the convolution and the bias: a number, or a tensor of no dimension, which
+            can have a gradient.
         residual: added at the end; of the shape and dtype of the output, or None.
 
     Returns:
@@ -140,6 +163,7 @@ tied_conv2d = _over(
 tied_conv3d = _over(
     3, tied_conv, "``tied_conv2d`` over ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input."
 )
+BY_DIMENSIONS = {1: tied_conv1d, 2: tied_conv2d, 3: tied_conv3d}
 
 
 class _Description(NamedTuple):
@@ -150,7 +174,7 @@ class _Description(NamedTuple):
 
 def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
     check_supported(f"tied_conv{dims}d", name, tensor)
-    return _Description(tensor.shape, tensor.dtype, tensor.device)
+    return _Description(sizes_of(tensor), tensor.dtype, tensor.device)
 
 
 def _check(
@@ -158,10 +182,10 @@ def _check(
     autocast: torch.dtype | None,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
-    padding: tuple[int, ...] | str,
+    padding: Padding,
     dilation: tuple[int, ...],
     groups: int,
-    symmetry: str,
+    symmetry: Symmetry,
 ) -> tuple[Layout, Geometry, torch.dtype]:
     """All checks that need no values. Returns the layout, the geometry and the compute dtype."""
     given = dict(tensors)
@@ -201,7 +225,7 @@ def _check_types(given: dict[str, _Description], autocast: torch.dtype | None) -
 
 
 def _check_channels(
-    given: dict[str, _Description], kernel: tuple[int, ...], groups: int, symmetry: str
+    given: dict[str, _Description], kernel: tuple[int, ...], groups: int, symmetry: Symmetry
 ) -> Layout:
     shape = given["input"].shape
     channels = shape[-len(kernel) - 1]
@@ -275,6 +299,30 @@ def check_padding_mode(padding_mode: str) -> None:
             f"padding_mode must be one of {set(PADDING_MODES)}, "
             f"but got padding_mode={padding_mode!r}"
         )
+
+
+def _check_alpha(alpha: Any) -> float | Tensor:
+    """A number, or a tensor of no dimension, to which a gradient goes.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(alpha, Tensor):
+        if not alpha.dim() and not alpha.is_complex() and alpha.dtype != torch.bool:
+            return alpha
+        given = f"a tensor of size {list(alpha.shape)} and dtype {alpha.dtype}"
+    else:
+        if isinstance(alpha, int | float) and not isinstance(alpha, bool):
+            return alpha
+        if isinstance(alpha, Real) and not isinstance(alpha, bool):  # of NumPy, or a fraction
+            return float(alpha)
+        given = reprlib.repr(alpha)
+    raise TypeError(f"alpha must be a real number or a real tensor of no dimension, got {given}")
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """In which a convolution would compute with the tensor, autocast considered."""
+    return _after_autocast(tensor.dtype, _autocast_dtype(tensor.device.type))
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

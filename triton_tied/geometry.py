@@ -6,12 +6,13 @@ import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+PADDING_MODES = get_args(PaddingMode)
 
 IntOrInts = int | Sequence[int]
-Padding = int | Sequence[int] | str
+Padding = int | Sequence[int] | Literal["same", "valid"]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -13,11 +15,53 @@ Memory = Literal["channels_last", "contiguous", "strided"]
 
 
 def is_channels_last(dims: int, input: Tensor) -> bool:
-    """Whether a batched input asks for a channels-last output; one of both formats does not."""
-    memory_format = CHANNELS_LAST.get(dims)
-    if memory_format is None or input.dim() != dims + 2 or input.is_contiguous():
+    """Whether a batched input asks for a channels-last output; one of both formats does not.
+
+    All strides must be the canonical ones. PyTorch itself ignores those of axes of size 1, but with
+    others and a channels-last weight its weight gradient can be wrong.
+    """
+    if input.dim() != dims + 2 or input.is_contiguous():
         return False
-    return input.is_contiguous(memory_format=memory_format)
+    return has_channels_last_strides(dims, input)
+
+
+def has_channels_last_strides(dims: int, tensor: Tensor) -> bool:
+    """Whether an image or a weight has the strides that ``to(memory_format=...)`` would give it."""
+    if dims not in CHANNELS_LAST or tensor.dim() != dims + 2:
+        return False
+    return tuple(tensor.stride()) == _channels_last_strides(tensor.shape)
+
+
+def as_channels_last(dims: int, input: Tensor) -> Tensor:
+    """The input, batched or not, with the strides of channels-last memory: a copy where its memory
+    is another, a view where only strides of axes of size 1 differ."""
+    if has_torch_function_unary(input):  # a proxy of torch.fx, say
+        return handle_torch_function(as_channels_last, (input,), dims, input)
+    if input.dim() == dims + 1:
+        return as_channels_last(dims, input.unsqueeze(0)).squeeze(0)
+    if input.dim() != dims + 2 or has_channels_last_strides(dims, input):
+        return input
+    pixels = input.movedim(1, -1).contiguous()
+    return pixels.flatten().view(pixels.shape).movedim(-1, 1)  # as a whole, so that all strides are
+
+
+def plainly_strided(dims: int, input: Tensor) -> Tensor:
+    """The batched input, or a contiguous copy where an axis of size 1 has a stride of its own: with
+    such strides in the image and in its gradient PyTorch's grouped weight gradient can raise."""
+    if torch.jit.is_tracing():  # sizes are no numbers then
+        return input
+    if 1 not in input.shape or input.is_contiguous() or is_channels_last(dims, input):
+        return input
+    return input.contiguous()
+
+
+def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    _, step, *sides = shape
+    strides = []
+    for side in reversed(sides):
+        strides.append(step)
+        step = step * side
+    return (step, 1, *reversed(strides))
 
 
 def memory_of(*images: Tensor) -> Memory:

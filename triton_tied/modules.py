@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from . import functional
-from .geometry import IntOrInts, Padding, per_axis, resolve
-from .packing import check_supported, make_layout, pack, unpack
-from .read_only_weight import ReadOnlyWeight
-
-# What a layer holds as attributes of these names, as ``nn.Conv2d`` does, and its default.
-_OPTIONS: dict[str, Any] = {
-    "stride": 1,
-    "padding": 0,
-    "dilation": 1,
-    "groups": 1,
-    "padding_mode": "zeros",
-}
+from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
+from .geometry import IntOrInts, Padding, PaddingMode, per_axis, resolve
+from .memory_format import CHANNELS_LAST, as_channels_last, has_channels_last_strides
+from .nearest import pack_tied
+from .packing import Symmetry, check_supported, make_layout, pack, unpack
+from .read_only_weight import ReadOnlyWeight, is_weight_of
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
+_REMEDY = "To store the nearest one, call project_(weight) of the layer"
+_FIXED = ("channels", "in_channels", "out_channels", "kernel_size", "groups", "symmetry")
 
 
 class _TiedConv(nn.Module):
@@ -30,24 +28,28 @@ class _TiedConv(nn.Module):
 
     dims: ClassVar[int]
     dense: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
+    transposed: ClassVar[bool] = False
 
-    packed: nn.Parameter
+    packed_weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
         self,
         channels: int,
         kernel_size: IntOrInts,
+        *misplaced: NoReturn,
         stride: IntOrInts = 1,
         padding: Padding = 0,
         dilation: IntOrInts = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
-        symmetry: str = "self_adjoint",
+        padding_mode: PaddingMode = "zeros",
+        symmetry: Symmetry = "self_adjoint",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if misplaced:
+            _refuse_positions(type(self).__name__, channels, kernel_size, *misplaced)
         super().__init__()
         try:
             kernel = per_axis("kernel_size", kernel_size, self.dims)
@@ -56,30 +58,56 @@ class _TiedConv(nn.Module):
             raise ValueError(str(error)) from None  # as nn.Conv2d does for the arguments it checks
         functional.check_padding_mode(padding_mode)
         self._layout = make_layout(channels, kernel, groups, symmetry)
-        self.channels = self._layout.channels
-        self.kernel_size = kernel
         self.stride = geometry.stride
         self.padding = padding if isinstance(padding, str) else geometry.symmetric_padding
         if self.padding is None:
             raise ValueError(f"negative padding is not supported, got padding={padding}")
         self.dilation = geometry.dilation
-        self.groups = self._layout.groups
         self.padding_mode = padding_mode
-        self.symmetry = symmetry
+        self._channels_last = False
         factory = {"device": device, "dtype": dtype}
-        self.packed = nn.Parameter(torch.empty(self._layout.size, **factory))
+        self.packed_weight = nn.Parameter(torch.empty(self._layout.size, **factory))
         if bias:
             self.bias = nn.Parameter(torch.empty(channels, **factory))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
 
+    @property
+    def channels(self) -> int:
+        return self._layout.channels
+
+    @property
+    def in_channels(self) -> int:
+        return self._layout.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self._layout.channels
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self._layout.kernel_size
+
+    @property
+    def groups(self) -> int:
+        return self._layout.groups
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return self._layout.symmetry
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        return (0,) * self.dims
+
     def reset_parameters(self) -> None:
-        """Draws ``packed`` so that each entry of the dense weight has the distribution of
+        """Draws ``packed_weight`` so that each entry of the dense weight has the distribution of
         ``nn.Conv2d``'s default, U(-b, b) with b = 1/sqrt(fan_in), and the bias likewise. (With
-        "skew_adjoint" the diagonal of the centre tap is zero.)"""
+        "skew_adjoint" the diagonal of the centre tap is zero.) Others are in
+        ``triton_tied.init``."""
         bound = 1 / math.sqrt(self._layout.group_channels * self._layout.taps)
-        nn.init.uniform_(self.packed, -bound, bound)
+        nn.init.uniform_(self.packed_weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
@@ -87,43 +115,106 @@ class _TiedConv(nn.Module):
     def weight(self) -> Tensor:
         """The dense weight ``(channels, channels // groups, *kernel_size)``, tied to the last bit.
 
-        Computed on each access and differentiable. Assigning to it projects the assigned weight
-        onto the tied ones and stores that in ``packed``; writing into it in place raises, since
-        that would change nothing in the layer.
+        Computed on each access and differentiable. What would change nothing in the layer raises:
+        writing into it in place, hooks on it.
+
+        Assigning to it stores a weight that is tied to rounding: no entry further from the nearest
+        tied weight than four roundings (machine epsilons) of the largest entry. Another weight
+        raises ValueError, with the deviation; ``project_`` takes it. A weight that requires a
+        gradient raises RuntimeError, since its numbers are copied.
         """
-        weight = unpack(self.packed, self.channels, self.kernel_size, self.groups, self.symmetry)
-        return weight if torch.compiler.is_compiling() else weight.as_subclass(ReadOnlyWeight)
+        weight = self._expand()
+        if torch.compiler.is_compiling() or type(weight) is not Tensor:
+            return weight  # the compiler, and fake or distributed tensors, take no subclass of ours
+        return ReadOnlyWeight.of(weight, self.packed_weight)
 
     @weight.setter
     def weight(self, weight: Tensor) -> None:
-        if weight.shape != self._layout.weight_shape:
+        name = type(self).__name__
+        check_supported(name, "weight", weight)
+        # What this layer itself gave may be put back, as torch.func.functional_call does.
+        if weight.requires_grad and not is_weight_of(weight, self.packed_weight):
+            raise RuntimeError(
+                f"{name}.weight was assigned a tensor that requires a gradient, which would not "
+                f"reach it: its numbers are copied into packed_weight. Assign weight.detach(); to "
+                f"share the weight of another tied layer, assign its packed_weight"
+            )
+        self._store(pack_tied(weight, self._layout, _REMEDY))
+
+    def _expand(self) -> Tensor:
+        channels_last = self._channels_last and CHANNELS_LAST[self.dims]
+        return unpack(
+            self.packed_weight,
+            self.channels,
+            self.kernel_size,
+            self.groups,
+            self.symmetry,
+            channels_last or torch.contiguous_format,
+        )
+
+    def project_(self: _Layer, weight: Tensor) -> _Layer:
+        """Stores the tied weight nearest to a dense one, ``(W + s * flip(W)^T) / 2``, and returns
+        the layer. No gradient goes through it."""
+        if isinstance(weight, Tensor) and weight.shape != self._layout.weight_shape:
             raise ValueError(
                 f"expected weight of size {list(self._layout.weight_shape)}, "
                 f"but got weight of size {list(weight.shape)}"
             )
+        self._store(pack(weight, self.groups, self.symmetry))
+        return self
+
+    def _store(self, packed: Tensor) -> None:
+        if "packed_weight" not in self._parameters:
+            raise RuntimeError(
+                f"packed_weight of this {type(self).__name__} is computed from other parameters, "
+                f"by a parametrization or by pruning, so that a weight stored in it would be lost. "
+                f"Undo that first"
+            )
         with torch.no_grad():
-            self.packed.copy_(pack(weight, self.groups, self.symmetry))
+            self.packed_weight.copy_(packed)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name.startswith("weight"):  # "weight_orig" of pruning, for instance
+            raise ValueError(
+                f"a {type(self).__name__} has no parameter 'weight', from which {name!r} could be "
+                f"made: its dense weight is computed. Its parameter is 'packed_weight'"
+            )
+        super().register_parameter(name, param)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED:
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} is fixed when it is made, since it says what "
+                f"the numbers of packed_weight are: make another layer"
+            )
+        if name == "packed":
+            raise AttributeError(f"the parameter of a {type(self).__name__} is packed_weight")
         if name == "weight":  # nn.Module would register a Parameter over the property
-            check_supported(type(self).__name__, name, value)
-            value = value.detach()
-        super().__setattr__(name, value)
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.tied_conv(
-            self.dims,
+    def forward(
+        self, input: Tensor, *, alpha: float | Tensor = 1.0, residual: Tensor | None = None
+    ) -> Tensor:
+        """``alpha * (conv(input, weight) + bias) + residual``, as in ``tied_conv2d``."""
+        if self._channels_last:
+            input = as_channels_last(self.dims, input)
+            residual = None if residual is None else as_channels_last(self.dims, residual)
+        return functional.BY_DIMENSIONS[self.dims](
             input,
-            self.packed,
+            self.packed_weight,
             self.bias,
             kernel_size=self.kernel_size,
             symmetry=self.symmetry,
-            **_options_of(self),
+            alpha=alpha,
+            residual=residual,
+            **options_of(self),
         )
 
     def extra_repr(self) -> str:
         shown = [f"{self.channels}, kernel_size={self.kernel_size}"]
-        defaults = {**_OPTIONS, "symmetry": "self_adjoint"}
+        defaults = {**OPTIONS, "symmetry": "self_adjoint"}
         for name, default in defaults.items():
             value = getattr(self, name)
             if value not in (default, (default,) * self.dims):
@@ -131,62 +222,71 @@ class _TiedConv(nn.Module):
         if self.bias is None:
             shown.append("bias=False")
         dense = math.prod(self._layout.weight_shape)
-        return ", ".join([*shown, f"packed={self._layout.size} of {dense}"])
+        return ", ".join([*shown, f"packed_weight={self._layout.size} of {dense}"])
 
     @classmethod
-    def from_conv(cls: type[_Layer], conv: nn.Module, symmetry: str = "self_adjoint") -> _Layer:
+    def from_conv(
+        cls: type[_Layer], conv: nn.Module, symmetry: Symmetry = "self_adjoint"
+    ) -> _Layer:
         """The tied layer nearest to a dense one: its weight is projected, see ``pack``.
 
-        Stride, padding, padding mode, dilation, groups, bias, dtype, device and training mode are
-        those of ``conv``; nothing is shared with it.
+        Stride, padding, padding mode, dilation, groups, bias, dtype, device, memory format,
+        training mode, ``requires_grad`` and the hooks of forward and backward are those of
+        ``conv``; no numbers are shared with it.
 
         Raises:
-            TypeError: ``conv`` is not the dense layer of as many dimensions.
+            TypeError: ``conv`` is not the dense layer of as many dimensions, or has a forward of
+                its own.
             ValueError: ``conv`` has other output than input channels; an unknown symmetry.
         """
-        if not isinstance(conv, cls.dense):
-            raise TypeError(
-                f"{cls.__name__}.from_conv expects {cls.dense.__name__}, got {type(conv).__name__}"
-            )
-        if conv.in_channels != conv.out_channels:
-            raise ValueError(
-                f"a tied weight has as many input as output channels, got "
-                f"in_channels={conv.in_channels}, out_channels={conv.out_channels}"
-            )
-        weight = conv.weight.detach()
-        tied = nn.utils.skip_init(
-            cls,
-            conv.in_channels,
-            conv.kernel_size,
-            bias=conv.bias is not None,
+        check_can_be_tied(conv, cls.dense, f"{cls.__name__}.from_conv")
+        dense = cast(nn.Conv2d, conv)
+        weight, trains = dense.weight.detach(), dense.weight.requires_grad
+        tied = cls(
+            dense.in_channels,
+            dense.kernel_size,
+            bias=dense.bias is not None,
             symmetry=symmetry,
-            device=weight.device,
+            device="meta",
             dtype=weight.dtype,
-            **_options_of(conv),
+            **options_of(dense),
         )
-        tied.weight = weight
-        if conv.bias is not None:
-            with torch.no_grad():
-                tied.bias.copy_(conv.bias)
-        return tied.train(conv.training)
+        tied.packed_weight = nn.Parameter(pack(weight, tied.groups, symmetry), trains)
+        tied._channels_last = has_channels_last_strides(cls.dims, weight)
+        hand_over(dense, tied)
+        return tied
 
-    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """The dense ``nn.Conv`` that computes the same; nothing is shared with it."""
-        conv: Any = nn.utils.skip_init(
-            self.dense,
+    def _to_conv(self) -> Any:
+        dense: Any = self.dense
+        conv = dense(
             self.channels,
             self.channels,
             self.kernel_size,
             bias=self.bias is not None,
-            device=self.packed.device,
-            dtype=self.packed.dtype,
-            **_options_of(self),
+            device="meta",
+            dtype=self.packed_weight.dtype,
+            **options_of(self),
         )
-        with torch.no_grad():
-            conv.weight.copy_(self.weight)
-            if self.bias is not None:
-                conv.bias.copy_(self.bias)
-        return conv.train(self.training)
+        conv.weight = nn.Parameter(self._expand().detach(), self.packed_weight.requires_grad)
+        hand_over(self, conv)
+        return conv
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """``Module.to`` and the like. They turn only parameters of four or five dimensions to
+        channels-last, and the packed vector has one: a small tensor shows what they ask for."""
+        if self.dims not in CHANNELS_LAST:
+            return super()._apply(fn, recurse)
+        memory_format = CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format
+        like = self.packed_weight
+        probe = torch.empty(
+            (2,) * (self.dims + 2),
+            dtype=like.dtype,
+            device=like.device,
+            memory_format=memory_format,
+        )
+        super()._apply(fn, recurse)
+        self._channels_last = has_channels_last_strides(self.dims, fn(probe))
+        return self
 
     def _load_from_state_dict(
         self,
@@ -198,40 +298,50 @@ class _TiedConv(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes a dense ``weight`` in place of ``packed``, if it is tied to the last bit."""
-        dense, packed = prefix + "weight", prefix + "packed"
-        if dense in state_dict and packed not in state_dict:
+        """Takes a dense ``weight`` in place of ``packed_weight``, if it is tied to rounding."""
+        dense, packed, bias = (prefix + name for name in ("weight", "packed_weight", "bias"))
+        given = state_dict.get(packed)
+        if dense in state_dict and (given is None or given is self.packed_weight):
+            # (A loader that looks for the model's own names first hands back the layer's own.)
             state_dict = dict(state_dict)
             try:
-                state_dict[packed] = self._pack_exactly(state_dict.pop(dense))
+                weight = state_dict.pop(dense)
+                state_dict[packed] = pack_tied(weight, self._layout, _REMEDY)
             except (TypeError, ValueError, NotImplementedError) as error:
                 error_msgs.append(f"While loading the dense weight {dense!r}: {error}")
-                state_dict[packed] = self.packed.detach()  # reported above, so not missing as well
+                # reported above, so not missing as well
+                state_dict[packed] = self.packed_weight.detach()
+        elif dense in state_dict:
+            error_msgs.append(f"There are both a dense {dense!r} and {packed!r}: which is meant?")
+        elif given is None and bias in state_dict:
+            warnings.warn(
+                f"{bias!r} is loaded, but neither {packed!r} nor a dense {dense!r} is there: the "
+                f"weight stays as it was. If a loader has dropped the dense weight, since the "
+                f"model has no parameter of that name, use load_state_dict of the whole dictionary",
+                stacklevel=2,
+            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _pack_exactly(self, weight: Tensor) -> Tensor:
-        check_supported("load_state_dict", "weight", weight)
-        if weight.shape != self._layout.weight_shape:
-            raise ValueError(
-                f"expected size {list(self._layout.weight_shape)}, got {list(weight.shape)}"
-            )
-        packed = pack(weight, self.groups, self.symmetry)
-        nearest = unpack(packed, self.channels, self.kernel_size, self.groups, self.symmetry)
-        if torch.equal(nearest, weight):
-            return packed
-        deviation = (weight.double() - nearest.double()).abs()
-        worst = [int(i) for i in torch.unravel_index(deviation.argmax(), deviation.shape)]
-        raise ValueError(
-            f"it is not tied ({self.symmetry}): it deviates from the nearest tied weight by up to "
-            f"{deviation.max().item():.3g}, at {worst}. To take the nearest one, use "
-            f"{type(self).__name__}.from_conv, or assign it to .weight"
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls first."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__}. Script the dense layer that "
+            f"computes the same, layer.to_conv(), or use torch.export or torch.jit.trace"
         )
 
 
-def _options_of(layer: nn.Module) -> dict[str, Any]:
-    return {name: getattr(layer, name) for name in _OPTIONS}
+def _refuse_positions(name: str, channels: Any, kernel_size: Any, *others: Any) -> NoReturn:
+    """The habit of ``nn.Conv2d(64, 64, 3)`` would make a kernel of 64 x 64 with stride 3."""
+    given = ", ".join(map(repr, (channels, kernel_size, *others)))
+    if channels == kernel_size:
+        remedy = f"a dense layer's ({given}) is {name}({channels!r}, kernel_size={others[0]!r})"
+    else:
+        remedy = "there are as many input as output channels, and options are given by name"
+    raise TypeError(
+        f"{name}({given}): only the channels and the kernel size are given by position: {remedy}"
+    )
 
 
 class TiedConv1d(_TiedConv):
@@ -239,6 +349,10 @@ class TiedConv1d(_TiedConv):
 
     dims = 1
     dense = nn.Conv1d
+
+    def to_conv(self) -> nn.Conv1d:
+        """As that of :class:`TiedConv2d`."""
+        return self._to_conv()
 
 
 class TiedConv2d(_TiedConv):
@@ -248,13 +362,13 @@ class TiedConv2d(_TiedConv):
     Args:
         channels: input and output channels C.
         kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as in
-            ``nn.Conv2d``. The tie holds inside each group.
+            ``nn.Conv2d``, but by name after the kernel size. The tie holds inside each group.
         symmetry: "self_adjoint" (s = +1) or "skew_adjoint" (s = -1).
 
     Attributes:
-        packed: the free numbers, ``(packed_size(C, kernel_size, groups, symmetry),)``.
+        packed_weight: the free numbers, ``(packed_size(C, kernel_size, groups, symmetry),)``.
         bias: ``(C,)`` or None.
-        weight: the dense ``(C, C // groups, KH, KW)`` weight, computed from ``packed``.
+        weight: the dense ``(C, C // groups, KH, KW)`` weight, computed from ``packed_weight``.
 
     The input is ``(N, C, H, W)`` or ``(C, H, W)``. As a linear map the convolution is its own
     transpose, up to the sign s, with stride 1, an odd kernel, and zero or circular "same"
@@ -263,20 +377,29 @@ class TiedConv2d(_TiedConv):
 
     In training, a packed number sits in two places of W (one for the centre's diagonal), so its
     gradient is the sum of two dense ones: against an averaged dense weight plain SGD moves W twice
-    as far per step, Adam does not differ, and L2 on ``packed`` weighs a pair half as much.
+    as far per step, Adam does not differ, and L2 on ``packed_weight`` weighs a pair half as much.
+
+    Channels, kernel size, groups and symmetry cannot be changed afterwards: they say what the
+    numbers of ``packed_weight`` are. Stride, padding and dilation can, as in ``nn.Conv2d``. After
+    ``.to(memory_format=torch.channels_last)`` the output is channels-last, whatever the input.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong kind, or more than two by position.
         ValueError: sizes that are not positive, groups that do not divide C, negative padding,
             "same" with a stride, an unknown symmetry, padding string or padding mode.
 
     Examples:
         >>> TiedConv2d(64, kernel_size=3, padding=1)
-        TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed=18464 of 36864)
+        TiedConv2d(64, kernel_size=(3, 3), padding=(1, 1), packed_weight=18464 of 36864)
     """
 
     dims = 2
     dense = nn.Conv2d
+
+    def to_conv(self) -> nn.Conv2d:
+        """The dense layer that computes the same, with the same settings and the hooks of forward
+        and backward; no numbers are shared with it."""
+        return self._to_conv()
 
 
 class TiedConv3d(_TiedConv):
@@ -284,3 +407,7 @@ class TiedConv3d(_TiedConv):
 
     dims = 3
     dense = nn.Conv3d
+
+    def to_conv(self) -> nn.Conv3d:
+        """As that of :class:`TiedConv2d`."""
+        return self._to_conv()

@@ -12,27 +12,34 @@ Tap ``T-1-t`` is the opposite tap of ``t``. The free numbers, and so the packed 
   matrix, with the diagonal if ``s = +1`` and without it if ``s = -1``.
 
 ``packed = [pairs: group, tap, out, in | centre: group, lower triangle by rows]``, where ``C``
-stands for ``channels // groups``. This order is known here and in the kernels' files alone.
+stands for ``channels // groups``. This order is known here and in the kernels' files alone. (So
+``torch.cat`` of the packed vectors of several weights has the length of a grouped weight's, and is
+not it: stack dense weights and pack the stack.)
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
+from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
+from .tracing import untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
-_MAX_GATHERED = 2**18  # numbers of a dense weight: a table takes 4 bytes for each
-_MAX_TABLES = 64
-_tables: dict[tuple, Tensor] = {}
+# Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
+_MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
+_MAX_TABLE_BYTES = 2**24  # of all tables together
+_tables: dict[tuple, Tensor] = {}  # the one used last stands last
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Layout:
     channels: int
     kernel_size: tuple[int, ...]
     groups: int = 1
-    symmetry: str = "self_adjoint"
+    symmetry: Symmetry = "self_adjoint"
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_size", "groups"):
@@ -120,8 +127,36 @@ class Layout:
         )
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PreparedWeight:
+    """What ``triton_tied.prepare`` makes: the weight of one packed vector, ready to be applied.
+
+    Attributes:
+        layout: of ``packed``.
+        packed: the free numbers, in the dtype of the convolutions.
+        dense: the dense weight; None where the kernels serve, which do without.
+        channels_last: whether it lies in memory so, or contiguous.
+        centre: the unpacked centre tap for the kernels, or None. No gradient goes through it.
+    """
+
+    layout: Layout
+    packed: Tensor
+    dense: Tensor | None = None
+    channels_last: bool = False
+    centre: Tensor | None = None
+
+    def checked(self, layout: Layout) -> PreparedWeight:
+        """Itself; raises ValueError where the convolution is another than it was prepared for."""
+        if self.layout != layout:
+            raise ValueError(f"expected a weight prepared for {layout}, but got one for {self}")
+        return self
+
+    def __repr__(self) -> str:
+        return f"PreparedWeight({self.layout}, dtype={self.packed.dtype})"
+
+
 def make_layout(
-    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: str
+    channels: int, kernel_size: int | Sequence[int], groups: int, symmetry: Symmetry
 ) -> Layout:
     """The layout of arguments as users give them; an int ``kernel_size`` k means ``(k, k)``.
 
@@ -152,7 +187,7 @@ def layout_of_length(size: int, like: Layout) -> Layout | None:
     the same symmetry, else of the other."""
     groups, kernel = like.groups, like.kernel_size
     end = int((size * 2 * groups) ** 0.5) // groups + 2  # 2 sizes >= C*C / groups
-    for symmetry in sorted(SIGNS, key=lambda name: name != like.symmetry):
+    for symmetry in sorted(get_args(Symmetry), key=lambda name: name != like.symmetry):
         for group_channels in range(1, end):
             layout = Layout(group_channels * groups, kernel, groups, symmetry)
             if layout.size == size:
@@ -178,18 +213,18 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_symmetry(symmetry: str) -> str:
+def check_symmetry(symmetry: str) -> Symmetry:
     """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
     if not isinstance(symmetry, str) or symmetry not in SIGNS:
         raise ValueError(f"symmetry must be one of {set(SIGNS)}, but got symmetry={symmetry!r}")
-    return symmetry
+    return cast(Symmetry, symmetry)
 
 
 def packed_size(
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
 ) -> int:
     """How many free numbers a tied weight has.
 
@@ -215,47 +250,84 @@ def packed_size(
 
 
 def unpack(
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     channels: int,
     kernel_size: int | Sequence[int],
     groups: int = 1,
-    symmetry: str = "self_adjoint",
+    symmetry: Symmetry = "self_adjoint",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """The dense weight that a packed vector stands for, tied to the last bit. Differentiable.
 
     Args:
-        packed: ``(packed_size(...),)``, any floating dtype.
+        packed: ``(packed_size(...),)``, any floating dtype; or what ``prepare`` made of it.
         channels, kernel_size, groups, symmetry: as in ``packed_size``.
         memory_format: of the result; ``torch.channels_last`` (2-D) or ``channels_last_3d`` (3-D)
             costs no more than contiguous: the weight is written once, in this order.
 
     Returns:
-        ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``.
+        ``(channels, channels // groups, *kernel_size)`` of the dtype and device of ``packed``. Of a
+        prepared weight, and inside a ``cached()`` block, its memory is shared: clone it before
+        writing to it.
 
     Raises:
         TypeError, ValueError: as ``packed_size``; ``packed`` not of the right length; a
             memory format that the kernel's number of dimensions does not have.
         NotImplementedError: a dtype or tensor layout that is not supported.
     """
-    check_supported("unpack", "packed", packed)
     layout = make_layout(channels, kernel_size, groups, symmetry)
+    channels_last = wants_channels_last(layout, memory_format)
+    numbers = numbers_of("unpack", packed, layout)
+    weight = dense_weight(packed, layout, numbers.dtype, channels_last)
+    shared = isinstance(packed, PreparedWeight) or is_caching(packed)
+    return weight.view_as(weight) if shared else weight  # so that hooks are the caller's own
+
+
+def numbers_of(function: str, packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
+    """The packed vector of ``layout``, prepared or not; raises as :func:`unpack`."""
+    if isinstance(packed, PreparedWeight):
+        return packed.checked(layout).packed
+    check_supported(function, "packed", packed)
     if packed.shape != (layout.size,):
         raise ValueError(expected_length(layout, packed.shape))
+    return packed
+
+
+def wants_channels_last(layout: Layout, memory_format: torch.memory_format) -> bool:
+    """Whether a dense weight is asked for in channels-last; raises as :func:`unpack`."""
     known = (torch.contiguous_format, CHANNELS_LAST.get(len(layout.kernel_size)))
     if memory_format not in known:
         raise ValueError(
             f"memory_format should be one of {[str(f) for f in known if f]} "
             f"for kernel_size={layout.kernel_size}, got {memory_format}"
         )
-    return expand(packed, layout, channels_last=memory_format is not torch.contiguous_format)
+    return memory_format is not torch.contiguous_format
 
 
-def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Tensor:
+def dense_weight(
+    packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """:func:`unpack` for checked arguments, in a dtype of the caller's. It is made once where it is
+    prepared, or inside a ``cached()`` block."""
+    if isinstance(packed, PreparedWeight):
+        if packed.dense is None:
+            return expand(packed.packed.to(dtype), layout, channels_last)
+        dense = packed.dense.to(dtype)
+        if packed.channels_last == channels_last:
+            return dense
+        return _as_weight(_in_memory_order(dense, channels_last), layout, channels_last)
+    return derived_from(
+        packed,
+        (layout, dtype, channels_last),
+        lambda: (expand(packed.to(dtype), layout, channels_last),),
+    )[0]
+
+
+def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
 
-    The orthogonal projection ``(W + s * flip(W)^T) / 2``, computed in float64 and rounded once:
-    exact where the weight is already tied.
+    The orthogonal projection ``(W + s * flip(W)^T) / 2``, rounded once: exact where the weight is
+    already tied.
 
     Args:
         weight: ``(channels, channels // groups, *kernel_size)``, any floating dtype.
@@ -263,7 +335,9 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
         symmetry: "self_adjoint" or "skew_adjoint".
 
     Returns:
-        ``(packed_size(...),)`` of the dtype and device of ``weight``.
+        ``(packed_size(...),)`` of the dtype and device of ``weight``. Packed vectors of one layout
+        may be added and scaled. ``torch.cat`` does not join them to those of a grouped weight:
+        pack ``torch.cat`` of the dense weights, with ``groups``.
 
     Raises:
         TypeError, ValueError: as ``packed_size``; ``weight`` not square, or without a kernel.
@@ -277,8 +351,12 @@ def pack(weight: Tensor, groups: int = 1, symmetry: str = "self_adjoint") -> Ten
             f"groups={groups}, but got weight of size {list(weight.shape)}"
         )
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
-    taps = _tap_matrices(weight.double(), layout)
-    nearest = ((taps + layout.sign * taps.flip(1).mT) / 2).to(weight.dtype)
+    # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
+    # no wider dtype is needed, which not every device has, but for half types, whose sums round.
+    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    opposite = layout.sign * taps.flip(1).mT
+    twice = taps + opposite
+    nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)
     return _join(nearest, nearest[:, layout.pairs] if layout.taps % 2 else None, layout)
 
 
@@ -288,10 +366,11 @@ def expand(packed: Tensor, layout: Layout, channels_last: bool = False) -> Tenso
     A small weight is bound by the number of operations: it is gathered in one, by a table. A large
     one is bound by memory traffic: each number is written once, and in the backward read once.
     """
-    if math.prod(layout.weight_shape) <= _MAX_GATHERED:
-        return _expand_by_table(packed, layout, channels_last)
-    if _is_transformed(packed):
-        return _expand_by_stacking(packed, layout, channels_last)
+    if is_distributed(packed):
+        return _expand_everywhere(packed, layout, channels_last)
+    tracked = torch.is_grad_enabled() and packed.requires_grad
+    if not tracked or _is_transformed(packed) or torch.jit.is_tracing():
+        return _expand_plainly(packed, layout, channels_last)
     return _ExpandFunction.apply(packed, layout, channels_last)
 
 
@@ -308,12 +387,15 @@ def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
 
 
 class _ExpandFunction(torch.autograd.Function):
-    """packed -> W. Linear: the derivative of each of the two maps is the other."""
+    """packed -> W. Linear: the derivative of each of the two maps is the other.
+
+    Nothing is saved for the backward, so that it can run again: one weight may serve several.
+    """
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
-        return _expand_by_stacking(packed, *arguments)
+        return _expand_plainly(packed, *arguments).detach()  # no view, so that it may be written to
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -330,6 +412,8 @@ class _FoldFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, *arguments: Any) -> Tensor:
         ctx.arguments = arguments
+        if _is_small(arguments[0]):
+            return _fold_by_table(dense, *arguments)
         return _fold_into_parts(dense, arguments[0])
 
     @staticmethod
@@ -342,12 +426,41 @@ class _FoldFunction(torch.autograd.Function):
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    """Under torch.compile, torch.func or batched gradients, which take plain operations only."""
+    """Under torch.compile, torch.func, torch.jit.trace or batched gradients, which take plain
+    operations only."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
+
+
+def _is_small(layout: Layout) -> bool:
+    return math.prod(layout.weight_shape) <= _MAX_GATHERED
+
+
+def _expand_plainly(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    by = _expand_by_table if _is_small(layout) else _expand_by_stacking
+    return by(packed, layout, channels_last)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as a parameter of ``fully_shard`` is outside of the forward."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _expand_everywhere(packed: Any, layout: Layout, channels_last: bool) -> Tensor:
+    """The whole weight on every rank: of a part of ``packed`` no part of it can be made."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * packed.device_mesh.ndim
+    whole = packed.redistribute(placements=everywhere).to_local()
+    weight = expand(whole, layout, channels_last)
+    return DTensor.from_local(weight, packed.device_mesh, everywhere, run_check=False)
 
 
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
@@ -358,9 +471,19 @@ def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Ten
     return _as_weight(source.index_select(0, index), layout, channels_last)
 
 
+def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    index = _table(dense, _build_gather_index, layout, channels_last)
+    flat = _in_memory_order(dense, channels_last)
+    if layout.sign > 0:
+        return dense.new_zeros(layout.size).index_add_(0, index, flat)
+    both = dense.new_zeros(2 * layout.size + 1).index_add_(0, index, flat)
+    return both[: layout.size] - both[layout.size : -1]
+
+
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
     pairs, triangle = _split(packed, layout)
-    opposite = pairs.mT if layout.sign > 0 else pairs.neg().mT
+    # ONNX knows transpose, but not mT.
+    opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
     taps = [*pairs.unbind(1), *centre, *opposite.unbind(1)[::-1]]  # each (group, out, in)
     # One pass writes W in the memory order of the convolution: [out, tap, in] or [out, in, tap].
@@ -368,14 +491,41 @@ def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> 
 
 
 def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
-    """``(group, triangle)`` -> the full centre ``(group, out, in)``, by one gather."""
+    """``(group, triangle)`` -> the full centre ``(group, out, in)``."""
+    c, sign = layout.group_channels, layout.sign
+    if _goes_by_rows(triangle, c):
+        pieces, zeros = (
+            triangle.split(_row_lengths(c, sign), 1),
+            triangle.new_zeros(len(triangle), c),
+        )
+        rows = [part for row in pieces for part in (row, zeros[:, row.shape[1] :])]
+        lower = torch.cat(rows, 1).view(-1, c, c)
+        return torch.add(lower, lower.tril(-1).mT, alpha=sign)
     source = triangle
-    if layout.sign < 0:
+    if sign < 0:
         zero = triangle.new_zeros(layout.groups, 1)
         source = torch.cat([triangle, triangle.neg(), zero], 1)
-    c = layout.group_channels
-    index = _table(triangle, _build_centre_index, c, layout.sign)
+    index = _table(triangle, _build_centre_index, c, sign)
     return source.index_select(1, index).view(layout.groups, c, c)
+
+
+def _triangle_of(centre: Tensor, layout: Layout) -> Tensor:
+    """The full centre ``(group, out, in)`` -> ``(group, triangle)``."""
+    c, sign = layout.group_channels, layout.sign
+    if _goes_by_rows(centre, c):
+        lengths = _row_lengths(c, sign)
+        return torch.cat([row[:, :n] for row, n in zip(centre.unbind(1), lengths, strict=True)], 1)
+    index = _table(centre, _build_triangle_index, c, sign)
+    return centre.reshape(layout.groups, -1).index_select(1, index)
+
+
+def _goes_by_rows(centre: Tensor, c: int) -> bool:
+    """A large centre is copied row by row: its tables would take three times its memory."""
+    return c * c > _MAX_GATHERED_CENTRE and not _is_transformed(centre)
+
+
+def _row_lengths(c: int, sign: int) -> list[int]:
+    return [row + (sign > 0) for row in range(c)]
 
 
 def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
@@ -399,8 +549,7 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
     pairs = taps[:, : layout.pairs].reshape(-1)
     if centre is None:
         return pairs
-    index = _build_triangle_index(taps.device, layout.group_channels, layout.sign)
-    return torch.cat([pairs, centre.reshape(layout.groups, -1).index_select(1, index).reshape(-1)])
+    return torch.cat([pairs, _triangle_of(centre, layout).reshape(-1)])
 
 
 def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -413,6 +562,11 @@ def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
     """The dense weight as ``(group, tap, out, in)``: a view where its memory allows."""
     c = layout.group_channels
     return dense.reshape(layout.groups, c, c, layout.taps).movedim(3, 1)
+
+
+def _in_memory_order(dense: Tensor, channels_last: bool) -> Tensor:
+    """The numbers of the dense weight as they lie in memory of the one or the other order."""
+    return (dense.movedim(1, -1) if channels_last else dense).reshape(-1)
 
 
 def _as_weight(numbers: Tensor, layout: Layout, channels_last: bool) -> Tensor:
@@ -433,24 +587,32 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
         torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
     centre = _fold_centre(taps, layout)
     if centre is not None:
-        index = _table(dense, _build_triangle_index, layout.group_channels, layout.sign)
-        torch.index_select(centre.reshape(layout.groups, -1), 1, index, out=triangle)
+        triangle.copy_(_triangle_of(centre, layout))
     return packed
 
 
 def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     """``build(device, *key)``, kept for the next call."""
     place = (build, like.device, *key)
+    if torch.jit.is_tracing():
+        with untraced():  # a constant of the graph
+            return build(*place[1:])
+    # One that is made for a fake or traced tensor must not outlive that, nor a real one meet them.
     plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
-    table = _tables.get(place) if plain else None
+    once = not like.is_floating_point()  # it serves to build a table
+    if once or not plain or torch._C._len_torch_dispatch_stack():
+        return build(*place[1:])
+    table = _tables.pop(place, None)
     if table is None:
         with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
             table = build(*place[1:])
-        # One made for a fake or traced tensor must not outlive that.
-        if plain and type(table) is Tensor:
-            if len(_tables) >= _MAX_TABLES:
-                _tables.pop(next(iter(_tables)), None)
-            _tables[place] = table
+    _tables[place] = table
+    excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
+    for oldest in list(_tables):
+        if excess <= 0:
+            break
+        dropped = _tables.pop(oldest, None)
+        excess -= 0 if dropped is None else dropped.nbytes
     return table
 
 
@@ -463,7 +625,7 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     if sign < 0:
         size = c * (c - 1) // 2
         index = torch.where(row[:, None] < row, index + size, index)
-        index.fill_diagonal_(2 * size)
+        index = torch.where(row[:, None] == row, 2 * size, index)
     return index.flatten()
 
 

@@ -1,4 +1,4 @@
-"""The dense weight of a layer, as a tensor that refuses to be written to."""
+"""The dense weight of a layer, as a tensor that refuses what would change nothing in the layer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ import torch
 from torch import Tensor
 
 _IN_PLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
+_HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+_PLAINLY = {"__repr__", "__deepcopy__", "__reduce_ex__"}  # shown, copied and saved as a Tensor is
+_EXPORTS = {"__dlpack__", "to_dlpack"}
 
 
 class ReadOnlyWeight(Tensor):
-    """Refuses in-place operations: the layer would not see them. What is computed from it is a
-    plain Tensor."""
+    """The weight is computed on each access. So in-place operations and hooks on it raise, and its
+    NumPy arrays are read-only. What is computed from it is a plain Tensor."""
+
+    _packed_weight: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, packed_weight: Tensor) -> ReadOnlyWeight:
+        """A weight that was computed from the packed one."""
+        guarded = weight.as_subclass(cls)
+        guarded._packed_weight = packed_weight
+        return guarded
 
     @classmethod
     def __torch_function__(
@@ -23,19 +35,41 @@ class ReadOnlyWeight(Tensor):
         given = (*args, *kwargs.values())  # torch.nn.init passes its tensor by keyword
         targets = kwargs.get("out", given[0] if given else None)
         targets = targets if isinstance(targets, list | tuple) else [targets]
-        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
-        writes = in_place or "out" in kwargs or kwargs.get("inplace", False)
-        if writes and any(isinstance(target, cls) for target in targets):
-            raise RuntimeError(
-                f"{name}: the dense weight of a tied layer is computed from layer.packed, so that "
-                f"writing into it would change nothing. Assign to layer.weight, which projects, "
-                f"or write into layer.packed"
-            )
+        if any(isinstance(target, cls) for target in targets):
+            _refuse(name, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            if name in ("__repr__", "__deepcopy__", "__reduce_ex__"):  # shown, copied, saved plain
+            if name in _PLAINLY:
                 args = (args[0].as_subclass(Tensor), *args[1:])
-            return _guard_views(cls, func(*args, **kwargs), given)
+            result = func(*args, **kwargs)
+            if name in ("numpy", "__array__"):
+                result.flags.writeable = False
+            return _guard_views(cls, result, given)
+
+
+def is_weight_of(weight: Tensor, packed_weight: Tensor) -> bool:
+    """Whether a layer with this packed weight computed the dense one."""
+    return isinstance(weight, ReadOnlyWeight) and weight._packed_weight is packed_weight
+
+
+def _refuse(name: str, kwargs: dict) -> None:
+    """Raises RuntimeError for what would change nothing in the layer."""
+    in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
+    in_place = in_place or name in _EXPORTS
+    if in_place or "out" in kwargs or kwargs.get("inplace", False):
+        raise RuntimeError(
+            f"{name}: the dense weight of a tied layer is computed from layer.packed_weight, so "
+            f"writing into it would change nothing. Assign a tied weight to layer.weight, store "
+            f"the nearest one by layer.project_(weight), or write into layer.packed_weight; "
+            f"layer.weight.clone() is an ordinary tensor"
+        )
+    if name in _HOOKS:
+        raise RuntimeError(
+            f"{name}: the dense weight of a tied layer is computed from layer.packed_weight on "
+            f"each access, so nothing would come of this. Hooks and gradients are those of "
+            f"layer.packed_weight; layer.weight.clone() is an ordinary tensor, to be kept and used "
+            f"in place of layer.weight"
+        )
 
 
 def _guard_views(cls: type, result: Any, given: tuple) -> Any:

@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from .cached_weights import derived_from
-from .geometry import Geometry, IntOrInts, Padding, per_axis, resolve
-from .packing import Layout, expand, fold
+from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
+from .memory_format import plainly_strided
+from .packing import Layout, PreparedWeight, Symmetry, dense_weight, expand, fold
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONVOLUTION_WEIGHT_GRADS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
@@ -31,7 +30,7 @@ def convolve(
     geometry: Geometry,
     groups: int,
     padding_mode: str = "zeros",
-    alpha: float = 1.0,
+    alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     """``alpha * (conv(input, weight) + bias) + residual`` with a dense weight."""
@@ -39,12 +38,26 @@ def convolve(
     if padding_mode != "zeros" or padding is None:
         input, geometry = pad(input, geometry, padding_mode)
         padding = (0,) * len(geometry.stride)
-    output = _CONVOLUTIONS[len(geometry.stride)](
-        input, weight, bias, geometry.stride, padding, geometry.dilation, groups
+    dims = len(geometry.stride)
+    output = _CONVOLUTIONS[dims](
+        plainly_strided(dims, input),
+        weight,
+        bias,
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        groups,
     )
-    if residual is not None:
-        return residual.add(output, alpha=alpha)
-    return output if alpha == 1.0 else output * alpha
+    return add_scaled(output, alpha, residual)
+
+
+def add_scaled(output: Tensor, alpha: float | Tensor, residual: Tensor | None) -> Tensor:
+    """``alpha * output + residual``."""
+    if residual is None:
+        return output * alpha if isinstance(alpha, Tensor) or alpha != 1.0 else output
+    if isinstance(alpha, Tensor):
+        return residual + output * alpha
+    return residual.add(output, alpha=alpha)
 
 
 def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, Geometry]:
@@ -52,16 +65,6 @@ def pad(input: Tensor, geometry: Geometry, padding_mode: str) -> tuple[Tensor, G
     mode = "constant" if padding_mode == "zeros" else padding_mode
     unpadded = replace(geometry, padding=((0, 0),) * len(geometry.stride))
     return F.pad(input, geometry.flat_padding, mode=mode), unpadded
-
-
-def dense_weight(packed: Tensor, layout: Layout, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """The weight in the compute dtype and the memory order of the input; inside a ``cached()``
-    block it is made once."""
-    return derived_from(
-        packed,
-        (layout, dtype, channels_last),
-        lambda: expand(packed.to(dtype), layout, channels_last),
-    )
 
 
 def weight_grad(
@@ -84,7 +87,7 @@ def weight_grad(
 def _tied_conv(
     dims: int,
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None = None,
     *,
     kernel_size: IntOrInts,
@@ -92,34 +95,37 @@ def _tied_conv(
     padding: Padding = 0,
     dilation: IntOrInts = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    symmetry: str = "self_adjoint",
-    alpha: float = 1.0,
+    padding_mode: PaddingMode = "zeros",
+    symmetry: Symmetry = "self_adjoint",
+    alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     kernel = per_axis("kernel_size", kernel_size, dims)
     layout = Layout(input.shape[-dims - 1], kernel, groups, symmetry)
     geometry = resolve(kernel, stride, padding, dilation)
-    weight = expand(packed, layout)
+    if isinstance(packed, PreparedWeight):
+        weight = dense_weight(packed.checked(layout), layout, packed.packed.dtype, False)
+    else:
+        weight = expand(packed, layout)
     return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
 
 
 def tied_conv1d(
-    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+    input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """``triton_tied.tied_conv1d`` in plain PyTorch."""
     return _tied_conv(1, input, packed, bias, **options)
 
 
 def tied_conv2d(
-    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+    input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """``triton_tied.tied_conv2d`` in plain PyTorch."""
     return _tied_conv(2, input, packed, bias, **options)
 
 
 def tied_conv3d(
-    input: Tensor, packed: Tensor, bias: Tensor | None = None, **options: Any
+    input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """``triton_tied.tied_conv3d`` in plain PyTorch."""
     return _tied_conv(3, input, packed, bias, **options)

@@ -38,17 +38,17 @@ def bound(
         rounded: the magnitudes of all else that is rounded to the dtype on the way, summed.
         operand: how far off an operand of a product may be, relative to it: :data:`TF32` or 0.
     """
-    sums = _gamma(terms, _accumulation(dtype, truth.device))
+    u, lost = _accumulation(dtype, truth.device)
+    sums = _gamma(terms, u)
     operands = _gamma(2, operand)
     relative = operands + sums * (1 + operands) + _gamma(terms, 2.0**-53)  # the truth's own
-    # Sums may take what is below the smallest normal for zero.
-    error = relative * scale + 4 * terms * torch.finfo(torch.float32).tiny
+    error = relative * scale + 4 * terms * lost
     if dtype in (torch.float16, torch.bfloat16):
         info = torch.finfo(dtype)
-        # A rounding is off by u' of the value or of the smallest normal, and there are three.
-        error = (error + info.eps / 2 * (truth.abs() + rounded + 3 * info.tiny)) * (
-            1 + 2 * info.eps
-        )
+        # A rounding is off by u' of the value or of the smallest normal; there are three at most,
+        # and each makes what was there before larger by 1 + u'.
+        error = error + info.eps / 2 * (truth.abs() + rounded + 3 * info.tiny)
+        error = error * (1 + info.eps / 2) ** 3
     return error
 
 
@@ -59,19 +59,23 @@ def worst(actual: Tensor, truth: Tensor, allowed: Tensor) -> float:
     return ((actual.double() - truth).abs() / allowed).max().item()
 
 
-def _accumulation(dtype: torch.dtype, device: torch.device) -> float:
-    """The unit roundoff of sums. Tensor cores cut each product of a block, and the sum so far, to
-    the precision of the largest (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA
-    tensor cores, 2021), which is up to 2^-22 for each product. On a CPU without oneDNN's
-    half-precision convolutions PyTorch's own loops round sums to the dtype."""
+def _accumulation(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """The unit roundoff of sums, and what they may lose where they underflow.
+
+    Tensor cores cut each product of a block, and the sum so far, to the precision of the largest
+    (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, 2021), which is up
+    to 2^-22 for each product. On a CPU without oneDNN's half-precision convolutions PyTorch's own
+    loops round sums to the dtype.
+    """
+    info, single = torch.finfo(dtype), torch.finfo(torch.float32).tiny
     if dtype == torch.float64:
-        return 2.0**-53
+        return 2.0**-53, info.tiny
     if device.type != "cpu":
-        return 2.0**-22
+        return 2.0**-22, single
     names = {torch.float16: "fp16", torch.bfloat16: "bf16"}
     if dtype in names and not _has_onednn(names[dtype]):
-        return torch.finfo(dtype).eps / 2
-    return 2.0**-24
+        return info.eps / 2, max(info.eps * info.tiny, single)
+    return 2.0**-24, single
 
 
 def _has_onednn(name: str) -> bool:

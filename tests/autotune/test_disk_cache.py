@@ -143,6 +143,30 @@ def test_directory_is_moved_by_the_environment(monkeypatch, tmp_path):
     assert "triton_tied" in str(disk_cache.directory())
 
 
+def test_a_user_without_a_home_has_no_table_and_no_error(monkeypatch, absent_h200):
+    """As in a container that runs under an id which no file of users names."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("TRITON_TIED_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    path = disk_cache.path_of(ORIGIN)
+    assert disk_cache.load(path, ORIGIN) == {}
+    with pytest.raises(OSError):
+        disk_cache.save(path, ORIGIN, {"conv a": entry()})
+    with pytest.warns(UserWarning, match="TRITON_TIED_CACHE_DIR"), disk_cache.locked(path):
+        pass
+
+
+def test_what_cannot_be_read_is_said_to_be_unreadable(path):
+    path.mkdir(parents=True)  # reading it is an error, to root as well
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert disk_cache.load(path, ORIGIN) == {}
+
+
 def _add(path, worker, count):
     for i in range(count):
         with disk_cache.locked(path):

@@ -38,13 +38,13 @@ def gpu(request, compiler, monkeypatch, tmp_path):
     monkeypatch.setattr(gpus, "of_device", lambda device: known)
     monkeypatch.setattr(dispatch, "_why_not_here", lambda device, dtype: None)
     monkeypatch.setenv("TRITON_TIED_CACHE_DIR", str(tmp_path / "tuned"))
-    dispatch.why_reference.cache_clear()
+    dispatch._why_reference.cache_clear()
     tuned_configs.forget()
     there = EmulatedGpu({"A100": 80, "H100": 90}[request.param], observe=observe)
     with emulated(there, *KERNELS):
         there.launches = launches
         yield there
-    dispatch.why_reference.cache_clear()
+    dispatch._why_reference.cache_clear()
     tuned_configs.forget()
 
 
@@ -126,7 +126,7 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
     x = torch.randn(2, 64, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     layer(x).square().sum().backward()
-    assert layer.packed.grad.isfinite().all() and layer.bias.grad.isfinite().all()
+    assert layer.packed_weight.grad.isfinite().all() and layer.bias.grad.isfinite().all()
     on_hopper = 3 * (gpu.capability == 90)
     assert gpu.launches["wgmma"] == on_hopper and gpu.launches["mma"] == 3 - on_hopper
     bulk = gpu.launches["conv_kernel bulk"] + gpu.launches["weight_grad_kernel bulk"]
@@ -139,7 +139,7 @@ def test_autocast_and_cached_weights(gpu):
     with torch.autocast("cpu", torch.bfloat16), tt.cached():
         y = layer(layer(x))
         y.float().sum().backward()
-    packed = layer.packed.detach().bfloat16().requires_grad_()
+    packed = layer.packed_weight.detach().bfloat16().requires_grad_()
     z = x.bfloat16()
     for _ in range(2):
         z = tt.reference.tied_conv2d(
@@ -150,5 +150,5 @@ def test_autocast_and_cached_weights(gpu):
     # two roundings to bfloat16 of 2^-9 each way, and as many of the reference
     assert y.dtype == torch.bfloat16
     assert oracle.relative_error(y, z) < 1e-2
-    assert oracle.relative_error(layer.packed.grad, expected) < 1e-2
+    assert oracle.relative_error(layer.packed_weight.grad, expected) < 1e-2
     assert gpu.launches["centre_kernel"] <= 1

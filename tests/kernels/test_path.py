@@ -148,24 +148,30 @@ def test_interpreter_is_not_asked_for_bfloat16(launches):
 
 
 def test_twelve_applications_prepare_once_under_autograd(device, launches, monkeypatch):
-    layer = tt.TiedConv2d(4, 3, padding=1, device=device)
+    packed = randn(tt.packed_size(4, 3), device=device) / 6
+    packed.requires_grad_()
     x = randn(1, 4, 6, 6, device=device)
 
-    def gradient():
+    def gradient(weight):
         y = x
         for _ in range(12):
-            y = layer(y)
-        (grad,) = torch.autograd.grad(y.square().sum(), layer.packed)
+            y = tt.tied_conv2d(y, weight, kernel_size=3, padding=1)
+        (grad,) = torch.autograd.grad(y.square().sum(), packed)
         return grad
 
     monkeypatch.setattr(centre_tap, "unpacking_pays", lambda *_: True)
-    expected = gradient()
+    expected = gradient(packed)
     assert launches == {"unpack_centre": 12, "conv": 12 + 11, "weight_grad": 12}
     launches.clear()
     with tt.cached():
-        actual = gradient()
+        actual = gradient(packed)
     assert launches == {"unpack_centre": 1, "conv": 12 + 11, "weight_grad": 12}
     assert torch.equal(actual, expected)
+    launches.clear()
+    prepared = tt.prepare(packed, 4, 3)
+    assert launches == {"unpack_centre": 1}
+    assert torch.equal(gradient(prepared), expected)
+    assert launches == {"unpack_centre": 1, "conv": 12 + 11, "weight_grad": 12}
 
 
 def test_prepared_centre_is_never_stale(device, launches):
@@ -175,7 +181,9 @@ def test_prepared_centre_is_never_stale(device, launches):
     with tt.cached():
         for step in range(3):
             loss = layer(x).square().sum()
-            y = tt.reference.tied_conv2d(x, layer.packed, layer.bias, kernel_size=3, padding=1)
+            y = tt.reference.tied_conv2d(
+                x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
+            )
             torch.testing.assert_close(loss, y.square().sum())
             assert launches["unpack_centre"] == step + 1
             optimizer.zero_grad()
@@ -190,15 +198,15 @@ def test_autocast_computes_in_half_from_a_float32_packed_vector(device, launches
         y = layer(layer(x))
         assert y.dtype == torch.float16
         y.float().square().sum().backward()
-    half = layer.packed.detach().half().requires_grad_()
+    half = layer.packed_weight.detach().half().requires_grad_()
     bias = layer.bias.detach().half()
     z = x.half()
     for _ in range(2):
         z = tt.tied_conv2d(z, half, bias, kernel_size=3, padding=1)
     assert torch.equal(y, z)
-    assert layer.packed.grad.dtype == torch.float32
+    assert layer.packed_weight.grad.dtype == torch.float32
     (expected,) = torch.autograd.grad(z.float().square().sum(), half)
-    torch.testing.assert_close(layer.packed.grad, expected.float(), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(layer.packed_weight.grad, expected.float(), rtol=2e-3, atol=2e-3)
 
 
 def test_autocast_leaves_float64_alone(device):
@@ -296,7 +304,7 @@ def test_training_step_is_the_same_to_the_bit(device):
         for _ in range(2):
             layer(x).square().mean().backward()
             optimizer.step()
-        return layer.packed.detach()
+        return layer.packed_weight.detach()
 
     assert torch.equal(trained(), trained())
 
@@ -309,7 +317,7 @@ def test_traced_function_equals_eager(device):
         return tt.tied_conv2d(x, packed, bias, kernel_size=3, padding=1)
 
     traced = aot_function(apply, fw_compiler=nop, bw_compiler=nop)
-    tensors = (x, layer.packed, layer.bias)
+    tensors = (x, layer.packed_weight, layer.bias)
     for actual, expected in zip(run(traced, tensors), run(apply, tensors), strict=True):
         assert torch.equal(actual, expected)
 
@@ -327,18 +335,60 @@ def test_self_adjoint_layer_is_its_own_transpose_after_training(device):
     assert abs(left + right) <= 1e-6 * scale  # <A x, y> = -<x, A y>, but for float32 rounding
 
 
-def test_forward_mode_raises_clearly(device):
-    x, packed = randn(1, 4, 5, 5, device=device), randn(tt.packed_size(4, 3), device=device)
+@pytest.mark.parametrize("case", ["grouped", "even kernel, same", "circular", "reflect"])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_forward_mode_is_that_of_the_float64_reference(dims, case, device, launches):
+    options = {"kernel_size": 3, "alpha": 0.5, "symmetry": "skew_adjoint"} | CASES[case]
+    layout = (4, (options["kernel_size"],) * dims, options.setdefault("groups", 1) // 3 or 1)
+    options["groups"] = layout[2]
+    shapes = [(2, 4, *[5] * dims), (tt.packed_size(*layout, "skew_adjoint"),), (4,)]
+    at, along = ([randn(*shape, device=device) for shape in (*shapes, shapes[0])] for _ in range(2))
 
-    def f(x):
-        return tt.tied_conv2d(x, packed, kernel_size=3)
+    def ours(x, packed, bias, residual):
+        return TIED[dims](x, packed, bias, residual=residual, **options)
 
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, x)
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            f(dual)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(f, (x,), (x,))
+    def reference(x, packed, bias, residual):
+        name = f"tied_conv{dims}d"
+        return getattr(tt.reference, name)(x, packed, bias, residual=residual, **options)
+
+    def derivatives(function, dtype):
+        point, direction = ([t.to(dtype) for t in tensors] for tensors in (at, along))
+        yield torch.func.jvp(function, (*point,), (*direction,))[1]
+        for i, tensor in enumerate(point):  # along each tensor alone
+            one = lambda t, i=i: function(*point[:i], t, *point[i + 1 :])  # noqa: E731
+            with forward_ad.dual_level():
+                yield forward_ad.unpack_dual(
+                    one(forward_ad.make_dual(tensor, direction[i]))
+                ).tangent
+        loss = torch.func.grad(lambda *t: function(*t).pow(3).sum(), (0, 1, 2, 3))
+        yield from torch.func.jvp(loss, (*point,), (*direction,))[1]
+
+    expected = list(derivatives(reference, torch.float64))
+    launches.clear()
+    for actual, truth in zip(derivatives(ours, torch.float32), expected, strict=True):
+        assert oracle.relative_error(actual, truth) < 1e-5  # float32, three convolutions deep
+    assert launches["conv"] > 6 and launches["weight_grad"] > 2
+
+
+def test_jacobian_by_forward_mode_is_antisymmetric(device):
+    layer = tt.TiedConv2d(3, kernel_size=3, padding=1, symmetry="skew_adjoint", device=device)
+    x = randn(3, 3, 3, device=device)
+    jacobian = torch.func.jacfwd(layer)(x).reshape(27, 27)
+    dense = torch.func.jacrev(layer.to_conv())(x).reshape(27, 27)
+    torch.testing.assert_close(jacobian, dense)
+    torch.testing.assert_close(jacobian, -jacobian.T)
+
+
+def test_forward_mode_in_half_precision_has_the_dtype_of_the_output(device):
+    layer = tt.TiedConv2d(4, kernel_size=3, padding=1, device=device)
+    x, tangent = randn(2, 1, 4, 5, 5, device=device)
+    with torch.autocast(device, torch.float16), forward_ad.dual_level():
+        dual = layer(forward_ad.make_dual(x, tangent))
+        actual = forward_ad.unpack_dual(dual).tangent
+    assert actual.dtype == torch.float16
+    expected = layer(tangent) - layer.bias.view(-1, 1, 1)
+    torch.testing.assert_close(actual.float(), expected, rtol=4e-3, atol=4e-3)
 
 
 def test_gradients_of_each_sample_equal_a_loop(device):
@@ -377,4 +427,6 @@ def test_empty_batch_gives_empty_output_and_zero_gradient(device):
     y = layer(x)
     assert y.shape == x.shape
     y.sum().backward()
-    assert not layer.packed.grad.any() and not layer.bias.grad.any() and x.grad.shape == x.shape
+    assert (
+        not layer.packed_weight.grad.any() and not layer.bias.grad.any() and x.grad.shape == x.shape
+    )

@@ -8,11 +8,11 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
-from triton_tied.operators import definitions
+from triton_tied.operators import definitions, flops
 from triton_tied.operators.autograd_and_vmap import apply
 
 KERNEL, GROUPS, SYMMETRY, ALPHA = (3, 2), 2, "skew_adjoint", 0.7
@@ -81,11 +81,12 @@ def test_output_and_all_gradients_are_those_of_the_formula(padding, channels_las
 def test_derivatives_of_both_operators_to_the_second_order(padding):
     *leaves, grad = tensors(padding)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    assert gradcheck(lambda *t: conv(*t, padding), leaves)
-    assert gradgradcheck(lambda *t: conv(*t, padding), leaves)
     pair = (leaves[0], grad.requires_grad_())
-    assert gradcheck(lambda *t: weight_grad(*t, padding), pair)
-    assert gradgradcheck(lambda *t: weight_grad(*t, padding), pair)
+    first = {"check_forward_ad": True, "check_batched_forward_grad": True}
+    second = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
+    for operator, inputs in ((conv, leaves), (weight_grad, pair)):
+        assert gradcheck(lambda *t, f=operator: f(*t, padding), inputs, **first)
+        assert gradgradcheck(lambda *t, f=operator: f(*t, padding), inputs, **second)
 
 
 def test_third_derivative_is_that_of_the_formula():
@@ -166,18 +167,111 @@ def test_vmap_takes_a_residual_batched_or_not():
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "hessian"])
-def test_forward_mode_raises_clearly_under_torch_func(transform):
-    x, packed, bias, _, _ = tensors()
+def cube(function):
+    return lambda *tensors: function(*tensors).pow(3)
 
-    def scalar(x):
-        return conv(x, packed, bias, None).square().sum()
 
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        if transform == "jvp":
-            torch.func.jvp(scalar, (x,), (x,))
+def total(function):
+    return lambda *tensors: function(*tensors).pow(3).sum()
+
+
+def along(function, at, *directions):
+    """Derivatives along one direction after the other, the last one outermost."""
+    for direction in directions:
+        function = derivative_along(function, direction)
+    return function(*at)
+
+
+def derivative_along(function, direction):
+    return lambda *at: torch.func.jvp(function, at, direction)[1]
+
+
+# function, where, two directions: each for x, packed, bias and residual
+FORWARD = {
+    "along all": lambda f, at, u, v: along(cube(f), at, u),
+    "along all, twice": lambda f, at, u, v: along(cube(f), at, u, v),
+    "three times": lambda f, at, u, v: along(cube(f), at, u, v, v),
+    "over reverse": lambda f, at, u, v: along(torch.func.grad(total(f), (0, 1, 2, 3)), at, u),
+    "over reverse, twice": lambda f, at, u, v: along(torch.func.grad(total(f), (0, 1)), at, u, v),
+    "under reverse": lambda f, at, u, v: torch.func.grad(
+        lambda *at: along(total(f), at, u), (0, 1, 2, 3)
+    )(*at),
+    "jacfwd": lambda f, at, u, v: torch.func.jacfwd(cube(f), (0, 1, 2))(*at),
+    "jacfwd of jacfwd": lambda f, at, u, v: torch.func.jacfwd(torch.func.jacfwd(total(f)), 1)(*at),
+    "hessian": lambda f, at, u, v: torch.func.hessian(total(f), (1, 2))(*at),
+    "under vmap": lambda f, at, u, v: torch.func.vmap(
+        lambda *directions: along(cube(f), at, directions)
+    )(*map(torch.stack, zip(u, v, strict=True))),
+    "over vmap": lambda f, at, u, v: along(
+        torch.func.vmap(cube(f), (0, None, None, None)), (torch.stack([at[0], v[0]]), *at[1:]),
+        (torch.stack([u[0], v[0]]), *u[1:]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_of_torch_func_is_that_of_the_formula(name):
+    *at, _ = tensors()
+    directions = [tuple(map(torch.randn_like, at)) for _ in range(2)]
+    actual, expected = (FORWARD[name](f, tuple(at), *directions) for f in (conv, formula))
+    torch.testing.assert_close(actual, expected)
+
+
+def duals(at, direction, which=(0, 1, 2, 3)):
+    pairs = enumerate(zip(at, direction, strict=True))
+    return [forward_ad.make_dual(t, d) if i in which else t for i, (t, d) in pairs]
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)])
+def test_a_dual_tensor_carries_its_tangent_through(which):
+    *at, _ = tensors("circular")
+    direction = [*map(torch.randn_like, at)]
+    with forward_ad.dual_level():
+        actual, expected = (
+            tuple(forward_ad.unpack_dual(f(*duals(at, direction, which), "circular")))
+            for f in (conv, formula)
+        )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_dual_tensors_go_through_the_backward_and_tangents_have_gradients():
+    *at, grad = tensors()
+    at, direction = [t.requires_grad_() for t in at], [*map(torch.randn_like, at)]
+    upstream = torch.randn_like(grad)
+
+    def results(function):
+        y = function(*at)
+        with forward_ad.dual_level():
+            dual = function(*duals(at, direction)).pow(3)
+            yield torch.autograd.grad(forward_ad.unpack_dual(dual).tangent.sum(), at)
+            gradients = torch.autograd.grad(function(*duals(at, direction)).pow(3).sum(), at)
+            gradients += torch.autograd.grad(y, at, forward_ad.make_dual(grad, upstream))
+            for gradient in gradients:
+                tangent = forward_ad.unpack_dual(gradient).tangent
+                yield torch.zeros_like(gradient) if tangent is None else tangent
+
+    for actual, expected in zip(list(results(conv)), list(results(formula)), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compiled_forward_mode_is_right_or_raises(fullgraph):
+    *at, _ = tensors()
+    direction = [*map(torch.randn_like, at)]
+    torch._dynamo.reset()  # what broke a graph before is not tried again
+    compiled = torch.compile(conv, fullgraph=fullgraph, backend="aot_eager")
+    torch.testing.assert_close(compiled(*at), formula(*at))
+    with forward_ad.dual_level():
+        given = duals(at, direction)
+        if fullgraph:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="forward-mode"):
+                compiled(*given)
         else:
-            getattr(torch.func, transform)(scalar)(x)
+            actual, expected = (
+                tuple(forward_ad.unpack_dual(f(*given))) for f in (compiled, formula)
+            )
+            torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(compiled(*at), formula(*at))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -221,6 +315,7 @@ def test_operations_are_counted_by_formula():
     x, packed, bias, residual, _ = tensors()
     leaves = [leaf.requires_grad_() for leaf in (x, packed)]
     with FlopCounterMode(display=False) as counter:
+        flops.tell_counters()  # as the functions do before they call an operator
         output = definitions.conv(*leaves, None, bias, residual, *options(), False)
         torch.autograd.grad(output.sum(), leaves)
     forward = 2 * output.numel() * (4 // GROUPS) * math.prod(KERNEL)

@@ -55,8 +55,12 @@ class Entry:
 
 
 def directory() -> Path:
-    """Where tables are kept: ``TRITON_TIED_CACHE_DIR``, or the user's cache directory."""
-    return Path(os.environ.get(_VARIABLE) or platformdirs.user_cache_dir("triton_tied"))
+    """Where tables are kept: ``TRITON_TIED_CACHE_DIR``, or the user's cache directory; for a user
+    without a home, a folder that cannot be made."""
+    try:
+        return Path(os.environ.get(_VARIABLE) or platformdirs.user_cache_dir("triton_tied"))
+    except RuntimeError:
+        return Path(os.devnull, "triton_tied")
 
 
 def path_of(origin: Origin, folder: Path | None = None) -> Path:
@@ -66,7 +70,7 @@ def path_of(origin: Origin, folder: Path | None = None) -> Path:
 
 def load(path: Path, origin: Origin) -> dict[str, Entry]:
     """The entries by :attr:`Problem.key`: none where there is no table or a stale one; none, with
-    a warning, where the file is not a table."""
+    a warning, where the file is not a table or cannot be read."""
     try:
         return load_for_update(path, origin)
     except FileExistsError as error:
@@ -78,7 +82,7 @@ def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
     """:func:`load`, but what is not a table raises instead of being overwritten.
 
     Raises:
-        FileExistsError: the file is there but is not a table.
+        FileExistsError: the file is there but is not a table, or cannot be read.
     """
     try:
         table = json.loads(path.read_text())
@@ -88,8 +92,10 @@ def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
         return {key: _read(key, row) for key, row in table["entries"].items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise FileExistsError(f"{path} cannot be read: {error!r}") from None
     # RecursionError: of a file that nests without end.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileExistsError(
             f"{path} is not a table of tuned configs and is left alone: {error!r}"
         ) from None
@@ -101,7 +107,7 @@ def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
     Atomic: a reader sees the old file or the new one. Call it inside :func:`locked`.
 
     Raises:
-        FileExistsError: the file is there but is not a table.
+        FileExistsError: the file is there but is not a table, or cannot be read.
         OSError: it cannot be written.
     """
     known = load_for_update(path, origin)

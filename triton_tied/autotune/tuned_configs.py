@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import triton
 
 from ..kernels.configs import Config
 from . import disk_cache, gpus
@@ -103,6 +102,8 @@ def remember(call: tuple, choice: _Choice) -> _Choice:
 @functools.lru_cache(maxsize=16)
 def origin_of(device: torch.device) -> Origin:
     """What the figures of a device's table depend on."""
+    import triton  # slow, and not needed before something is launched
+
     if device.type != "cuda":
         return Origin("cpu", "", 0, torch.__version__, triton.__version__, "")
     properties = torch.cuda.get_device_properties(device)
@@ -119,4 +120,6 @@ def origin_of(device: torch.device) -> Origin:
 def _assembler_version() -> str:
     if torch.version.hip:
         return f"hip {torch.version.hip}"
-    return triton.knobs.nvidia.ptxas.version
+    from triton import knobs
+
+    return knobs.nvidia.ptxas.version

@@ -41,8 +41,9 @@ class Truth:
         u = torch.finfo(dtype).eps / 2
         off = 1.1 * u * (3 * weight.abs().max() + 28 * weight.std(correction=0))
         shifts = dense(torch.ones_like(weight), *magnitudes)
-        # Where a border is wrapped, its gradients are rounded, then summed.
-        copies = 3 ** len(workload.image) if workload.padding_mode == "circular" else 0
+        # Where a border is wrapped, the gradients of up to three copies an axis are rounded, then
+        # summed in the dtype: twice that many roundings, to be generous.
+        copies = 2 * 3 ** len(workload.image) if workload.padding_mode == "circular" else 0
         self._bounds = [
             off * shift
             + rounding.bound(truth, scale, weight[0].numel(), dtype, copies * scale, operand)

@@ -12,7 +12,7 @@ import torch
 
 from ..autotune.problem import Problem
 from ..geometry import resolve
-from ..packing import Layout
+from ..packing import Layout, Symmetry
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16"]  # "tf32": float32 whose products may be TF32
 Format = Literal["channels_last", "contiguous"]
@@ -23,8 +23,8 @@ TORCH_DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_SKEW = "skew_adjoint"
-_SELF = "self_adjoint"
+_SKEW: Symmetry = "skew_adjoint"
+_SELF: Symmetry = "self_adjoint"
 _MAX_FLOPS_ON_CPU = 2e10
 _16_BIT: tuple[Dtype, ...] = ("bf16", "fp16")
 
@@ -73,7 +73,7 @@ class Workload:
     image: tuple[int, ...]
     kernel: int
     dtype: Dtype
-    symmetry: str = _SELF
+    symmetry: Symmetry = _SELF
     padding_mode: str = "zeros"
     groups: int = 1
     applications: int = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..dispatch import HAS_TRITON
+from ..dispatch import why_no_triton
 from . import bench, check, info, inspect
 
-if HAS_TRITON:
+if why_no_triton() is None:
     from . import tune
 
 
@@ -32,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_arguments(
         commands.add_parser("bench", help="this package against its peers, on this machine")
     )
-    if HAS_TRITON:
+    without_triton = why_no_triton()
+    if without_triton is None:
         tune.add_arguments(tune_parser)
     given = parser.parse_args(arguments)
-    if given.command in ("inspect", "tune") and not HAS_TRITON:
-        parser.error(f"{given.command} needs Triton, which is not installed")
+    if given.command in ("inspect", "tune") and without_triton:
+        parser.error(f"{given.command} needs Triton: {without_triton}")
     if given.command == "tune":
         return tune.run(given)
     command = {"check": check, "info": info, "inspect": inspect, "bench": bench}[given.command]

@@ -5,40 +5,62 @@ With ``A(p)`` the convolution of the packed vector p and ``G(x, g)`` its packed 
 - ``A(p)^T = s A'(p)``, the same operator with padding ``d(K-1) - padding``;
 - ``<v, G(x, g)> = <g, A(v) x>``, so the derivatives of G are ``A(v) x`` and ``s A'(v) g``:
 
-two operators, whose autograd formulas name each other, give derivatives of any order.
+two operators, whose autograd formulas name each other, give derivatives of any order. Both are
+linear in each factor, so in forward mode a tangent is one call of the same operator for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..memory_format import is_channels_last
 from ..packing import SIGNS
 from .definitions import conv, geometry_of, weight_grad
 
+_untraced: Callable[..., Tensor] | None = None
+
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
-    """The operator, in the form that a ``torch.func`` transform takes where one is active."""
-    if torch._C._are_functorch_transforms_active():
-        return _apply_function(operator, *arguments)
+    """The operator; as an autograd.Function where a ``torch.func`` transform or forward mode asks
+    for more than the reverse mode that an operator can register."""
+    if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
+        return _outside_the_compiler()(operator, *arguments)
     return operator(*arguments)
 
 
-@torch.compiler.disable(reason="the compiler cannot trace an autograd.Function of this operator")
+def _outside_the_compiler() -> Callable[..., Tensor]:
+    """:func:`_apply_function`, not traced. Made on first use, since that imports the compiler."""
+    global _untraced
+    if _untraced is None:
+        reason = "the compiler cannot trace an autograd.Function of this operator"
+        _untraced = torch.compiler.disable(_apply_function, reason=reason)
+    return _untraced
+
+
 def _apply_function(operator: Callable, *arguments: Any) -> Tensor:
     return _FUNCTIONS[operator].apply(*arguments)
 
 
-def refuse_forward_mode(ctx: Any = None, *_: Any) -> Any:
-    """An opaque operator would drop a tangent without a word."""
-    raise NotImplementedError(
-        "forward-mode automatic differentiation is not implemented for the kernels; "
-        "triton_tied.reference has it, on every device"
-    )
+def _have_tangents(arguments: tuple) -> bool:
+    """Whether one of them is a dual tensor: an operator would drop its tangent without a word."""
+    if forward_ad._current_level < 0:
+        return False
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "forward-mode automatic differentiation of the kernels is not implemented inside of "
+            "torch.compile. Outside of it, it is"
+        )
+    if not torch._C._is_fwd_grad_enabled():  # inside of the forward or the jvp of a Function
+        return False
+    tensors = (argument for argument in arguments if isinstance(argument, Tensor))
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 # ---- reverse mode
@@ -57,13 +79,21 @@ def _adjoint(
     )  # fmt: skip
 
 
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)  # a tangent that is not there needs no convolution of zeros
+
+
 def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, packed, centre, _bias, _residual, *options, _channels_last = inputs
-    ctx.save_for_backward(x, packed, centre)
-    ctx.options = options
+    x, packed, centre, _bias, _residual, *options, channels_last = inputs
+    _keep(ctx, x, packed, centre)
+    ctx.options, ctx.channels_last, ctx.shape = options, channels_last, output.shape
 
 
-def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
+def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     x, packed, centre = ctx.saved_tensors
     needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     alpha = ctx.options[-1]
@@ -80,11 +110,13 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, grad, *options = inputs
-    ctx.save_for_backward(x, grad)
+    _keep(ctx, x, grad)
     ctx.options = options
 
 
-def _weight_grad_backward(ctx: Any, direction: Tensor) -> tuple:
+def _weight_grad_backward(ctx: Any, direction: Tensor | None) -> tuple:
+    if direction is None:
+        return (None,) * len(ctx.needs_input_grad)
     x, grad = ctx.saved_tensors
     needs_x, needs_grad, *_ = ctx.needs_input_grad
     along_x = along_grad = None
@@ -135,6 +167,51 @@ conv.register_vmap(_vmap_conv)
 weight_grad.register_vmap(_vmap_weight_grad)
 
 
+# ---- forward mode: both operators are linear in each of their two factors
+
+
+def _conv_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    along_x, along_packed, _, along_bias, along_residual, *_ = tangents
+    arguments = (None, None, *ctx.options, ctx.channels_last)  # no bias, no residual
+    terms = []
+    with _outer_tangents(ctx) as (x, packed, centre):
+        if along_x is not None:
+            terms.append(apply(conv, along_x, packed, centre, *arguments))
+        if along_packed is not None:
+            terms.append(apply(conv, x, along_packed, None, *arguments))
+        if along_bias is not None:
+            alpha = ctx.options[-1]
+            terms.append((along_bias * alpha).view(-1, 1, 1).expand(ctx.shape))
+        if along_residual is not None:
+            terms.append(along_residual)
+        return functools.reduce(torch.add, terms)
+
+
+def _weight_grad_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    along_x, along_grad, *_ = tangents
+    terms = []
+    with _outer_tangents(ctx) as (x, grad):
+        if along_x is not None:
+            terms.append(apply(weight_grad, along_x, grad, *ctx.options))
+        if along_grad is not None:
+            terms.append(apply(weight_grad, x, along_grad, *ctx.options))
+        return functools.reduce(torch.add, terms)
+
+
+@contextlib.contextmanager
+def _outer_tangents(ctx: Any) -> Iterator[Sequence[Any]]:
+    """The saved tensors, with the tangents of outer levels where ``torch.func.jvp`` is nested.
+
+    PyTorch turns forward mode off while it calls a Function's jvp, for all levels. On again, the
+    saved tensors must not bring in the tangent of this level once more.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        yield ctx.saved_tensors
+        return
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+
+
 # ---- torch.func: it takes no operator's registered formula, only an autograd.Function
 
 
@@ -142,7 +219,7 @@ class _Conv(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: conv(*arguments))
     setup_context = staticmethod(_keep_conv)
     backward = staticmethod(_conv_backward)
-    jvp = staticmethod(refuse_forward_mode)
+    jvp = staticmethod(_conv_jvp)
     vmap = staticmethod(_vmap_conv)
 
 
@@ -150,7 +227,7 @@ class _WeightGrad(torch.autograd.Function):
     forward = staticmethod(lambda *arguments: weight_grad(*arguments))
     setup_context = staticmethod(_keep_weight_grad)
     backward = staticmethod(_weight_grad_backward)
-    jvp = staticmethod(refuse_forward_mode)
+    jvp = staticmethod(_weight_grad_jvp)
     vmap = staticmethod(_vmap_weight_grad)
 
 

@@ -1,31 +1,26 @@
-"""The kernels as opaque PyTorch operators: what they compute, their shapes and their FLOPs.
+"""The kernels as opaque PyTorch operators: what they compute, and their shapes.
 
 On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives are in
-:mod:`.autograd_and_vmap`.
+:mod:`.autograd_and_vmap`. Triton is imported when the first kernel is launched.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from .. import reference
-from ..autotune import recording, select
+from ..autotune import recording
 from ..dispatch import why_reference
 from ..geometry import Geometry
-from ..kernels import launch
-from ..kernels.launch import Convolution, WeightGradient
 from ..memory_format import empty_image
-from ..packing import Layout, expand, expand_centre
+from ..packing import Layout, check_symmetry, expand, expand_centre
 
 
 @custom_op("triton_tied::conv", mutates_args=())
@@ -68,9 +63,12 @@ def conv(
         )
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return y.clone(memory_format=memory_format)
+    from ..autotune import select
+    from ..kernels import launch
+
     packed = packed.contiguous()
     bias = None if bias is None else bias.contiguous()
-    convolution = Convolution(
+    convolution = launch.Convolution(
         x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
     )
     return launch.conv(convolution, select.conv_config(convolution))
@@ -95,16 +93,21 @@ def weight_grad(
     if why_reference(x.device, x.dtype):
         recording.record("weight_grad", layout, geometry, "none", x, grad)
         return reference.weight_grad(x, grad, layout, geometry, alpha)
-    gradient = WeightGradient(x, grad, layout, geometry, alpha)
+    from ..autotune import select
+    from ..kernels import launch
+
+    gradient = launch.WeightGradient(x, grad, layout, geometry, alpha)
     return launch.weight_grad(gradient, select.weight_grad_config(gradient))
 
 
 @custom_op("triton_tied::unpack_centre", mutates_args=())
 def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
-    layout = Layout(c * groups, (2 * pairs + 1,), groups, symmetry)
+    layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
     if why_reference(packed.device, packed.dtype):
         return expand_centre(packed, layout).clone()
+    from ..kernels import launch
+
     return launch.unpack_centre(packed.contiguous(), layout, packed.dtype)
 
 
@@ -135,7 +138,9 @@ def _make(
     groups: int,
     symmetry: str,
 ) -> tuple[Layout, Geometry]:
-    return Layout(channels, kernel_size, groups, symmetry), geometry_of(padding, dilation)
+    return Layout(channels, kernel_size, groups, check_symmetry(symmetry)), geometry_of(
+        padding, dilation
+    )
 
 
 def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
@@ -180,46 +185,10 @@ def _weight_grad_shape(
     circular: bool,
     alpha: float,
 ) -> Tensor:
-    return x.new_empty(Layout(int(x.shape[1]), tuple(kernel_size), groups, symmetry).size)
+    layout = Layout(int(x.shape[1]), tuple(kernel_size), groups, check_symmetry(symmetry))
+    return x.new_empty(layout.size)
 
 
 @unpack_centre.register_fake
 def _unpack_centre_shape(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     return packed.new_empty(groups, c, c)
-
-
-@register_flop_formula(torch.ops.triton_tied.conv)
-def _conv_flops(
-    x_shape: Sequence[int],
-    packed_shape: Sequence[int],
-    centre_shape: Sequence[int] | None,
-    bias_shape: Sequence[int] | None,
-    residual_shape: Sequence[int] | None,
-    kernel_size: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    *others: Any,
-    out_shape: Sequence[int],
-    **options: Any,
-) -> int:
-    return _flops(out_shape, kernel_size, groups)
-
-
-@register_flop_formula(torch.ops.triton_tied.weight_grad)
-def _weight_grad_flops(
-    x_shape: Sequence[int],
-    grad_shape: Sequence[int],
-    kernel_size: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    *others: Any,
-    **options: Any,
-) -> int:
-    return _flops(grad_shape, kernel_size, groups)
-
-
-def _flops(output_shape: Sequence[int], kernel_size: Sequence[int], groups: int) -> int:
-    images, channels, *sides = output_shape
-    return Layout(channels, tuple(kernel_size), groups).flops(images * math.prod(sides))

@@ -6,20 +6,19 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import reference
-from ..autotune import centre_tap
 from ..geometry import Geometry
-from ..packing import Layout
-from .autograd_and_vmap import apply, refuse_forward_mode
+from ..packing import Layout, PreparedWeight
+from .autograd_and_vmap import apply
 from .definitions import conv
+from .flops import tell_counters
 from .prepare_packed import prepare
 
 
 def convolve(
     input: Tensor,
-    packed: Tensor,
+    packed: Tensor | PreparedWeight,
     bias: Tensor | None,
     layout: Layout,
     geometry: Geometry,
@@ -29,27 +28,27 @@ def convolve(
     channels_last: bool,
 ) -> Tensor:
     """``alpha * (conv(input, packed) + bias) + residual`` for checked arguments in one dtype, but
-    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1.
+    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1."""
+    from ..autotune import centre_tap  # its tables of files are slow to import
 
-    Raises:
-        NotImplementedError: forward-mode automatic differentiation.
-    """
-    _refuse_tangents(input, packed, bias, residual)
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        tell_counters()
     dims = len(layout.kernel_size)
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     if padding_mode != "zeros" and not circular:
-        input, geometry = reference.pad(input, geometry, padding_mode)
+        padded, geometry = reference.pad(input, geometry, padding_mode)
+        input = padded.to(input.dtype)  # autocast pads in float32
     if circular:
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
     images = _with_rows(input, dims)
-    packed, centre = prepare(
+    numbers, centre = prepare(
         packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
     )
     output = apply(
         conv,
         images,
-        packed,
+        numbers,
         centre,
         bias,
         None if residual is None else _with_rows(residual, dims),
@@ -83,14 +82,6 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
             f"got padding={[before for before, _ in geometry.padding]} for an input of size "
             f"{list(input.shape)}"
         )
-
-
-def _refuse_tangents(*tensors: Tensor | None) -> None:
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    given = (tensor for tensor in tensors if tensor is not None)
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
-        refuse_forward_mode()
 
 
 def _as_row_image(layout: Layout, geometry: Geometry) -> tuple[Layout, Geometry]:

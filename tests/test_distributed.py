@@ -1,0 +1,88 @@
+"""Several processes, on CPUs: sharded parameters and distributed tensors."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import triton_tied as tt
+from triton_tied import packing
+
+PROCESSES = 2
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without distributed")
+
+
+def in_processes(check, folder):
+    """Runs ``check()`` in two processes, which are the ranks of one group."""
+    store = f"file://{folder / 'store'}"
+    torch.multiprocessing.spawn(_as_rank, (check, store), nprocs=PROCESSES)
+
+
+def _as_rank(rank, check, store):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", store, datetime.timedelta(seconds=120), world_size=PROCESSES, rank=rank
+    )
+    check()
+    dist.destroy_process_group()
+
+
+def layer_and_input():
+    """The same in every process."""
+    torch.manual_seed(0)
+    layer = tt.TiedConv2d(6, kernel_size=3, padding=1, symmetry="skew_adjoint", dtype=torch.float64)
+    return layer, torch.randn(4, 6, 5, 5, dtype=torch.float64)
+
+
+def outcome(layer, x):
+    y = layer(x)
+    y.square().sum().backward()
+    return y, layer.packed_weight.grad, layer.bias.grad
+
+
+def check_sharded_parameters():
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    for packing._MAX_GATHERED in (2**18, 0):  # both ways in which a weight is made
+        layer, x = layer_and_input()
+        weight, expected = layer.weight.detach() + 0, outcome(layer, x)
+        sharded, _ = layer_and_input()
+        fully_shard(sharded)
+        assert isinstance(sharded.packed_weight, DTensor) and isinstance(sharded.weight, DTensor)
+        assert torch.equal(sharded.weight.full_tensor(), weight)  # before the first forward
+        (actual,) = torch.autograd.grad(sharded.weight.full_tensor().pow(3).sum(), sharded.packed_weight)
+        (truth,) = torch.autograd.grad(layer.weight.pow(3).sum(), layer.packed_weight)
+        torch.testing.assert_close(actual.full_tensor(), truth)
+        y, *gradients = outcome(sharded, x)
+        torch.testing.assert_close(y, expected[0])
+        for actual, truth in zip(gradients, expected[1:], strict=True):
+            torch.testing.assert_close(actual.full_tensor(), truth)
+        sharded.unshard()
+        assert torch.equal(sharded.weight, weight)
+
+
+def check_distributed_tensors():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    for placement in (Shard(0), Replicate()):
+        layer, x = layer_and_input()
+        expected = outcome(layer, x)
+        distributed = distribute_module(layer_and_input()[0], mesh)
+        actual = outcome(distributed, distribute_tensor(x, mesh, [placement]))
+        assert actual[0].placements == (placement,)
+        for ours, truth in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours.full_tensor(), truth)
+        # As for a dense layer, either all are distributed or none.
+        for model in (layer, nn.Conv2d(6, 6, 3, dtype=torch.float64)):
+            with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
+                model(distribute_tensor(x, mesh, [placement]))
+
+
+@pytest.mark.parametrize("check", [check_sharded_parameters, check_distributed_tensors])
+def test_two_processes(check, tmp_path):
+    in_processes(check, tmp_path)

@@ -1,0 +1,66 @@
+"""What a tied layer and the dense one that it stands for hand over to each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+# What a layer holds as attributes of these names, as ``nn.Conv2d`` does, and its default.
+OPTIONS: dict[str, Any] = {
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "padding_mode": "zeros",
+}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HOW_HOOKS_ARE_CALLED = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def options_of(layer: nn.Module) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in OPTIONS}
+
+
+def check_can_be_tied(conv: nn.Module, dense: type[nn.Module], asked_by: str) -> None:
+    """Raises unless ``conv`` computes what a ``dense`` layer does, with as many output as input
+    channels. A parametrized layer is of a class of its own that computes the same."""
+    if not isinstance(conv, dense):
+        raise TypeError(f"{asked_by} expects {dense.__name__}, got {type(conv).__name__}")
+    own: Any = type(conv)
+    if own.forward is not dense.forward or own._conv_forward is not dense._conv_forward:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"{asked_by} expects {dense.__name__}, got {type(conv).__name__}, which has a forward "
+            f"of its own: what it computes would be lost"
+        )
+    if conv.in_channels != conv.out_channels:
+        raise ValueError(
+            f"a tied weight has as many input as output channels, got "
+            f"in_channels={conv.in_channels}, out_channels={conv.out_channels}"
+        )
+
+
+def hand_over(old: nn.Module, new: nn.Module) -> None:
+    """A copy of the bias, the training mode, and the hooks of forward and backward, in their order.
+    Their handles remove them from the old layer only."""
+    if old.bias is not None:
+        bias = old.bias.detach().clone()  # type: ignore[operator]
+        new.bias = nn.Parameter(bias, old.bias.requires_grad)  # type: ignore[arg-type]
+    new.train(old.training)
+    for hooks in _HOOKS:
+        kept = {key: hook for key, hook in getattr(old, hooks).items() if not _makes_weight(hook)}
+        getattr(new, hooks).update(kept)
+    for flags in _HOW_HOOKS_ARE_CALLED:
+        getattr(new, flags).update(getattr(old, flags))
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def _makes_weight(hook: Any) -> bool:
+    """Whether the hook computes a dense weight before each forward: it was taken as computed."""
+    return isinstance(hook, SpectralNorm | WeightNorm) and hook.name == "weight"
