@@ -190,6 +190,13 @@ def test_a_bulk_copy_that_was_not_waited_for_is_not_there():
     assert out.isnan().all()
 
 
+def test_a_bulk_copy_over_what_threads_read_needs_a_proxy_fence():
+    before, after = INIT + BARRIER + READ, BARRIER + EXPECT + BULK + AWAIT
+    with pytest.raises(Fault, match=r"without a fence\.proxy\.async since threads used it"):
+        bulk(before + after)
+    bulk(before + FENCE + after)
+
+
 def test_an_mbarrier_that_nobody_completes_is_a_deadlock():
     with pytest.raises(Fault, match="deadlock: 64 threads at line"):
         bulk(INIT + BARRIER + EXPECT.replace("256", "512") + BULK + AWAIT)
