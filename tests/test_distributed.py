@@ -53,7 +53,9 @@ def check_sharded_parameters():
         fully_shard(sharded)
         assert isinstance(sharded.packed_weight, DTensor) and isinstance(sharded.weight, DTensor)
         assert torch.equal(sharded.weight.full_tensor(), weight)  # before the first forward
-        (actual,) = torch.autograd.grad(sharded.weight.full_tensor().pow(3).sum(), sharded.packed_weight)
+        (actual,) = torch.autograd.grad(
+            sharded.weight.full_tensor().pow(3).sum(), sharded.packed_weight
+        )
         (truth,) = torch.autograd.grad(layer.weight.pow(3).sum(), layer.packed_weight)
         torch.testing.assert_close(actual.full_tensor(), truth)
         y, *gradients = outcome(sharded, x)
