@@ -87,19 +87,21 @@ def _keep(ctx: Any, *tensors: Tensor | None) -> None:
 
 def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, packed, centre, _bias, _residual, *options, channels_last = inputs
-    _keep(ctx, x, packed, centre)
+    _keep(ctx, x, packed)
+    # Not saved with them: a checkpoint may compute anew without it, and wants to save as many.
+    ctx.centre = centre
     ctx.options, ctx.channels_last, ctx.shape = options, channels_last, output.shape
 
 
 def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
-    x, packed, centre = ctx.saved_tensors
+    x, packed = ctx.saved_tensors
     needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     alpha = ctx.options[-1]
     no_gradients = (None,) * (len(ctx.options) + 1)  # of the options and the memory format
     return (
-        _adjoint(x, grad, packed, centre, ctx.options) if needs_x else None,
+        _adjoint(x, grad, packed, ctx.centre, ctx.options) if needs_x else None,
         apply(weight_grad, x, grad, *ctx.options) if needs_packed else None,
         None,
         grad.sum((0, 2, 3)) * alpha if needs_bias else None,
@@ -174,9 +176,9 @@ def _conv_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
     along_x, along_packed, _, along_bias, along_residual, *_ = tangents
     arguments = (None, None, *ctx.options, ctx.channels_last)  # no bias, no residual
     terms = []
-    with _outer_tangents(ctx) as (x, packed, centre):
+    with _outer_tangents(ctx) as (x, packed):
         if along_x is not None:
-            terms.append(apply(conv, along_x, packed, centre, *arguments))
+            terms.append(apply(conv, along_x, packed, ctx.centre, *arguments))
         if along_packed is not None:
             terms.append(apply(conv, x, along_packed, None, *arguments))
         if along_bias is not None:
