@@ -43,8 +43,7 @@ def absent_h200(monkeypatch, tmp_path):
     monkeypatch.setattr(tuned_configs, "origin_of", lambda device: ORIGIN)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(trial, "race_on", never)
-    for fault in ("conv_fault", "weight_grad_fault"):
-        monkeypatch.setattr(launch, fault, lambda call, config: None)
+    monkeypatch.setattr(launch, "fault", lambda call, config: None)
     tuned_configs.forget()
     yield ORIGIN
     tuned_configs.forget()

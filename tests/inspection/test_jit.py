@@ -153,8 +153,8 @@ def test_splits_make_no_code_anew(gpu):
 def test_a_config_that_spills_is_known_before_it_is_launched(gpu):
     convolution = convolution_of(compiled.Form(128, -1, gathered_centre=True))
     # two sums of 128 numbers a thread
-    assert "spills" in launch.conv_fault(convolution, ConvConfig((1, 8, 16), 128, 16, 4, 2))
-    assert launch.conv_fault(convolution, POINTER) is None
+    assert "spills" in launch.fault(convolution, ConvConfig((1, 8, 16), 128, 16, 4, 2))
+    assert launch.fault(convolution, POINTER) is None
     assert not gpu.launched
 
 
@@ -164,16 +164,16 @@ def test_asking_for_a_fault_compiles_what_is_then_launched(gpu, config):
     convolution = convolution_of(form)
     x, layout = convolution.x, convolution.layout
     if isinstance(config, ConvConfig):
-        assert launch.conv_fault(convolution, config) is None
+        assert launch.fault(convolution, config) is None
         launch.conv(convolution, config)
     else:
         gradient = WeightGradient(x, x.clone(), layout, SAME, 1.0)
-        assert launch.weight_grad_fault(gradient, config) is None
+        assert launch.fault(gradient, config) is None
         launch.weight_grad(gradient, config)
     assert len(gpu.loaded) == len(gpu.launched) == 1
 
 
 def test_a_config_that_does_not_compile_is_known_too(gpu):
     config = ConvConfig((1, 3, 8), 32, 32)  # not a power of two
-    fault = launch.conv_fault(convolution_of(compiled.Form(64)), config)
+    fault = launch.fault(convolution_of(compiled.Form(64)), config)
     assert "power of 2" in fault or "Error" in fault

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import triton.testing
 from torch import Tensor
 
-from .. import reference
 from ..kernels import launch
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import Config
 from ..kernels.launch import Convolution, WeightGradient
-from ..packing import expand
+from ..kernels.precision import InputPrecision
 from .problem import Problem
 from .race import Outcome, race
 from .shortlist import Shortlist
+from .verdict import excess_of
 
-# Two roundings of the same sum differ by a few units of the products' last place; a wrong config
-# by as much as the sum itself.
-_MAX_ERROR = {"float32_ieee": 1e-5, "float32": 5e-3, "float16": 5e-3, "bfloat16": 3e-2}
 _WARMUP_MS, _MEASURE_MS = 5, 15  # a config is timed several times, so each time may be short
 
 
@@ -33,11 +28,11 @@ def race_on(
     progress: Callable[[str], None],
 ) -> Outcome:
     """:func:`.race.race` on a GPU, with ``triton.testing.do_bench`` for a clock."""
-    with torch.cuda.device(device), torch.no_grad(), precision_of(problem):
+    with torch.cuda.device(device), torch.no_grad():
         trial = Trial(problem, device)
         return race(
             shortlist,
-            trial.run,
+            trial.prepare,
             trial.is_right,
             clock,
             budget_s,
@@ -49,19 +44,6 @@ def race_on(
 def clock(call: Callable[[], object]) -> float:
     """Median milliseconds of a call."""
     return triton.testing.do_bench(call, warmup=_WARMUP_MS, rep=_MEASURE_MS, return_mode="median")
-
-
-@contextlib.contextmanager
-def precision_of(problem: Problem) -> Iterator[None]:
-    """PyTorch's setting for float32 that the problem stands for: kernel and reference follow it."""
-    setting: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    if problem.dtype.startswith("float32"):
-        setting.fp32_precision = "ieee" if problem.dtype == "float32_ieee" else "tf32"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 class Trial:
@@ -79,36 +61,28 @@ class Trial:
         if problem.centre == "unpacked":
             centre = launch.unpack_centre(self.packed, layout, dtype)
         last, geometry = problem.memory == "channels_last", problem.geometry
-        self._convolution = Convolution(
-            self.x, self.packed, centre, None, None, layout, geometry, 1.0, last
-        )
+        precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
+        self._call: Convolution | WeightGradient
         if problem.is_weight_grad:
-            self.grad = self._image(problem.output, dtype, device)
-            self._gradient = WeightGradient(self.x, self.grad, layout, geometry, 1.0)
+            grad = self._image(problem.output, dtype, device)
+            self._call = WeightGradient(self.x, grad, layout, geometry, 1.0, precision)
+        else:
+            self._call = Convolution(
+                self.x, self.packed, centre, None, None, layout, geometry, 1.0, last, precision
+            )
 
-    def run(self, config: Config) -> Tensor:
-        if isinstance(config, WeightGradConfig):
-            return launch.weight_grad(self._gradient, config)
-        return launch.conv(self._convolution, config)
+    def prepare(self, config: Config) -> Callable[[], Tensor]:
+        """What launches the config, and returns the result; all else is done once, here, so that
+        the clock sees little of Python."""
+        return launch.prepared(self._call, config)
 
     def fault(self, config: Config) -> str | None:
         """Why the config should not be timed, or None."""
-        if isinstance(config, WeightGradConfig):
-            return launch.weight_grad_fault(self._gradient, config)
-        return launch.conv_fault(self._convolution, config)
+        return launch.fault(self._call, config)
 
     def is_right(self, config: Config) -> bool:
         """Whether the result is that of the reference, to the rounding of the dtype."""
-        expected = self._expected(isinstance(config, ConvConfig)).double()
-        error = (self.run(config).double() - expected).norm()
-        return bool(error <= _MAX_ERROR[self.problem.dtype] * expected.norm())
-
-    def _expected(self, is_conv: bool) -> Tensor:
-        layout, geometry = self.problem.layout, self.problem.geometry
-        if not is_conv:
-            return reference.weight_grad(self.x, self.grad, layout, geometry, 1.0)
-        weight = expand(self.packed, layout)
-        return reference.convolve(self.x, weight, None, geometry, layout.groups)
+        return excess_of(self._call, self.prepare(config)()) <= 1
 
     def _image(
         self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str

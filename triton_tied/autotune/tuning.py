@@ -99,20 +99,28 @@ def tune_problem(
 ) -> Outcome:
     """Times a problem on a GPU and keeps the winner in the user's table.
 
-    Another process that is tuning the same kind of GPU is waited for, and its choice taken, unless
-    ``again``. Where the table cannot be locked or written, a warning says so, and the winner is
-    kept for this process alone.
+    Where another process was faster its choice is taken, so that all agree, unless ``again``. The
+    table is locked while it is read and written, not while the GPU is waited for. Where it cannot
+    be locked or written, a warning says so, and the winner is kept for this process alone.
     """
     origin = tuned_configs.origin_of(device)
     path = disk_cache.path_of(origin)
-    with _tuning, disk_cache.locked(path):
+
+    def known() -> Outcome | None:
         tuned_configs.read_again()
-        known = None if again else tuned_configs.entry_for(problem, device)
-        if known:
-            return Outcome({known.config: known.median_us})
-        shortlist = make_shortlist(problem, gpus.of_device(device))
-        outcome = trial.race_on(device, problem, shortlist, budget_s, progress)
-        tuned_configs.keep(path, origin, problem, _as_entry(shortlist, outcome))
+        entry = None if again else tuned_configs.entry_for(problem, device)
+        return Outcome({entry.config: entry.median_us}) if entry else None
+
+    with _tuning:
+        outcome = known()
+        if outcome is None:
+            shortlist = make_shortlist(problem, gpus.of_device(device))
+            outcome = trial.race_on(device, problem, shortlist, budget_s, progress)
+            with disk_cache.locked(path):
+                theirs = known()
+                if theirs:
+                    return theirs
+                tuned_configs.keep(path, origin, problem, _as_entry(shortlist, outcome))
     return outcome
 
 

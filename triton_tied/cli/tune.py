@@ -228,7 +228,7 @@ def _gpu(name: str | None) -> gpus.GPU:
 
 def _export(path: Path) -> None:
     origin = tuned_configs.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    entries = disk_cache.load(disk_cache.path_of(origin), origin)
+    entries = disk_cache.load(disk_cache.path_of(origin), origin).entries
     if not entries:
         raise ValueError(f"there is no entry for {origin.gpu} in {disk_cache.directory()}")
     disk_cache.save(path, origin, entries)
@@ -237,7 +237,7 @@ def _export(path: Path) -> None:
 
 def _import(path: Path) -> None:
     origin = tuned_configs.origin_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    entries = disk_cache.load_for_update(path, origin)
+    entries = disk_cache.load_for_update(path, origin).entries
     if not entries:
         raise ValueError(f"{path} holds no entry for {origin.gpu} with these versions")
     target = disk_cache.path_of(origin)
