@@ -18,6 +18,9 @@ from .candidates import Dtype, Kernel, Need
 
 Centre = Literal["none", "gathered", "unpacked"]
 
+# Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
+WITH_MEMORY = (Tensor, torch.nn.Parameter)
+
 _NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float16: "float16",
