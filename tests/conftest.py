@@ -31,7 +31,7 @@ def absent_h200(monkeypatch, tmp_path):
     finds no fault, and a stopwatch that must not be touched."""
     from stand_ins import GPU, ORIGIN
 
-    from triton_tied.autotune import disk_cache, gpus, trial, tuned_configs
+    from triton_tied.autotune import disk_cache, gpus, trial, tuned_configs, tuning
     from triton_tied.kernels import launch
 
     def never(*arguments):
@@ -43,6 +43,7 @@ def absent_h200(monkeypatch, tmp_path):
     monkeypatch.setattr(tuned_configs, "origin_of", lambda device: ORIGIN)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(trial, "race_on", never)
+    monkeypatch.setattr(tuning, "compile_candidates", lambda *arguments: None)
     monkeypatch.setattr(launch, "fault", lambda call, config: None)
     tuned_configs.forget()
     yield ORIGIN

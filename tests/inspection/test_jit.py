@@ -8,6 +8,8 @@ import pytest
 import torch
 from triton.runtime import driver
 
+from triton_tied.autotune.compile_ahead import Compilers, Job
+from triton_tied.autotune.problem import Problem
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
@@ -177,3 +179,22 @@ def test_a_config_that_does_not_compile_is_known_too(gpu):
     config = ConvConfig((1, 3, 8), 32, 32)  # not a power of two
     fault = launch.fault(convolution_of(compiled.Form(64)), config)
     assert "power of 2" in fault or "Error" in fault
+
+
+def test_what_is_compiled_ahead_is_what_is_launched(gpu, tmp_path):
+    jobs, calls = [], []
+    for config in (POINTER, CONV_BULK, GRAD_POINTER, GRAD_BULK):
+        kernel = "conv" if isinstance(config, ConvConfig) else "weight_grad"
+        centre = "gathered" if kernel == "conv" else "none"
+        problem = Problem(kernel, "bfloat16", Layout(64, (3, 3)), (2, 8, 64), SAME, centre=centre)
+        extras = frozenset({"bias", "residual"} if kernel == "conv" else ())
+        jobs.append(Job(90, problem, config, extras))
+        form = compiled.Form(64, residual=True, gathered_centre=True)
+        calls.append((config, form))
+    with Compilers(2) as compilers:
+        assert list(compilers.compile(jobs)) == [None] * 4
+    ahead = set(tmp_path.rglob("*.cubin"))
+    for config, form in calls:
+        launch_one(config, form, sides=(16, 128))
+    assert len(gpu.launched) == len(ahead) == 4
+    assert set(tmp_path.rglob("*.cubin")) == ahead

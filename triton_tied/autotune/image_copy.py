@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry
-from ..memory_format import memory_of
+from ..memory_format import Memory, memory_of
 from ..packing import Layout
 from . import gpus
 from .cost_model import copy_us
@@ -27,8 +27,7 @@ def copying_pays(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
     where they hold both ways, else wherever a pixel then is a multiple of 16 bytes."""
     if torch._C._are_functorch_transforms_active():  # of several images no memory is known
         return False
-    memory = memory_of(x)
-    if memory == "channels_last" or x.shape[1] * x.element_size() % _WIDEST_ACCESS:
+    if not _helps(memory_of(x), x.shape[1] * x.element_size()):
         return False
     if torch.compiler.is_compiling() or type(x) not in WITH_MEMORY:
         return True
@@ -40,9 +39,20 @@ def copying_pays(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
     return remember(call, _is_faster_copied(problem, x.device))
 
 
+def as_copied(problem: Problem) -> Problem:
+    """What is left of a problem where no table says otherwise."""
+    if _helps(problem.memory, problem.layout.channels * problem.itemsize):
+        return replace(problem, memory="channels_last", aligned=True)
+    return problem
+
+
+def _helps(memory: Memory, pixel_bytes: int) -> bool:
+    return memory != "channels_last" and pixel_bytes % _WIDEST_ACCESS == 0
+
+
 def _is_faster_copied(problem: Problem, device: torch.device) -> bool:
     there = entry_for(problem, device)
-    copied = entry_for(replace(problem, memory="channels_last", aligned=True), device)
+    copied = entry_for(as_copied(problem), device)
     if there is None or copied is None:
         return True
     return copied.median_us + copy_us(problem, gpus.of_device(device)) < there.median_us

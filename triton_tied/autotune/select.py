@@ -30,8 +30,9 @@ from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
 # what it made.
 Fault = Callable[[Any], str | None]
 
-# Each is compiled, which takes seconds; where so many fail, something else is wrong.
-_MAX_COMPILED = 8
+# Each is compiled, which takes seconds, while the user waits.
+_MAX_TIMED = 6  # on first use
+_MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 
 class Choice(NamedTuple):
@@ -91,7 +92,8 @@ def _config(
     kernel: Kernel, call: Convolution | WeightGradient, way: Centre, code: tuple, *images: Tensor
 ) -> Config | None:
     layout, geometry, device = call.layout, call.geometry, call.x.device
-    record(kernel, layout, geometry, way, *images)
+    given = {"bias": call.bias, "residual": call.residual} if isinstance(call, Convolution) else {}
+    record(kernel, layout, geometry, way, *images, **given)
     if kernel in _given:
         return _given[kernel]
     times, checks = times_on_first_use(device), first_use.checks(device)
@@ -144,7 +146,7 @@ def _timed_on_first_use(problem: Problem, device: torch.device) -> Config | None
     if was_timed_in_vain(problem, device):
         return None  # what it won is no good here, or nothing won
     try:
-        return tuning.tune_problem(problem, device).winner
+        return tuning.tune_problem(problem, device, most=_MAX_TIMED).winner
     except torch.cuda.OutOfMemoryError:
         # The tensors to time on do not fit beside the user's: no reason to fail, nor to try again.
         tuning.give_up(problem, device)

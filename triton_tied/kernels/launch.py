@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from .weight_grad import weight_grad_kernel
 
 CENTRE_BLOCK = 64  # rows and columns of the tile that a program unpacks of a centre tap
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
+# Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
+_compiling = threading.Lock()
 
 
 class Convolution(NamedTuple):
@@ -105,22 +108,22 @@ def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
 
 
 def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``."""
+    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``.
+
+    Raises:
+        ToolchainError: Triton can compile nothing on this machine.
+    """
     c = layout.group_channels
     centre = torch.empty(layout.groups, c, c, dtype=dtype, device=packed.device)
-    arguments = {
-        "packed": packed,
-        "centre": centre,
-        "CHANNELS": c,
-        "GROUPS": layout.groups,
-        "SIGN": layout.sign,
-        "PAIRS": layout.pairs,
-        "BLOCK_N": CENTRE_BLOCK,
-        "BLOCK_K": CENTRE_BLOCK,
-    }
-    programs = layout.groups * triton.cdiv(c, CENTRE_BLOCK) ** 2
-    _Call(centre_kernel, programs, arguments, packed.device).run()
+    _centre_call(packed, layout, centre).run()
     return centre
+
+
+def compile_centre(packed: Tensor, layout: Layout) -> str | None:
+    """Compiles :func:`unpack_centre`, and launches nothing; see :meth:`_Call.fault`."""
+    c = layout.group_channels
+    centre = torch.empty(layout.groups, c, c, dtype=packed.dtype, device="meta")
+    return _centre_call(packed, layout, centre).fault()
 
 
 class _Call(NamedTuple):
@@ -158,7 +161,7 @@ class _Call(NamedTuple):
         if INTERPRETED:
             return None
         try:
-            with self._on_device():
+            with _compiling, self._on_device():
                 compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments)
                 compiled._init_handles()  # loads it, which tells what it needs
         except Exception as error:  # a compiler has many ways to fail, none of them ours
@@ -203,6 +206,21 @@ def _prepared_weight_grad(
         return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
 
     return run
+
+
+def _centre_call(packed: Tensor, layout: Layout, centre: Tensor) -> _Call:
+    arguments = {
+        "packed": packed,
+        "centre": centre,
+        "CHANNELS": layout.group_channels,
+        "GROUPS": layout.groups,
+        "SIGN": layout.sign,
+        "PAIRS": layout.pairs,
+        "BLOCK_N": CENTRE_BLOCK,
+        "BLOCK_K": CENTRE_BLOCK,
+    }
+    programs = layout.groups * triton.cdiv(layout.group_channels, CENTRE_BLOCK) ** 2
+    return _Call(centre_kernel, programs, arguments, packed.device)
 
 
 def _conv_call(convolution: Convolution, config: ConvConfig, y: Tensor) -> _Call:

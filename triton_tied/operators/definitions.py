@@ -17,6 +17,7 @@ from torch.library import custom_op
 
 from .. import reference
 from ..autotune import recording
+from ..autotune.problem import Centre
 from ..dispatch import why_reference
 from ..geometry import Geometry
 from ..memory_format import empty_image
@@ -57,7 +58,8 @@ def conv(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
-        recording.record("conv", layout, geometry, "gathered" if centre is None else "unpacked", x)
+        way: Centre = "gathered" if centre is None else "unpacked"
+        recording.record("conv", layout, geometry, way, x, bias=bias, residual=residual)
     else:
         from ..autotune import select
         from ..kernels import launch
