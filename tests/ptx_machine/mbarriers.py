@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ import numpy as np
 from .clocks import MOST_MBARRIERS, join, stamp, time_of, who_of
 from .faults import Fault, Unsupported
 from .numbers import Array
-from .tensor_map import TensorMap
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -41,12 +40,11 @@ class _Barrier:
 
 @dataclass(frozen=True)
 class _BulkCopy:
-    """``known``: what its warp knew when it issued it."""
+    """Words that go to these shared addresses; ``known``: what its warp knew when it issued it."""
 
     program: int
-    destination: int
-    tensor: TensorMap
-    start: tuple[int, ...]
+    addresses: Array
+    load: Callable[[], Array]
     known: Array
 
 
@@ -114,13 +112,13 @@ class MemoryBarriers:
             self._expect(barrier, programs[some], expected[some])
 
     def copy(
-        self, lane: int, program: int, address: int, destination: int, tensor: TensorMap,
-        start: tuple[int, ...],
-    ) -> None:  # fmt: skip
+        self, lane: int, program: int, address: int, addresses: Array, load: Callable[[], Array]
+    ) -> None:
+        """Words that ``load`` gets from global memory, to these shared addresses."""
         lanes = np.array([lane])
         barrier = self._valid(lanes, np.array([program]), address)
         known = self._clocks.known[self._machine.warps_of(lanes)[0]].copy()
-        copy = _BulkCopy(program, destination, tensor, start, known)
+        copy = _BulkCopy(program, addresses, load, known)
         if self._late:
             self._copies.setdefault((program, address), []).append(copy)
         else:
@@ -165,14 +163,13 @@ class MemoryBarriers:
             raise Fault(f"an mbarrier that expects more than {_MOST} bytes")
 
     def _land(self, copy: _BulkCopy, barrier: _Barrier) -> None:
-        places = copy.tensor.places(copy.destination)
-        words = copy.tensor.load(copy.start)
+        words = copy.load()
         cluster = self._machine.cluster
         who = barrier.number * cluster + copy.program % cluster
-        self._machine.store_bulk(copy.program, copy.known, places, words, who)
+        self._machine.store_bulk(copy.program, copy.known, copy.addresses, words, who)
         barrier.collected[copy.program, 2 * self._clocks.team + who] = self._clocks.tick()
         programs = np.array([copy.program])
-        self._expect(barrier, programs, np.array([-copy.tensor.box_bytes]))
+        self._expect(barrier, programs, np.array([-words.nbytes]))
         self._advance(barrier, programs)
 
     def _advance(self, barrier: _Barrier, programs: Array) -> None:

@@ -10,8 +10,7 @@ _TEMPLATE = """
 .target sm_90a
 .address_size 64
 .visible .entry one({parameters})
-.reqntid {threads}
-{directives}
+.reqntid {threads} {directives}
 {{
     .reg .pred %p<8>; .reg .b16 %rs<8>; .reg .b32 %r<64>; .reg .b64 %rd<16>;
     mov.u32 %r0, %tid.x;

@@ -6,7 +6,7 @@ import torch
 from ptx_machine import EARLY, LATE, Fault, run
 from ptx_machine.snippets import BARRIER, program, roles, stored
 
-# A warp's 128 bytes of shared memory; each thread writes %r20 there, at first its number, or reads from there.
+# 128 bytes of shared memory: each thread of a warp writes %r20, at first its number, or reads.
 AT = "and.b32 %r2, %r0, 31; shl.b32 %r2, %r2, 2; add.u32 %r2, %r1, %r2;"
 WRITE, READ = AT + "st.shared.b32 [%r2], %r20;", AT + "ld.shared.b32 %r9, [%r2];"
 
