@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from .faults import Fault
 from .memory import Allocation, sparse_zeros
 from .numbers import Array
 
-_MANY = -1
+Use = Literal["read", "written", "reduced"]
+_MANY, _ANY = -1, -2  # in place of a program: several have read; some reduce
 
 
 class GlobalRaces:
@@ -24,41 +26,38 @@ class GlobalRaces:
         self._readers: dict[int, Array] = {}  # 0 for nobody, else the program's number + 1
         self._writers: dict[int, Array] = {}
 
-    def read(self, programs: Array, addresses: Array, size: int) -> None:
-        """``size`` bytes from each address on."""
+    def note(self, use: Use, programs: Array, addresses: Array, size: int) -> None:
+        """``size`` bytes from each address on. Reductions of several programs are no race."""
         for area, some, places in self._places(addresses, size):
             me = (programs[some] + 1).astype(np.int32)[:, None]
-            if area in self._writers:
-                writers = self._writers[area][places]
-                self._check("read", "written", writers, me, addresses[some])
-            readers = self._marks(self._readers, area)
-            before = readers[places]
-            if ((before == me) | (before == _MANY)).all():
+            if use == "reduced":
+                me = np.full_like(me, _ANY)
+            if use == "read":
+                if area in self._writers:
+                    self._check(use, "written", self._writers[area][places], me, addresses[some])
+                self._note_readers(self._marks(self._readers, area), places, me)
                 continue
+            writers = self._marks(self._writers, area)
+            self._check(use, "written", writers[places], me, addresses[some])
+            writers[places] = me
+            self._check(use, "written", writers[places], me, addresses[some])
+            if area in self._readers:
+                self._check(use, "read", self._readers[area][places], me, addresses[some])
+
+    def _note_readers(self, readers: Array, places: Array, me: Array) -> None:
+        before = readers[places]
+        if not ((before == me) | (before == _MANY)).all():
             readers[places] = me
             shared = (readers[places] != me) | (before != 0) & (before != me)
             readers[places[shared]] = _MANY
-
-    def write(self, programs: Array, addresses: Array, size: int) -> None:
-        for area, some, places in self._places(addresses, size):
-            me = (programs[some] + 1).astype(np.int32)[:, None]
-            writers = self._marks(self._writers, area)
-            self._check("written", "written", writers[places], me, addresses[some])
-            writers[places] = me
-            self._check("written", "written", writers[places], me, addresses[some])
-            if area in self._readers:
-                readers = self._readers[area][places]
-                self._check("written", "read", readers, me, addresses[some])
 
     def _check(self, what: str, before: str, users: Array, me: Array, addresses: Array) -> None:
         others = (users != 0) & (users != me)
         if others.any():
             which = int(np.flatnonzero(others.any(1))[0])
-            other = int(users[which][others[which]][0])
-            by = "several programs" if other == _MANY else f"program {other - 1}"
-            place, program = f"{int(addresses[which]):#x}", int(me[which, 0]) - 1
-            what = f"{what} by program {program} of the launch and {before} by {by}"
-            raise Fault(f"race: global {place} is {what}", which)
+            other = _name(int(users[which][others[which]][0]))
+            what = f"{what} by {_name(int(me[which, 0]))} of the launch and {before} by {other}"
+            raise Fault(f"race: global {int(addresses[which]):#x} is {what}", which)
 
     def _marks(self, marks: dict[int, Array], area: int) -> Array:
         if area not in marks:
@@ -77,6 +76,10 @@ class GlobalRaces:
             first = (addresses[some] - np.uint64(span.start)).astype(np.int64) // span.element
             places = first[:, None] + np.arange(max(1, size // span.element))
             yield area, some, np.minimum(places, span.elements - 1, out=places)
+
+
+def _name(user: int) -> str:
+    return {_MANY: "several programs", _ANY: "a reduction"}.get(user, f"program {user - 1}")
 
 
 def _merged(allocations: Iterable[Allocation]) -> list[Allocation]:

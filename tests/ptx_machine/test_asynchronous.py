@@ -8,7 +8,7 @@ from ptx_machine import EARLY, LATE, Fault, run
 from ptx_machine.faults import Unsupported
 from ptx_machine.machine import LATE_COPIES, Timing
 from ptx_machine.matrix import Swizzling
-from ptx_machine.memory import Allocation
+from ptx_machine.memory import Allocation, SharedMemory
 from ptx_machine.snippets import (
     A_BYTES,
     B_BYTES,
@@ -191,7 +191,7 @@ def test_a_product_of_what_its_own_warps_wrote_needs_a_barrier():
 def test_what_a_product_read_needs_a_barrier_before_it_is_written():
     """A warp that waited knows nothing of the other three, which read the same."""
     body = FILLED + FENCE + BARRIER + PRODUCT + WAIT
-    with pytest.raises(Fault, match="race: .* with no barrier since wgmma's use"):
+    with pytest.raises(Fault, match="race: .* with no barrier since wgmma's, or"):
         execute(body + FILLED, 128)
     execute(body + BARRIER + FILLED, 128)
 
@@ -335,13 +335,30 @@ def test_a_bulk_copy_that_was_not_waited_for_is_not_there():
     assert out.isnan().all()
 
 
-def test_of_two_bulk_copies_to_one_place_either_may_land_last():
-    """They are in flight together, and no order is promised."""
-    both = EXPECT.replace("256", "512") + BULK + BULK.replace("%r10, 8", "%r10, 0") + AWAIT
-    body = INIT + BARRIER + both + READ + stored("%r9")
-    reverse = Timing(True, False, reverse_copies=True)
-    (in_order, _), (reversed_, wanted) = bulk(body, LATE_COPIES), bulk(body, reverse)
-    assert torch.equal(reversed_, wanted) and not torch.equal(in_order, wanted)
+BOTH = EXPECT.replace("256", "512") + BULK + BULK.replace("[%r1]", "[%r1+256]") + AWAIT
+REVERSE = Timing(True, False, reverse_copies=True)
+
+
+@pytest.mark.parametrize("timing", [EARLY, LATE_COPIES, REVERSE])
+def test_two_bulk_copies_in_flight_must_not_write_one_place(timing):
+    with pytest.raises(Fault, match="written by a bulk copy with no wait for the last one there"):
+        bulk(INIT + BARRIER + BOTH.replace("[%r1+256]", "[%r1]"), timing)
+
+
+@pytest.mark.parametrize("timing, order", [(LATE_COPIES, [0, 1]), (REVERSE, [1, 0])])
+def test_copies_land_in_either_order(timing, order, monkeypatch):
+    landed, store = [], SharedMemory.store
+
+    def spy(self, programs, addresses, words):
+        landed.append(int(addresses[0]))
+        store(self, programs, addresses, words)
+
+    monkeypatch.setattr(SharedMemory, "store", spy)
+    out, wanted = bulk(INIT + BARRIER + BOTH + READ + stored("%r9"), timing)
+    assert torch.equal(out, wanted) and landed == [1024 + 256 * i for i in order]
+    landed.clear()
+    execute(COPY + SECOND + COPIED + BARRIER, timing=timing)
+    assert landed == [1024 + 128 * i for i in order]
 
 
 def test_a_bulk_copy_over_what_threads_read_needs_a_proxy_fence():
