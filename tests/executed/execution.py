@@ -40,7 +40,9 @@ class Outcome:
     seconds: float = 0.0
 
 
-def execute(case: Case, rewrite: Callable[[str], str] | None = None) -> Outcome:
+def execute(
+    case: Case, rewrite: Callable[[str], str] | None = None, to_first_fault: bool = False
+) -> Outcome:
     """Compiles the launch as on a GPU of its target and runs it. ``rewrite`` changes the PTX."""
     outcome, start = Outcome(case), time.perf_counter()
     seen: list[Kernel] = []
@@ -51,6 +53,8 @@ def execute(case: Case, rewrite: Callable[[str], str] | None = None) -> Outcome:
         for name, gpu.timing in TIMINGS.items():
             if seen and not _matters(gpu.timing, seen[-1]):
                 continue
+            if outcome.faults and to_first_fault:
+                break
             other = name in OTHER_READING
             gpu.swizzling = Swizzling.BY_BASE_OFFSET if other else Swizzling.BY_ADDRESS
             try:
