@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptx_machine import EARLY, LATE, Fault, run
-from ptx_machine.machine import LATE_COPIES, Timing
+from ptx_machine.machine import Timing
 from ptx_machine.memory import Allocation
 from ptx_machine.snippets import (
     A_BYTES,
@@ -185,9 +185,13 @@ def test_a_bulk_copy_is_zero_outside_of_its_tensor(timing):
     assert torch.equal(out, wanted)
 
 
-def test_a_bulk_copy_that_was_not_waited_for_is_not_there():
-    out, wanted = bulk(INIT + BARRIER + EXPECT + BULK + READ + stored("%r9"), LATE_COPIES)
-    assert out.isnan().all()
+@pytest.mark.parametrize("timing", [EARLY, LATE])
+@pytest.mark.parametrize(
+    "use", [READ, READ.replace("ld.shared.b32 %r9, [%r2]", "st.shared.b32 [%r2], %r0")]
+)
+def test_a_bulk_copy_that_was_not_waited_for_must_not_be_used(use, timing):
+    with pytest.raises(Fault, match="race: .* with no wait for its bulk copy"):
+        bulk(INIT + BARRIER + EXPECT + BULK + use, timing)
 
 
 def test_a_bulk_copy_over_what_threads_read_needs_a_proxy_fence():
