@@ -1,11 +1,13 @@
-"""A warp-specialised kernel in Gluon: a producer warp fills a ring of buffers by bulk copies, and
-a warpgroup multiplies what is in them. With each fault that is planted the machine finds it."""
+"""Kernels in Gluon: a warp-specialised product, with faults planted in it, and a multicast."""
+
+import re
 
 import pytest
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    cluster,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -26,6 +28,9 @@ SIDE, STAGES = 64, 3  # of all blocks; of the ring
 def compiler(tmp_path, monkeypatch):
     for name, value in skip_assembler(tmp_path).items():
         monkeypatch.setenv(name, value)
+
+
+# A producer warp fills a ring of buffers by bulk copies; a warpgroup multiplies what is in them.
 
 
 @gluon.jit
@@ -129,3 +134,48 @@ def test_a_ring_of_buffers(timing):
 def test_a_planted_fault_is_found(fault, message, timing):
     with pytest.raises(Fault, match=message):
         multiply(timing, fault)
+
+
+@gluon.jit
+def multicast_kernel(x_desc, y_desc):
+    """Two programs of a cluster get one box, and both write it."""
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[0, 0]])
+    x = gl.allocate_shared_memory(gl.float16, [64, 64], layout)
+    landed = mbarrier.allocate_mbarrier()
+    mbarrier.init(landed, count=1)
+    mbarrier.sync_cluster_init()
+    mbarrier.expect(landed, 64 * 64 * 2)
+    tma.async_copy_global_to_shared(x_desc, [0, 0], landed, x, multicast=True)
+    mbarrier.wait(landed, 0)
+    tma.async_copy_shared_to_global(y_desc, [0, 0], x)
+    tma.store_wait(0)
+    cluster.arrive()
+    cluster.wait()
+
+
+WITHOUT = {
+    "fence.mbarrier_init": "race: the mbarrier .* another warp initialised",
+    "barrier.cluster": "race: the mbarrier .* another warp initialised|there is no mbarrier",
+    "mbarrier.try_wait": "race: .* no wait for its bulk copy",
+    "cp.async.bulk.wait_group": "ends with no wait for a bulk store",
+}
+
+
+@pytest.mark.parametrize("timing", [EARLY, LATE], ids=["early", "late"])
+@pytest.mark.parametrize("lacking", [None, *WITHOUT])
+def test_a_multicast(lacking, timing):
+    def rewrite(text):
+        if lacking == "mbarrier.try_wait":
+            text = text.replace("@!complete bra.uni waitLoop;", "")
+        return re.sub(rf"(@%p\d+ )?{lacking}[^;]*;", "", text) if lacking else text
+
+    x, y = torch.randn(64, 64).half(), torch.full((64, 64), torch.nan).half()
+    layout = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[0, 0]])
+    given = [TensorDescriptor.from_tensor(tensor, [64, 64], layout) for tensor in (x, y)]
+    with emulated(EmulatedGpu(90, timing, rewrite=rewrite), multicast_kernel):
+        if lacking is None:
+            multicast_kernel[(1,)](*given, num_ctas=2)
+            assert torch.equal(x, y)
+            return
+        with pytest.raises(Fault, match=WITHOUT[lacking]):
+            multicast_kernel[(1,)](*given, num_ctas=2)
