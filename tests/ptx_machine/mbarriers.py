@@ -49,10 +49,12 @@ class _BulkCopy:
 
 
 class MemoryBarriers:
-    """Late: a copy lands when somebody waits for its mbarrier."""
+    """Late: a copy lands when somebody waits for its mbarrier, in the order of issue or in the
+    ``reverse`` one."""
 
-    def __init__(self, machine: Machine, late: bool):
-        self._machine, self._late, self._clocks = machine, late, machine.clocks
+    def __init__(self, machine: Machine, late: bool, reverse: bool):
+        self._machine, self._late, self._reverse = machine, late, reverse
+        self._clocks = machine.clocks
         self._barriers: dict[int, _Barrier] = {}
         self._copies: dict[tuple[int, int], list[_BulkCopy]] = {}
 
@@ -122,7 +124,7 @@ class MemoryBarriers:
         copy = _BulkCopy(program, addresses, max(1, 16 // size), load)
         known = self._clocks.known[self._machine.warps_of(lanes)[0]]
         chunks = addresses[:: copy.per_chunk]
-        self._machine.races.write_bulk(program, known, chunks, self._who(barrier, program))
+        self._machine.begin_bulk(program, known, chunks, self._who(barrier, program))
         if self._late:
             self._copies.setdefault((program, address), []).append(copy)
         else:
@@ -141,7 +143,7 @@ class MemoryBarriers:
             copies = self._copies.get((int(program), address), [])
             before = barrier.phase[program]
             while copies and barrier.phase[program] == before:
-                self._land(copies.pop(0), barrier)
+                self._land(copies.pop(-1 if self._reverse else 0), barrier)
         over = barrier.phase[programs] & mask != asked
         if acquires and over.any():
             warps = np.unique(self._machine.warps_of(lanes[over]))
@@ -168,8 +170,8 @@ class MemoryBarriers:
 
     def _land(self, copy: _BulkCopy, barrier: _Barrier) -> None:
         words, who = copy.load(), self._who(barrier, copy.program)
-        self._machine.races.land_bulk(copy.program, copy.addresses[:: copy.per_chunk], who)
-        self._machine.store_bulk(copy.program, copy.addresses, words)
+        chunks = copy.addresses[:: copy.per_chunk]
+        self._machine.land_bulk(copy.program, chunks, copy.addresses, words, who)
         barrier.collected[copy.program, self._clocks.landed + who] = self._clocks.tick()
         programs = np.array([copy.program])
         self._expect(barrier, programs, np.array([-words.nbytes]))

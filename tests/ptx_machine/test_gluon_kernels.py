@@ -138,7 +138,8 @@ def test_a_planted_fault_is_found(fault, message, timing):
 
 @gluon.jit
 def multicast_kernel(x_desc, y_desc):
-    """Two programs of a cluster get one box, and both write it."""
+    """Two programs of a cluster get one box; each writes it to its half of ``y``."""
+    halves: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[1, 0]])
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[0, 0]])
     x = gl.allocate_shared_memory(gl.float16, [64, 64], layout)
     landed = mbarrier.allocate_mbarrier()
@@ -147,7 +148,7 @@ def multicast_kernel(x_desc, y_desc):
     mbarrier.expect(landed, 64 * 64 * 2)
     tma.async_copy_global_to_shared(x_desc, [0, 0], landed, x, multicast=True)
     mbarrier.wait(landed, 0)
-    tma.async_copy_shared_to_global(y_desc, [0, 0], x)
+    tma.async_copy_shared_to_global(y_desc, [0, 0], x._reinterpret(gl.float16, [128, 64], halves))
     tma.store_wait(0)
     cluster.arrive()
     cluster.wait()
@@ -169,13 +170,17 @@ def test_a_multicast(lacking, timing):
             text = text.replace("@!complete bra.uni waitLoop;", "")
         return re.sub(rf"(@%p\d+ )?{lacking}[^;]*;", "", text) if lacking else text
 
-    x, y = torch.randn(64, 64).half(), torch.full((64, 64), torch.nan).half()
-    layout = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[0, 0]])
-    given = [TensorDescriptor.from_tensor(tensor, [64, 64], layout) for tensor in (x, y)]
+    x, y = torch.randn(64, 64).half(), torch.full((128, 64), torch.nan).half()
+    given = [
+        TensorDescriptor.from_tensor(
+            tensor, list(tensor.shape), gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[axis, 0]])
+        )
+        for axis, tensor in enumerate((x, y))
+    ]
     with emulated(EmulatedGpu(90, timing, rewrite=rewrite), multicast_kernel):
         if lacking is None:
             multicast_kernel[(1,)](*given, num_ctas=2)
-            assert torch.equal(x, y)
+            assert torch.equal(y, torch.cat([x, x]))
             return
         with pytest.raises(Fault, match=WITHOUT[lacking]):
             multicast_kernel[(1,)](*given, num_ctas=2)
