@@ -82,7 +82,8 @@ class Barriers:
         counts = self._of_programs(barrier.came).sum(1)
         needed = np.where(barrier.needed, barrier.needed, self._of_programs(machine.live).sum(1))
         if (counts > needed).any():
-            raise Fault(f"more threads than the {needed.max()} of barrier {number}")
+            most = int(needed[counts > needed][0])
+            raise Fault(f"more threads than the {most} of barrier {number}")
         passes = np.repeat((counts == needed) & (counts > 0), machine.threads)
         if not passes.any():
             return []

@@ -7,9 +7,9 @@ import numpy as np
 from .faults import Unsupported
 from .numbers import Array
 
-EVER = 2**24 - 1  # later than any time; a time and who it was of fit into 31 bits
-WHO_BITS = 7  # up to 128 warps that share memory, or mbarriers
-MOST_MBARRIERS = 32
+WHO_BITS = 8  # up to 256 warps that share memory, or mbarriers
+EVER = 2 ** (31 - WHO_BITS) - 1  # later than any time; with who it was of it fits into 31 bits
+MOST_MBARRIERS = 32  # of a program
 
 
 class Clocks:
@@ -17,22 +17,28 @@ class Clocks:
     has other times. A row for each warp says up to which time it knows, of each warp of its team,
 
     - what that warp has read and written (its own: for ever);
-    - the same, as far as a proxy fence lies between: what asynchronous units may rely on;
+    - the same, as far as a proxy fence lies between: what asynchronous units may rely on,
+    - which mbarriers that warp has initialised;
 
     and, of each mbarrier, which bulk copies have landed. A team is the warps that share memory:
     those of a program, or of a cluster.
     """
 
-    def __init__(self, warps: int, team: int, programs_of_team: int = 1):
-        if team > 1 << WHO_BITS:
-            raise Unsupported(f"{team} warps that share memory")
+    def __init__(self, warps: int, team: int, cluster: int):
+        if max(team, MOST_MBARRIERS * cluster) > 1 << WHO_BITS:
+            raise Unsupported(f"{team} warps of {cluster} programs that share memory")
         self.team = team
         self.now = 1
-        self.known = np.zeros((warps, 2 * team + MOST_MBARRIERS * programs_of_team), np.int32)
-        self.known[np.arange(warps), np.arange(warps) % team] = EVER
+        self.accesses, self.fenced, self.inits = (slice(i * team, (i + 1) * team) for i in range(3))
+        self.landed = 3 * team  # from this column on
+        self.known = np.zeros((warps, self.landed + MOST_MBARRIERS * cluster), np.int32)
         self.floor = np.zeros(warps, np.int32)  # what a warp knows of all others, at least
         self.fenced_floor = np.zeros(warps, np.int32)
-        self._raise_floors(np.arange(warps))
+        self._init_fences = np.zeros(warps, np.int32)  # when each warp last had fenced its inits
+        everyone = np.arange(warps)
+        for block in (self.accesses, self.inits):
+            self.known[everyone, block.start + everyone % team] = EVER
+        self._raise_floors(everyone)
 
     def tick(self) -> int:
         """The time so far; what follows is later."""
@@ -41,10 +47,16 @@ class Clocks:
             raise Unsupported(f"more than {EVER} synchronisations")
         return self.now - 1
 
-    def release(self, warps: Array) -> Array:
-        """What these warps know and have done: a row for each."""
-        rows = self.known[warps]
-        rows[np.arange(len(warps)), warps % self.team] = self.tick()
+    def release(self, warps: Array, only_inits: bool = False) -> Array:
+        """What these warps know and have done: a row for each. ``only_inits``: nothing but the
+        mbarriers that they have initialised, before a fence for these."""
+        own, each = warps % self.team, np.arange(len(warps))
+        rows, now = self.known[warps], self.tick()
+        if only_inits:
+            rows[:] = 0
+            rows[each, self.inits.start + own] = self._init_fences[warps]
+        else:
+            rows[each, own] = rows[each, self.inits.start + own] = now
         return rows
 
     def acquire(self, warps: Array, rows: Array) -> None:
@@ -52,14 +64,17 @@ class Clocks:
         self.known[warps] = np.maximum(self.known[warps], rows)
         self._raise_floors(warps)
 
-    def fence(self, warps: Array) -> None:
+    def fence_proxy(self, warps: Array) -> None:
         """Makes what these warps know of known to the asynchronous proxy."""
-        self.known[warps, self.team : 2 * self.team] = self.release(warps)[:, : self.team]
+        self.known[warps, self.fenced] = self.release(warps)[:, self.accesses]
         self._raise_floors(warps)
 
+    def fence_inits(self, warps: Array) -> None:
+        self._init_fences[warps] = self.tick()
+
     def _raise_floors(self, warps: Array) -> None:
-        self.floor[warps] = self.known[warps, : self.team].min(1)
-        self.fenced_floor[warps] = self.known[warps, self.team : 2 * self.team].min(1)
+        self.floor[warps] = self.known[warps, self.accesses].min(1)
+        self.fenced_floor[warps] = self.known[warps, self.fenced].min(1)
 
 
 def join(rows: Array, places: Array, into: Array) -> None:

@@ -40,12 +40,12 @@ class _Barrier:
 
 @dataclass(frozen=True)
 class _BulkCopy:
-    """Words that go to these shared addresses; ``known``: what its warp knew when it issued it."""
+    """Words that go to these shared addresses, ``per_chunk`` of them to 16 bytes."""
 
     program: int
     addresses: Array
+    per_chunk: int
     load: Callable[[], Array]
-    known: Array
 
 
 class MemoryBarriers:
@@ -114,13 +114,17 @@ class MemoryBarriers:
             self._expect(barrier, programs[some], expected[some])
 
     def copy(
-        self, lane: int, program: int, address: int, addresses: Array, load: Callable[[], Array]
-    ) -> None:
-        """Words that ``load`` gets from global memory, to these shared addresses."""
+        self, lane: int, program: int, address: int, addresses: Array, size: int,
+        load: Callable[[], Array],
+    ) -> None:  # fmt: skip
+        """Words of ``size`` bytes that ``load`` gets from global memory, to these shared addresses.
+        They may be used by nobody who has not waited for the mbarrier."""
         lanes = np.array([lane])
         barrier = self._valid(lanes, np.array([program]), address)
-        known = self._clocks.known[self._machine.warps_of(lanes)[0]].copy()
-        copy = _BulkCopy(program, addresses, load, known)
+        copy = _BulkCopy(program, addresses, max(1, 16 // size), load)
+        known = self._clocks.known[self._machine.warps_of(lanes)[0]]
+        chunks = addresses[:: copy.per_chunk]
+        self._machine.begin_bulk(program, known, chunks, self._who(barrier, program))
         if self._late:
             self._copies.setdefault((program, address), []).append(copy)
         else:
@@ -165,14 +169,18 @@ class MemoryBarriers:
             raise Fault(f"an mbarrier that expects more than {_MOST} bytes")
 
     def _land(self, copy: _BulkCopy, barrier: _Barrier) -> None:
-        words = copy.load()
-        cluster = self._machine.cluster
-        who = barrier.number * cluster + copy.program % cluster
-        self._machine.store_bulk(copy.program, copy.known, copy.addresses, words, who)
-        barrier.collected[copy.program, 2 * self._clocks.team + who] = self._clocks.tick()
+        words, who = copy.load(), self._who(barrier, copy.program)
+        chunks = copy.addresses[:: copy.per_chunk]
+        self._machine.land_bulk(copy.program, chunks, copy.addresses, words, who)
+        barrier.collected[copy.program, self._clocks.landed + who] = self._clocks.tick()
         programs = np.array([copy.program])
         self._expect(barrier, programs, np.array([-words.nbytes]))
         self._advance(barrier, programs)
+
+    def _who(self, barrier: _Barrier, program: int) -> int:
+        """The number of an mbarrier among those of its cluster."""
+        cluster = self._machine.cluster
+        return barrier.number * cluster + program % cluster
 
     def _advance(self, barrier: _Barrier, programs: Array) -> None:
         over = programs[(barrier.pending[programs] == 0) & (barrier.bytes[programs] == 0)]
@@ -187,7 +195,10 @@ class MemoryBarriers:
         if barrier is None or not barrier.count[programs].all():
             raise Fault(f"there is no mbarrier at {address:#x}")
         made = barrier.made[programs]
-        if (self._clocks.known[warps, who_of(made)] < time_of(made)).any():
+        if (
+            self._clocks.known[warps, self._clocks.inits][np.arange(len(warps)), who_of(made)]
+            < time_of(made)
+        ).any():
             raise Fault(f"race: the mbarrier at {address:#x} is used with no barrier since another "
                         "warp initialised it")  # fmt: skip
         barrier.used[programs, warps % self._clocks.team] = self._clocks.now

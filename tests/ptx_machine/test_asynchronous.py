@@ -330,9 +330,13 @@ def test_a_bulk_copy_is_zero_outside_of_its_tensor(timing):
     assert torch.equal(out, wanted)
 
 
-def test_a_bulk_copy_that_was_not_waited_for_is_not_there():
-    out, wanted = bulk(INIT + BARRIER + EXPECT + BULK + READ + stored("%r9"), LATE_COPIES)
-    assert out.isnan().all()
+@pytest.mark.parametrize("timing", [EARLY, LATE])
+@pytest.mark.parametrize(
+    "use", [READ, READ.replace("ld.shared.b32 %r9, [%r2]", "st.shared.b32 [%r2], %r0")]
+)
+def test_a_bulk_copy_that_was_not_waited_for_must_not_be_used(use, timing):
+    with pytest.raises(Fault, match="race: .* with no wait for its bulk copy"):
+        bulk(INIT + BARRIER + EXPECT + BULK + use, timing)
 
 
 BOTH = EXPECT.replace("256", "512") + BULK + BULK.replace("[%r1]", "[%r1+256]") + AWAIT
