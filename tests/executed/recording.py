@@ -106,11 +106,11 @@ def _note_memory(before: Callable, logs: list[Log]) -> None:
         logs.append(Log(machine))
 
     @before(Machine, "load_shared")
-    def _(machine: Machine, lanes: Array, addresses: Array, size: int, count: int) -> None:
+    def _(machine: Machine, lanes: Array, addresses: Array, size: int, count: int, *_: Any) -> None:
         logs[-1].use("use", lanes, addresses, size * count, writes=False)
 
     @before(Machine, "store_shared")
-    def _(machine: Machine, lanes: Array, addresses: Array, words: Array) -> None:
+    def _(machine: Machine, lanes: Array, addresses: Array, words: Array, *_: Any) -> None:
         size = words.dtype.itemsize * words.shape[1]
         logs[-1].use("use", lanes, addresses, size, writes=True)
 
