@@ -151,6 +151,15 @@ class MemoryBarriers:
             self._clocks.acquire(warps, rows)
         return over
 
+    def told(self, program: int) -> list[str]:
+        """What each mbarrier of a program lacks."""
+        return [
+            f"the mbarrier at {address:#x} is in phase {barrier.phase[program]} and lacks "
+            f"{barrier.pending[program]} arrivals and {barrier.bytes[program]} bytes"
+            for address, barrier in self._barriers.items()
+            if barrier.count[program]
+        ]
+
     def _new(self, address: int) -> _Barrier:
         if len(self._barriers) == MOST_MBARRIERS:
             raise Unsupported(f"mbarriers at more than {MOST_MBARRIERS} addresses")
