@@ -70,6 +70,7 @@ class MemoryBarriers:
         barrier.count[programs] = barrier.pending[programs] = counts
         barrier.bytes[programs] = barrier.phase[programs] = 0
         barrier.collected[programs] = barrier.completed[programs] = 0
+        self._machine.races.hold_mbarrier(programs, address, 1)
         warps = self._machine.warps_of(lanes) % self._clocks.team
         barrier.made[programs] = stamp(self._clocks.now, warps)
 
@@ -85,6 +86,7 @@ class MemoryBarriers:
                 "warp's use"
             )
         barrier.count[programs] = 0
+        self._machine.races.hold_mbarrier(programs, address, -1)
 
     def arrive(
         self, lanes: Array, programs: Array, address: int, counts: Array, expected: Array,

@@ -319,6 +319,7 @@ def test_a_wait_for_a_phase_long_over():
         (init(2**20), "arrivals"),
         (init(1) + come(count=2), "more arrivals"),
         (init(2) + come(form=".expect_tx", count=2**20), "bytes"),
+        (init(1) + "st.shared.b32 [%r1+1028], %r0;", "written though an mbarrier lies there"),
         (init(1) + wait(2), "parity of 2"),
         (init(1) + come() + LEADER + "@%p1 mbarrier.inval.shared::cta.b64 [%r1+1024];" + wait(),
          "there is no mbarrier"),
@@ -327,6 +328,12 @@ def test_a_wait_for_a_phase_long_over():
 def test_mbarriers_used_wrongly(body, fault):
     with pytest.raises(Fault, match=fault):
         execute(body, 32)
+
+
+def test_what_lies_beside_an_mbarrier_or_where_one_was_may_be_written():
+    drop = BARRIER + LEADER + "@%p1 mbarrier.inval.shared::cta.b64 [%r1+1024];"
+    beside = "st.shared.b32 [%r1+1032], %r0;"
+    execute(init(1) + beside + drop + "st.shared.b32 [%r1+1028], %r0;", 32)
 
 
 def test_an_mbarrier_that_others_use_must_not_be_invalidated():
