@@ -100,6 +100,43 @@ def test_an_indexed_branch():
         execute(body.replace("rem.u32 %r3, %r0, 3;", "rem.u32 %r3, %r0, 4;"))
 
 
+# Proxy fences, between a warp that writes and one whose bulk copy reads: anywhere between the two
+
+FENCE = "fence.proxy.async;"
+STORE = (
+    "setp.eq.u32 %p3, %r2, %r1; ld.param.b64 %rd1, [out]; "
+    "@%p3 cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r1], 128; "
+    "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"
+)
+
+
+@pytest.mark.parametrize(
+    "one, two, three",
+    [
+        (WRITE + FENCE + arrive(1), sync(1) + AT + STORE, ""),
+        (WRITE + arrive(1), sync(1) + FENCE + AT + STORE, ""),
+        (WRITE + arrive(1), sync(1) + FENCE + arrive(2), sync(2) + AT + STORE),
+    ],
+)
+def test_a_fence_on_the_way_lets_a_bulk_copy_read(one, two, three):
+    assert execute(roles(one, two, three), 96)[:32].tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    "one, two, three",
+    [
+        (WRITE + arrive(1), sync(1) + AT + STORE, ""),
+        (FENCE + WRITE + arrive(1), sync(1) + AT + STORE, ""),
+        (WRITE + arrive(1) + FENCE, sync(1) + AT + STORE, ""),
+        (WRITE + arrive(1), sync(1) + AT + STORE, FENCE),
+        (WRITE + arrive(1), FENCE + sync(1) + AT + STORE, ""),
+    ],
+)
+def test_a_fence_elsewhere_does_not(one, two, three):
+    with pytest.raises(Fault, match=r"without a fence\.proxy\.async"):
+        execute(roles(one, two, three), 96)
+
+
 # setmaxnreg: two warpgroups of 128 threads, each with 64 registers at first
 
 
