@@ -173,11 +173,11 @@ def _note_barriers(stack: contextlib.ExitStack, before: Callable, logs: list[Log
 
     @before(MemoryBarriers, "copy")
     def _(
-        barriers: MemoryBarriers, lane: int, program: int, address: int, addresses: Array, *_: Any
-    ) -> None:
+        barriers: MemoryBarriers, lane: int, program: int, address: int, addresses: Array,
+        size: int, *_: Any,
+    ) -> None:  # fmt: skip
         logs[-1].use("use", np.array([lane]), np.array([address]), 8, writes=False)
-        size = int(addresses[1] - addresses[0]) & 15 or 16  # of an element
-        units = np.unique(units_of(addresses, min(size, 8)))
+        units = np.unique(units_of(addresses, size))
         logs[-1].note("bulk", lanes=np.array([lane]), units=units, writes=True, mbarrier=address)
 
     passed, arrive = MemoryBarriers.passed, Barriers.arrive
