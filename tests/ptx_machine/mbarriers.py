@@ -70,6 +70,7 @@ class MemoryBarriers:
         barrier.count[programs] = barrier.pending[programs] = counts
         barrier.bytes[programs] = barrier.phase[programs] = 0
         barrier.collected[programs] = barrier.completed[programs] = 0
+        self._machine.races.hold_mbarrier(programs, address, 1)
         warps = self._machine.warps_of(lanes) % self._clocks.team
         barrier.made[programs] = stamp(self._clocks.now, warps)
 
@@ -85,6 +86,7 @@ class MemoryBarriers:
                 "warp's use"
             )
         barrier.count[programs] = 0
+        self._machine.races.hold_mbarrier(programs, address, -1)
 
     def arrive(
         self, lanes: Array, programs: Array, address: int, counts: Array, expected: Array,
@@ -150,6 +152,15 @@ class MemoryBarriers:
             rows = barrier.completed[self._machine.programs_of(warps * 32)]
             self._clocks.acquire(warps, rows)
         return over
+
+    def told(self, program: int) -> list[str]:
+        """What each mbarrier of a program lacks."""
+        return [
+            f"the mbarrier at {address:#x} is in phase {barrier.phase[program]} and lacks "
+            f"{barrier.pending[program]} arrivals and {barrier.bytes[program]} bytes"
+            for address, barrier in self._barriers.items()
+            if barrier.count[program]
+        ]
 
     def _new(self, address: int) -> _Barrier:
         if len(self._barriers) == MOST_MBARRIERS:

@@ -382,6 +382,11 @@ def test_an_mbarrier_made_by_another_warp_needs_a_barrier():
         bulk(INIT + EXPECT + BULK + AWAIT)
 
 
+def test_a_bulk_copy_must_not_write_over_an_mbarrier():
+    with pytest.raises(Fault, match="written by a bulk copy though an mbarrier lies there"):
+        bulk(INIT + BARRIER + EXPECT + BULK.replace("[%r1]", "[%r1+896]"))
+
+
 @pytest.mark.parametrize(
     "body, fault",
     [

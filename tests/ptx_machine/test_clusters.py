@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptx_machine import EARLY, LATE, Fault, run
+from ptx_machine.faults import Unsupported
 from ptx_machine.memory import Allocation
 from ptx_machine.snippets import BARRIER, MAP, OUT, program
 from ptx_machine.tensor_map import TensorMap
@@ -85,6 +86,21 @@ def test_clusters_used_wrongly(body, fault):
 def test_a_grid_is_made_of_whole_clusters():
     with pytest.raises(Fault, match="3 programs in clusters of 2"):
         execute(SYNC, programs=3)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r5], %r0, [%r33];",
+        "mbarrier.test_wait.parity.shared::cta.b64 %p1, [%r1], 0;",
+        "mbarrier.arrive_drop.shared::cta.b64 _, [%r1];",
+        "barrier.cta.red.popc.u32 %r2, 1, %p1;",
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r1];",
+    ],
+)
+def test_what_is_not_known_is_refused_with_its_line(instruction):
+    with pytest.raises(Unsupported, match=r"line \d+: " + instruction[:10].replace(".", r"\.")):
+        execute(instruction)
 
 
 # Rank 1 writes into the memory of rank 0, and arrives at its mbarrier.

@@ -237,10 +237,11 @@ def test_without_an_arrival_or_a_wait_they_race(one, two):
 
 def test_an_mbarrier_of_several_arrivals_waits_for_all():
     second = WRITE.replace("[%r2]", "[%r2+128]")
+    lacks = "deadlock: 32 threads at .*; the mbarrier at 0x800 is in phase 0 and lacks 1 arrivals"
     both = wait() + READ + "ld.shared.b32 %r8, [%r2+128]; add.u32 %r9, %r8, %r9;" + stored("%r9")
     out = execute(init(2) + roles(WRITE + come(), second + come(), both), 96)
     assert out[64:].tolist() == [32 + 2 * thread for thread in range(32)]
-    with pytest.raises(Fault, match="deadlock"):
+    with pytest.raises(Fault, match=lacks):
         execute(init(2) + roles(WRITE + come(), second, both), 96)
     with pytest.raises(Fault, match="deadlock"):  # counting one of two, two phases go by
         execute(init(1) + roles(WRITE + come(), second + come(), both), 96)
@@ -318,6 +319,7 @@ def test_a_wait_for_a_phase_long_over():
         (init(2**20), "arrivals"),
         (init(1) + come(count=2), "more arrivals"),
         (init(2) + come(form=".expect_tx", count=2**20), "bytes"),
+        (init(1) + "st.shared.b32 [%r1+1028], %r0;", "written though an mbarrier lies there"),
         (init(1) + wait(2), "parity of 2"),
         (init(1) + come() + LEADER + "@%p1 mbarrier.inval.shared::cta.b64 [%r1+1024];" + wait(),
          "there is no mbarrier"),
@@ -326,6 +328,12 @@ def test_a_wait_for_a_phase_long_over():
 def test_mbarriers_used_wrongly(body, fault):
     with pytest.raises(Fault, match=fault):
         execute(body, 32)
+
+
+def test_what_lies_beside_an_mbarrier_or_where_one_was_may_be_written():
+    drop = BARRIER + LEADER + "@%p1 mbarrier.inval.shared::cta.b64 [%r1+1024];"
+    beside = "st.shared.b32 [%r1+1032], %r0;"
+    execute(init(1) + beside + drop + "st.shared.b32 [%r1+1028], %r0;", 32)
 
 
 def test_an_mbarrier_that_others_use_must_not_be_invalidated():
