@@ -5,7 +5,7 @@ import torch
 
 from ptx_machine import Fault, run
 from ptx_machine.memory import Allocation
-from ptx_machine.snippets import MAP, OUT, program
+from ptx_machine.snippets import FENCE, MAP, OUT, program
 from ptx_machine.tensor_map import TensorMap
 from ptx_machine.test_asynchronous import AWAIT, BARRIER, BULK, EXPECT, INIT
 
@@ -86,3 +86,32 @@ def test_what_a_bulk_copy_reads_is_not_written_by_another_program():
     for thread in (28, 39, 48):
         with pytest.raises(Fault, match="race: global .* by program 1 .* read by several"):
             go(thread)
+
+
+REDUCE = (
+    "setp.eq.u32 %p1, %r0, 0; mov.b32 %r10, 1; "
+    "@%p1 st.shared.v4.b32 [%r1], {%r10, %r10, %r10, %r10};" + FENCE + "ld.param.b64 %rd1, [out]; "
+    "@%p1 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.s32 [%rd1], [%r1], 16; "
+    "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"
+)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_programs_may_reduce_in_one_place_that_no_other_uses(together):
+    """The second half of the programs reads, or writes, the last of the four numbers."""
+    lanes = 128 if together else 32
+    out = torch.zeros(128, dtype=torch.int32)
+    run(program(REDUCE), (4,), (out,), 16, most_lanes=lanes)
+    assert out[:5].tolist() == [4, 4, 4, 4, 0]
+    second = "mov.u32 %r2, %ctaid.x; setp.ge.u32 %p2, %r2, 2; @%p2 bra $L1;" + REDUCE + "ret; $L1: "
+    for use in (LOAD, STORE):
+        for first, races in ((4, False), (3, True)):
+            at = (
+                f"add.u32 %r4, %r2, {first - 2}; ld.param.b64 %rd1, [out]; setp.eq.u32 %p3, %r0, 0;"
+            )
+            body = second + at + "mad.wide.u32 %rd2, %r4, 4, %rd1; @%p3 " + use
+            if races:
+                with pytest.raises(Fault, match="race: global 0x.* reduc"):
+                    run(program(body), (4,), (out,), 16, most_lanes=lanes)
+            else:
+                run(program(body), (4,), (out,), 16, most_lanes=lanes)
