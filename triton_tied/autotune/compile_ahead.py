@@ -119,7 +119,7 @@ def _compile(job: Job) -> str | None:
     def numbers(size: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
 
-    driver.set_active(_AbsentGpu(job.capability))
+    driver.set_active(AbsentGpu(job.capability))
     try:
         call = make_call(job.problem, numbers, job.extras)
         if isinstance(call, launch.Convolution) and call.centre is not None:
@@ -129,7 +129,7 @@ def _compile(job: Job) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-class _AbsentGpu:
+class AbsentGpu:
     """Triton's driver of a GPU that is not there."""
 
     def __init__(self, capability: int) -> None:
