@@ -80,9 +80,7 @@ def both(layer: torch.nn.Module, x: torch.Tensor) -> None:
     torch.autograd.grad(y, (x, layer.packed_weight, layer.bias), y.detach())
 
 
-def measure(
-    calls: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, tuple[float, float]]:
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
     """Ours, and Triton's own launches of the same kernels, in turns."""
     theirs = {name: launches_of(call) for name, call in calls.items()}
     samples: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in calls}
@@ -125,7 +123,7 @@ def profile(call: Callable[[], object]) -> None:
     for _ in range(500):
         call()
     profiler.disable()
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+    pstats.Stats(profiler).sort_stats("cumtime").print_stats(30)
 
 
 if __name__ == "__main__":

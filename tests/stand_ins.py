@@ -39,3 +39,12 @@ def convolution_of(x, layout, geometry, unpacked=False):
     c = layout.group_channels
     centre = torch.zeros(layout.groups, c, c, dtype=x.dtype) if unpacked else None
     return Convolution(x, packed, centre, None, None, layout, geometry, 1.0, True)
+
+
+def config_of(call):
+    """The config that a convolution or a weight gradient is launched with, or None."""
+    from triton_tied.autotune import select
+    from triton_tied.kernels.launch import Convolution
+
+    plan = (select.conv_plan if isinstance(call, Convolution) else select.weight_grad_plan)(call)
+    return plan and plan.config

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stand_ins import GEOMETRY, GPU, convolution_of
+from stand_ins import GEOMETRY, GPU, config_of, convolution_of
 
-from triton_tied.autotune import disk_cache, select, tuned_configs
+from triton_tied.autotune import disk_cache, tuned_configs
 from triton_tied.autotune.disk_cache import Entry
 from triton_tied.autotune.problem import problem_of
 from triton_tied.autotune.race import race
@@ -54,7 +54,7 @@ def ranked(x):
 
 
 def chosen(x):
-    return select.conv_config(convolution_of(x, LAYOUT, GEOMETRY))
+    return config_of(convolution_of(x, LAYOUT, GEOMETRY))
 
 
 @pytest.mark.parametrize("bad", [1, 3])
@@ -78,7 +78,7 @@ def test_other_compiled_code_is_asked_about_anew(x, compiler):
     assert chosen(x) == first
     compiler(first)
     with_residual = convolution_of(x, LAYOUT, GEOMETRY)._replace(residual=x)
-    assert select.conv_config(with_residual) == second
+    assert config_of(with_residual) == second
     asked = len(compiler())
     assert chosen(x) == first and len(compiler()) == asked  # a known call asks nothing
 
@@ -188,13 +188,16 @@ def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environme
     tuned_configs.forget()
     convolution = convolution_of(x, LAYOUT, GEOMETRY)
     with pytest.raises(ToolchainError, match=remedy):
-        select.conv_config(convolution)
+        config_of(convolution)
     assert len(tried) == 1  # and not once for each config
     config = ConvConfig((1, 8, 8), 16, 16)
     with pytest.raises(ToolchainError, match=remedy):
         launch.conv(convolution, config)
     shortlist = Shortlist((Predicted(config, 1.0),) * 3, (), 0.1, (config,))
-    prepare = partial(launch.prepared, convolution)
+
+    def prepare(config):
+        return launch.prepared(launch.make_plan(convolution, config), convolution)
+
     with pytest.raises(ToolchainError, match=remedy):
         race(shortlist, prepare, lambda config: True, lambda call: call() or 1.0)
 

@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 import torch
-from stand_ins import GEOMETRY, GPU
+from stand_ins import GEOMETRY, GPU, config_of
 
 from triton_tied import reference
-from triton_tied.autotune import disk_cache, first_use, select, tuned_configs
+from triton_tied.autotune import disk_cache, first_use, tuned_configs
 from triton_tied.autotune.problem import problem_of
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.verdict import excess_of
@@ -64,14 +64,11 @@ def gpu(absent_h200, monkeypatch):
     Lists the configs launched."""
     wrong, launched = {}, []
 
-    def prepared(call, config):
-        def run():
-            launched.append(config)
-            return wrong.get(config, lambda result: result)(plain(call))
+    def run(plan, call):
+        launched.append(plan.config)
+        return wrong.get(plan.config, lambda result: result)(plain(call))
 
-        return run
-
-    monkeypatch.setattr(launch, "prepared", prepared)
+    monkeypatch.setattr(launch, "run", run)
     monkeypatch.setattr(first_use, "checks", lambda device: True)
     return wrong, launched
 
@@ -87,11 +84,6 @@ def gradient(n=4):
         torch.randn(n, 16, 8, 8).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
     return WeightGradient(x, grad, LAYOUT, GEOMETRY, 1.0)
-
-
-def choose(call):
-    is_grad = isinstance(call, WeightGradient)
-    return (select.weight_grad_config if is_grad else select.conv_config)(call)
 
 
 def ranked(call):
@@ -112,7 +104,7 @@ def test_a_wrong_kernel_is_struck_off_and_the_next_is_taken(gpu, make, error):
     first, second = ranked(call)[:2]
     wrong[first] = WRONG[error]
     with pytest.warns(UserWarning, match="computes wrongly on NVIDIA H200") as warned:
-        assert choose(call) == second
+        assert config_of(call) == second
     assert launched == [first, second] and repr(first) in str(warned[0].message)
 
 
@@ -122,15 +114,15 @@ def test_what_was_checked_is_remembered_by_the_table(gpu, absent_h200, recwarn):
     first, second = ranked(call)[:2]
     wrong[first] = WRONG["off"]
     with pytest.warns(UserWarning):
-        choose(call)
+        config_of(call)
     tuned_configs.forget()  # as another process would
-    assert choose(call) == second and launched == [first, second]
+    assert config_of(call) == second and launched == [first, second]
     checked = disk_cache.load(disk_cache.path_of(absent_h200), absent_h200).checked
     assert sorted(checked.values()) == [False, True]
     assert tuned_configs.verdicts_of(call.x.device) == checked
-    choose(convolution(n=12))  # the same machine code
+    config_of(convolution(n=12))  # the same machine code
     assert launched == [first, second]
-    choose(convolution(bias=torch.randn(16)))  # other code
+    config_of(convolution(bias=torch.randn(16)))  # other code
     assert len(launched) > 2
 
 
@@ -138,9 +130,9 @@ def test_without_a_folder_verdicts_are_kept_in_memory(gpu, no_folder):
     _, launched = gpu
     call = convolution()
     with pytest.warns(UserWarning, match="cannot be locked"):
-        choose(call)
+        config_of(call)
     tuned_configs.read_again()
-    choose(call)
+    config_of(call)
     assert launched == [ranked(call)[0]]
 
 
@@ -150,23 +142,23 @@ def test_where_all_are_wrong_the_reference_serves(gpu, make):
     call = make()
     wrong |= dict.fromkeys(ranked(call), WRONG["NaN"])
     with pytest.warns(UserWarning, match="plain PyTorch serves"):
-        assert choose(call) is None
+        assert config_of(call) is None
     tried = len(launched)
     assert tried == 8
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose(call) is None  # said once
+        assert config_of(call) is None  # said once
     assert len(launched) == tried
 
 
 def test_short_memory_is_said_and_the_kernel_serves(gpu, monkeypatch):
-    def prepared(call, config):
+    def run(plan, call):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(launch, "prepared", prepared)
+    monkeypatch.setattr(launch, "run", run)
     call = convolution()
     with pytest.warns(UserWarning, match="no memory to check"):
-        assert choose(call) == ranked(call)[0]
+        assert config_of(call) == ranked(call)[0]
 
 
 def test_nothing_is_checked_on_the_cpu_in_a_capture_or_where_the_user_says_so(monkeypatch):
@@ -199,7 +191,7 @@ def test_the_slice_runs_the_same_code_on_memory_as_the_callers(n, images):
 def test_the_random_numbers_of_the_user_are_left_alone(gpu):
     call = convolution()
     before = torch.get_rng_state()
-    choose(call)
+    config_of(call)
     assert torch.equal(torch.get_rng_state(), before)
 
 

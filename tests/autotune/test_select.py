@@ -4,7 +4,17 @@ import threading
 
 import pytest
 import torch
-from stand_ins import DEVICE, GEOMETRY, GPU, ORIGIN, PROBLEM, convolution_of, others, store
+from stand_ins import (
+    DEVICE,
+    GEOMETRY,
+    GPU,
+    ORIGIN,
+    PROBLEM,
+    config_of,
+    convolution_of,
+    others,
+    store,
+)
 
 from triton_tied.autotune import disk_cache, select, trial, tuned_configs
 from triton_tied.autotune.candidates import list_of
@@ -31,11 +41,9 @@ def test_order_of_choice():
     x = torch.zeros(8, 64, 32, 32)
     mine = ConvConfig((1, 1, 32), 16, 16)
     with select.using(conv=mine):
-        assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == mine
-        assert (
-            select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)) != mine
-        )
-    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) != mine
+        assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == mine
+        assert config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)) != mine
+    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) != mine
 
 
 def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
@@ -60,8 +68,8 @@ def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
 def test_nothing_is_timed_without_benchmark_mode():
     x = torch.zeros(2, 64, 8, 8)
     assert select.choose(PROBLEM, DEVICE) == config_for(PROBLEM, DEVICE)
-    first = select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
-    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == first
+    first = config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
+    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == first
 
 
 def test_first_use_is_timed_once(timed):
@@ -109,10 +117,10 @@ def test_choices_are_remembered_in_every_mode(benchmark_mode, monkeypatch, timed
     x = torch.zeros(2, 64, 8, 8)
     monkeypatch.setattr(select, "times_on_first_use", lambda device: not deterministic)
     call = convolution_of(x, PROBLEM.layout, GEOMETRY)
-    first = select.conv_config(call)
+    first = config_of(call)
     assert len(timed) == (not deterministic)
     monkeypatch.setattr(select, "choose", None)
-    assert select.conv_config(call) == first
+    assert config_of(call) == first
 
 
 def test_all_failing_leaves_the_first_choice(monkeypatch):
@@ -123,9 +131,9 @@ def test_all_failing_leaves_the_first_choice(monkeypatch):
 
 def test_a_known_call_is_one_look_up(monkeypatch):
     x = torch.zeros(2, 64, 8, 8)
-    first = select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+    first = select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
     monkeypatch.setattr(select, "problem_of", None)
-    assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True)) is first
+    assert select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY, True)) is first
 
 
 def test_settings_that_change_the_choice_are_part_of_the_look_up(
@@ -142,7 +150,7 @@ def test_settings_that_change_the_choice_are_part_of_the_look_up(
     monkeypatch.setattr(select, "problem_of", spy)
     for precision in ("tf32", "ieee", "tf32"):
         convolution_precision.fp32_precision = precision
-        select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+        config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
     assert [problem.dtype for problem in seen] == ["float32", "float32_ieee"]
 
 
@@ -152,14 +160,14 @@ def test_blocks_hold_on_the_threads_of_the_backward():
     mine, found = WeightGradConfig((1, 1, 64), 64, 64), []
 
     def backward():
-        found.append(select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)))
+        found.append(config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)))
 
     with select.using(weight_grad=mine), recording() as seen:
         thread = threading.Thread(target=backward)
         thread.start()
         thread.join()
     assert found == [mine] and [problem.kernel for problem in seen] == ["weight_grad"]
-    select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
+    config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
     backward()
     assert found[1] != mine and len(seen) == 1
 
@@ -171,8 +179,8 @@ def test_blocks_nest():
 
     def choices():
         return (
-            select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)),
-            select.weight_grad_config(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)),
+            config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)),
+            config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)),
         )
 
     with select.using(conv=outer, weight_grad=mine):

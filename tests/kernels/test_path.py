@@ -32,8 +32,12 @@ def launches(monkeypatch):
 
         return call
 
-    for name in ("conv", "weight_grad", "unpack_centre"):
-        monkeypatch.setattr(launch, name, counted(name, getattr(launch, name)))
+    def run(plan, call, run=launch.run):
+        seen["conv" if isinstance(call, launch.Convolution) else "weight_grad"] += 1
+        return run(plan, call)
+
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch, "unpack_centre", counted("unpack_centre", launch.unpack_centre))
     return seen
 
 
@@ -240,13 +244,13 @@ def test_memory_formats_are_those_of_the_dense_convolution(padding_mode, device)
 
 
 def test_channels_last_images_reach_the_kernel_without_a_copy(device, monkeypatch):
-    seen, conv = [], launch.conv
+    seen, run = [], launch.run
 
-    def spy(convolution, config):
-        seen.append(convolution.x.data_ptr())
-        return conv(convolution, config)
+    def spy(plan, call):
+        seen.append(call.x.data_ptr())
+        return run(plan, call)
 
-    monkeypatch.setattr(launch, "conv", spy)
+    monkeypatch.setattr(launch, "run", spy)
     x = randn(2, 8, 6, 6, device=device).contiguous(memory_format=torch.channels_last)
     tt.TiedConv2d(8, 3, padding=1, device=device)(x)
     assert seen == [x.data_ptr()]
@@ -257,15 +261,15 @@ def memory_seen(monkeypatch):
     """The memory format of the images that each launch reads."""
     seen = []
 
-    def spy(name, function, images):
-        def call(arguments, config):
-            seen.append((name, memory_of(*(getattr(arguments, image) for image in images))))
-            return function(arguments, config)
+    run = launch.run
 
-        monkeypatch.setattr(launch, name, call)
+    def spy(plan, call):
+        is_conv = isinstance(call, launch.Convolution)
+        images = [call.x] if is_conv else [call.x, call.grad]
+        seen.append(("conv" if is_conv else "weight_grad", memory_of(*images)))
+        return run(plan, call)
 
-    spy("conv", launch.conv, ["x"])
-    spy("weight_grad", launch.weight_grad, ["x", "grad"])
+    monkeypatch.setattr(launch, "run", spy)
     return seen
 
 

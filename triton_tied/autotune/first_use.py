@@ -43,7 +43,7 @@ def why_wrong(problem: Problem, call: Convolution | WeightGradient, config: Conf
 
     def is_right() -> bool:
         small = _small(call, config)
-        return excess_of(small, launch.prepared(small, config)()) <= 1
+        return excess_of(small, launch.run(launch.make_plan(small, config), small)) <= 1
 
     right = _known_or(is_right, _code_of(problem, call, config), call.x.device)
     return None if right else "its result is not that of the reference"

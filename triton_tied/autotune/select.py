@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
-from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.launch import Convolution, Plan, WeightGradient, make_plan
 from . import first_use, gpus, tuning
 from .candidates import Kernel
 from .problem import Centre, Problem, key_of, problem_of
@@ -36,9 +36,9 @@ _MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 
 class Choice(NamedTuple):
-    """What is remembered of a call."""
+    """What is remembered of a call's description: how it is launched, or that nothing serves."""
 
-    config: Config | None
+    plan: Plan | None
 
 
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
@@ -62,10 +62,11 @@ def using(
         _given = outer
 
 
-def conv_config(convolution: Convolution) -> ConvConfig | None:
-    """The config that a convolution is launched with; None: the reference has to serve.
+def conv_plan(convolution: Convolution) -> Plan | None:
+    """How a convolution is launched; None: the reference has to serve.
 
     Raises:
+        ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
     x, packed, centre, bias, residual, *_, channels_last, _ = convolution
@@ -75,27 +76,22 @@ def conv_config(convolution: Convolution) -> ConvConfig | None:
         channels_last,
     )  # fmt: skip
     way: Centre = "gathered" if centre is None else "unpacked"
-    return _config("conv", convolution, way, code, x)  # type: ignore[return-value]
+    return _plan("conv", convolution, way, code, x)
 
 
-def weight_grad_config(gradient: WeightGradient) -> WeightGradConfig | None:
-    """The config that a packed weight gradient is launched with; None: the reference has to serve.
-
-    Raises:
-        ToolchainError: Triton can compile nothing on this machine.
-    """
-    images = gradient.x, gradient.grad
-    return _config("weight_grad", gradient, "none", (), *images)  # type: ignore[return-value]
+def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
+    """How a packed weight gradient is launched; as :func:`conv_plan`."""
+    return _plan("weight_grad", gradient, "none", (), gradient.x, gradient.grad)
 
 
-def _config(
+def _plan(
     kernel: Kernel, call: Convolution | WeightGradient, way: Centre, code: tuple, *images: Tensor
-) -> Config | None:
+) -> Plan | None:
     layout, geometry, device = call.layout, call.geometry, call.x.device
     given = {"bias": call.bias, "residual": call.residual} if isinstance(call, Convolution) else {}
     record(kernel, layout, geometry, way, *images, **given)
     if kernel in _given:
-        return _given[kernel]
+        return make_plan(call, _given[kernel])
     times, checks = times_on_first_use(device), first_use.checks(device)
     key = (kernel, layout, geometry, way, times, checks, *key_of(*images), *code)
     known = remembered(key)
@@ -106,8 +102,9 @@ def _config(
             reason = launch.fault(call, config)
             return first_use.why_wrong(problem, call, config) if checks and not reason else reason
 
-        known = remember(key, Choice(choose(problem, device, times, fault)))
-    return known.config  # type: ignore[attr-defined]
+        config = choose(problem, device, times, fault)
+        known = remember(key, Choice(None if config is None else make_plan(call, config)))
+    return known.plan  # type: ignore[attr-defined]
 
 
 def times_on_first_use(device: torch.device) -> bool:

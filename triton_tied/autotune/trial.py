@@ -62,7 +62,7 @@ class Trial:
     def prepare(self, config: Config) -> Callable[[], Tensor]:
         """What launches the config, and returns the result; all else is done once, here, so that
         the clock sees little of Python."""
-        return launch.prepared(self.call, config)
+        return launch.prepared(launch.make_plan(self.call, config), self.call)
 
     def fault(self, config: Config) -> str | None:
         """Why the config should not be timed, or None."""

@@ -69,42 +69,74 @@ class WeightGradient(NamedTuple):
 
 
 def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
-    """The output of a convolution.
-
-    Raises:
-        ValueError: the config's loader cannot read the images.
-        ToolchainError: Triton can compile nothing on this machine.
-    """
-    return prepared(convolution, config)()
+    """The output of a convolution; raises as :func:`make_plan` and :func:`run`."""
+    return run(make_plan(convolution, config), convolution)
 
 
 def weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Tensor:
-    """The gradient of the packed vector.
+    """The gradient of the packed vector; raises as :func:`make_plan` and :func:`run`.
 
     Deterministic: every split sums its pixels in order, then the splits are summed in order.
+    """
+    return run(make_plan(gradient, config), gradient)
 
+
+class Plan(NamedTuple):
+    """A config made ready for all calls of one description: what is left are the tensors themselves
+    and alpha.
+
+    ``descriptors``: of the images that are read through one, sizes, strides and box. ``output``: on
+    the meta device, what is written.
+    """
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    descriptors: dict[str, tuple[list[int], list[int], list[int]]]
+    output: Tensor
+    config: Config
+
+
+def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
+    """
     Raises:
         ValueError: the config's loader cannot read the images.
+    """
+    if isinstance(call, Convolution):
+        return _plan_conv(call, config)  # type: ignore[arg-type]
+    return _plan_weight_grad(call, config)  # type: ignore[arg-type]
+
+
+def run(plan: Plan, call: Convolution | WeightGradient) -> Tensor:
+    """The result of a call of the plan's description.
+
+    Raises:
         ToolchainError: Triton can compile nothing on this machine.
     """
-    return prepared(gradient, config)()
+    return prepared(plan, call)()
 
 
-def prepared(call: Convolution | WeightGradient, config: Config) -> Callable[[], Tensor]:
-    """All but the launches of :func:`conv` or :func:`weight_grad`; what is returned may be called
-    again, and then writes the same memory anew."""
-    if isinstance(call, Convolution):
-        return _prepared_conv(call, config)  # type: ignore[arg-type]
-    return _prepared_weight_grad(call, config)  # type: ignore[arg-type]
+def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Tensor]:
+    """All but the launches; what is returned may be called again, and then writes the same memory
+    anew."""
+    like = plan.output
+    output = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=call.x.device)
+    bound = _bind(plan, call, output)
+
+    def launch() -> Tensor:
+        if bound.programs:
+            bound.run()
+        if isinstance(call, Convolution):
+            return output
+        return output[0] if len(output) == 1 else output.sum(0).to(call.x.dtype)
+
+    return launch
 
 
 def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
     """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
-    if isinstance(call, Convolution):
-        y = empty_image(call.output_shape, call.x, call.channels_last, "meta")
-        return _conv_call(call, config, y).fault()  # type: ignore[arg-type]
-    partial = _empty_partial_sums(call, config, "meta")  # type: ignore[arg-type]
-    return _weight_grad_call(call, config, partial).fault()  # type: ignore[arg-type]
+    plan = make_plan(call, config)
+    return _bind(plan, call, plan.output).fault()
 
 
 def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -179,33 +211,21 @@ class _Call(NamedTuple):
 _ANY_DEVICE = contextlib.nullcontext()
 
 
-def _prepared_conv(convolution: Convolution, config: ConvConfig) -> Callable[[], Tensor]:
-    x, last = convolution.x, convolution.channels_last
-    y = empty_image(convolution.output_shape, x, last)
-    call = _conv_call(convolution, config, y)
-
-    def run() -> Tensor:
-        if y.numel():
-            call.run()
-        return y
-
-    return run
-
-
-def _prepared_weight_grad(
-    gradient: WeightGradient, config: WeightGradConfig
-) -> Callable[[], Tensor]:
-    x, size = gradient.x, gradient.layout.size
-    if gradient.grad.numel() == 0 or size == 0:
-        return lambda: x.new_zeros(size)
-    partial = _empty_partial_sums(gradient, config, x.device)
-    call = _weight_grad_call(gradient, config, partial)
-
-    def run() -> Tensor:
-        call.run()
-        return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
-
-    return run
+def _bind(plan: Plan, call: Convolution | WeightGradient, output: Tensor) -> _Call:
+    arguments = {**plan.arguments, "alpha": call.alpha, "x": call.x}
+    if isinstance(call, Convolution):
+        arguments |= {
+            "packed": call.packed,
+            "centre": call.centre,
+            "bias": call.bias,
+            "residual": call.residual,
+            "y": output,
+        }
+    else:
+        arguments |= {"grad": call.grad, "partial": output}
+    for name, description in plan.descriptors.items():
+        arguments[name] = TensorDescriptor(arguments[name], *description)
+    return _Call(plan.kernel, plan.programs, arguments, call.x.device)
 
 
 def _centre_call(packed: Tensor, layout: Layout, centre: Tensor) -> _Call:
@@ -223,53 +243,44 @@ def _centre_call(packed: Tensor, layout: Layout, centre: Tensor) -> _Call:
     return _Call(centre_kernel, programs, arguments, packed.device)
 
 
-def _conv_call(convolution: Convolution, config: ConvConfig, y: Tensor) -> _Call:
-    x, packed, centre, bias, residual, layout, geometry, alpha, _, precision = convolution
+def _plan_conv(convolution: Convolution, config: ConvConfig) -> Plan:
+    x, *_, residual, layout, geometry, _, channels_last, precision = convolution
+    y = empty_image(convolution.output_shape, x, channels_last, "meta")
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     (padding_h, _), (padding_w, _) = geometry.padding
-    (source,) = _sources(config, layout, x)
+    descriptors = _descriptors(config, layout, x=x)
     constants = _constants(config, layout, geometry, precision, x, y, residual)
     arguments = {
-        "x": source, "packed": packed, "centre": centre, "bias": bias, "residual": residual, "y": y,
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
         **_strides(constants["DENSE"], x=x, r=y if residual is None else residual, y=y),
-        "padding_h": padding_h, "padding_w": padding_w, "alpha": alpha,
-        **constants,
+        "padding_h": padding_h, "padding_w": padding_w, **constants,
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
-    boxes = count_boxes((n, out_h, out_w), config)
-    return _Call(conv_kernel, boxes * blocks * layout.groups, arguments, x.device)
+    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups
+    return Plan(conv_kernel, programs, arguments, descriptors, y, config)
 
 
-def _weight_grad_call(gradient: WeightGradient, config: WeightGradConfig, partial: Tensor) -> _Call:
-    x, grad, layout, geometry, alpha, precision = gradient
+def _plan_weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Plan:
+    x, grad, layout, geometry, _, precision = gradient
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
     (padding_h, _), (padding_w, _) = geometry.padding
-    x_source, grad_source = _sources(config, layout, x, grad)
+    # The sum of each split: a single one is the result itself.
+    splits = min(config.splits, count_boxes((n, out_h, out_w), config))
+    dtype = x.dtype if splits == 1 else torch.float32
+    partial = torch.empty(splits, layout.size, dtype=dtype, device="meta")
+    descriptors = _descriptors(config, layout, x=x, grad=grad)
     constants = _constants(config, layout, geometry, precision, x, grad)
-    splits, size = partial.shape
     arguments = {
-        "x": x_source, "grad": grad_source, "partial": partial,
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
-        **_strides(constants["DENSE"], x=x, g=grad), "stride_partial": size,
-        "padding_h": padding_h, "padding_w": padding_w, "splits": splits, "alpha": alpha,
-        **constants,
+        **_strides(constants["DENSE"], x=x, g=grad), "stride_partial": layout.size,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits, **constants,
     }  # fmt: skip
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
-    programs = (layout.taps + 1) // 2 * tiles * layout.groups * splits
-    return _Call(weight_grad_kernel, programs, arguments, x.device)
-
-
-def _empty_partial_sums(
-    gradient: WeightGradient, config: WeightGradConfig, device: torch.device | str
-) -> Tensor:
-    """Memory for the sum of each split, ``(splits, packed)``: a single one is the result itself."""
-    splits = min(config.splits, count_boxes(_sides(gradient.grad), config))
-    dtype = gradient.x.dtype if splits == 1 else torch.float32
-    return torch.empty(splits, gradient.layout.size, dtype=dtype, device=device)
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups * splits if layout.size else 0
+    return Plan(weight_grad_kernel, programs, arguments, descriptors, partial, config)
 
 
 def _sides(image: Tensor) -> tuple[int, int, int]:
@@ -291,26 +302,27 @@ def why_unreadable(layout: Layout, config: Config, *images: Tensor) -> str | Non
     )
 
 
-def _sources(
-    config: Config, layout: Layout, *images: Tensor
-) -> list[Tensor] | list[TensorDescriptor]:
-    """What the kernel reads each of the images through.
+def _descriptors(
+    config: Config, layout: Layout, **images: Tensor
+) -> dict[str, tuple[list[int], list[int], list[int]]]:
+    """How each of the images is read, but by pointers.
 
     Raises:
         ValueError: the config's loader cannot read them.
     """
-    reason = why_unreadable(layout, config, *images)
+    reason = why_unreadable(layout, config, *images.values())
     if reason:
-        sizes = ", ".join(str(list(x.shape)) for x in images)
+        sizes = ", ".join(str(list(x.shape)) for x in images.values())
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
     if config.loader == "pointer":
-        return list(images)
-    return [_descriptor(config, x) for x in images]
+        return {}
+    return {name: _describe(config, *x.shape) for name, x in images.items()}
 
 
-def _descriptor(config: Config, x: Tensor) -> TensorDescriptor:
-    """Of memory without gaps in its format, with a box of pixels and channels."""
-    n, c, h, w = x.shape
+def _describe(
+    config: Config, n: int, c: int, h: int, w: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Sizes and strides of memory without gaps in its format, and a box of pixels and channels."""
     sizes, block = {"n": n, "c": c, "h": h, "w": w}, {"c": config.BLOCK_K}
     block |= dict(zip("nhw", config.box, strict=True))
     if config.loader == "channels_last_descriptor":
@@ -318,7 +330,7 @@ def _descriptor(config: Config, x: Tensor) -> TensorDescriptor:
     else:  # see load_pixels
         axes = "nhcw" if block["h"] == 1 else "nchw"
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
-    return TensorDescriptor(x, *([of[axis] for axis in axes] for of in (sizes, strides, block)))
+    return tuple([of[axis] for axis in axes] for of in (sizes, strides, block))  # type: ignore[return-value]
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:

@@ -22,17 +22,27 @@ from torch.autograd import forward_ad
 
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
-from .definitions import conv, geometry_of, weight_grad
+from .definitions import compute_conv, compute_weight_grad, conv, geometry_of, weight_grad
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _untraced: Callable[..., Tensor] | None = None
 
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
     """The operator; as an autograd.Function where a ``torch.func`` transform or forward mode asks
-    for more than the reverse mode that an operator can register."""
+    for more than the reverse mode that an operator can register; and without PyTorch's dispatcher,
+    which is slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _outside_the_compiler()(operator, *arguments)
-    return operator(*arguments)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return operator(*arguments)
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    if any(type(tensor) not in _PLAIN for tensor in tensors):
+        return operator(*arguments)
+    function = _EAGER[operator]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return function.apply(*arguments)
+    return function.forward(*arguments)
 
 
 def _outside_the_compiler() -> Callable[..., Tensor]:
@@ -252,3 +262,24 @@ class _WeightGrad(torch.autograd.Function):
 
 
 _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight_grad: _WeightGrad}
+
+
+# ---- eager mode: the same without the operator
+
+
+class TiedConv(torch.autograd.Function):
+    forward = staticmethod(compute_conv)
+    setup_context = staticmethod(_keep_conv)
+    backward = staticmethod(_conv_backward)
+
+
+class TiedConvWeightGrad(torch.autograd.Function):
+    forward = staticmethod(compute_weight_grad)
+    setup_context = staticmethod(_keep_weight_grad)
+    backward = staticmethod(_weight_grad_backward)
+
+
+_EAGER: dict[Callable, type[torch.autograd.Function]] = {
+    conv: TiedConv,
+    weight_grad: TiedConvWeightGrad,
+}

@@ -1,5 +1,8 @@
 """The kernels as opaque PyTorch operators: what they compute, and their shapes.
 
+Each operator is a plain function under a name that the compiler, the exporter and PyTorch's modes
+know it by. In eager mode the function is called itself, which takes a third of the time.
+
 On the CPU they compute the reference, unless Triton's interpreter is on. Their derivatives are in
 :mod:`.autograd_and_vmap`. Triton is imported when the first kernel is launched.
 """
@@ -24,8 +27,7 @@ from ..memory_format import empty_image
 from ..packing import Layout, check_symmetry, expand, expand_centre
 
 
-@custom_op("triton_tied::conv", mutates_args=())
-def conv(
+def compute_conv(
     x: Tensor,
     packed: Tensor,
     centre: Tensor | None,
@@ -69,17 +71,19 @@ def conv(
         convolution = launch.Convolution(
             x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
         )
-        config = select.conv_config(convolution)
-        if config is not None:
-            return launch.conv(convolution, config)
+        plan = select.conv_plan(convolution)
+        if plan is not None:
+            return launch.run(plan, convolution)
     y = reference.convolve(
         x, expand(packed, layout), bias, geometry, groups, "zeros", alpha, residual
     )
     return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-@custom_op("triton_tied::weight_grad", mutates_args=())
-def weight_grad(
+conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
+
+
+def compute_weight_grad(
     x: Tensor,
     grad: Tensor,
     kernel_size: Sequence[int],
@@ -90,7 +94,7 @@ def weight_grad(
     circular: bool,
     alpha: float,
 ) -> Tensor:
-    """The gradient of ``packed`` in :func:`conv` for the output gradient ``grad``, packed."""
+    """The gradient of ``packed`` in :func:`compute_conv`, for the output gradient ``grad``."""
     layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
     if circular:
         x, geometry = _wrap(x, geometry)
@@ -101,14 +105,16 @@ def weight_grad(
         from ..kernels import launch
 
         gradient = launch.WeightGradient(x, grad, layout, geometry, alpha)
-        config = select.weight_grad_config(gradient)
-        if config is not None:
-            return launch.weight_grad(gradient, config)
+        plan = select.weight_grad_plan(gradient)
+        if plan is not None:
+            return launch.run(plan, gradient)
     return reference.weight_grad(x, grad, layout, geometry, alpha)
 
 
-@custom_op("triton_tied::unpack_centre", mutates_args=())
-def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
+weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
+
+
+def compute_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
     layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
     if why_reference(packed.device, packed.dtype) is None:
@@ -119,6 +125,9 @@ def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str
         if first_use.unpacks_centre(packed, layout):
             return launch.unpack_centre(packed, layout, packed.dtype)
     return expand_centre(packed, layout).clone()
+
+
+unpack_centre = custom_op("triton_tied::unpack_centre", mutates_args=())(compute_centre)
 
 
 def geometry_of(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
