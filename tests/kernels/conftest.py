@@ -40,15 +40,23 @@ def loader(request, device):
 
 @pytest.fixture(autouse=True)
 def allocations(monkeypatch):
-    """Every ``torch.empty`` is filled with NaN, and listed: what a kernel skips shows."""
-    empty, made = torch.empty, []
+    """All memory that ``torch.empty`` and ``torch.empty_strided`` give is filled with NaN, and
+    listed: what a kernel skips shows."""
+    made = []
 
-    def poisoned(*args, **kwargs):
-        memory = empty(*args, **kwargs)
-        made.append(memory.fill_(torch.nan) if memory.is_floating_point() else memory)
-        return memory
+    def poisoned(function):
+        def allocate(*args, **kwargs):
+            memory = function(*args, **kwargs)
+            if memory.is_floating_point() and not memory.is_meta:
+                memory.fill_(torch.nan)
+            if not memory.is_meta:
+                made.append(memory)
+            return memory
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        return allocate
+
+    for name in ("empty", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     return made
 
 

@@ -34,15 +34,22 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     which is slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _outside_the_compiler()(operator, *arguments)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return operator(*arguments)
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    if any(type(tensor) not in _PLAIN for tensor in tensors):
+    if _somebody_listens() or any(type(tensor) not in _PLAIN for tensor in tensors):
         return operator(*arguments)
     function = _EAGER[operator]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return function.apply(*arguments)
     return function.forward(*arguments)
+
+
+def _somebody_listens() -> bool:
+    """To the dispatcher: the compiler, a mode, a profiler."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+    )
 
 
 def _outside_the_compiler() -> Callable[..., Tensor]:
