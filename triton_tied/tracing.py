@@ -1,4 +1,4 @@
-"""What ``torch.jit.trace`` and the exporters must not see."""
+"""What ``torch.jit.trace``, the exporters and the compiler must not see."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 @contextlib.contextmanager
@@ -33,8 +34,10 @@ def sizes_of(tensor: Tensor) -> torch.Size:
 
 
 def takes_plain_operations_only() -> bool:
-    """Whether a call is traced for TorchScript or ONNX, which know no operators but PyTorch's."""
-    if torch.compiler.is_dynamo_compiling():
-        return False
+    """Whether a call is traced by what takes no operators but PyTorch's own: TorchScript, ONNX, and
+    the compiler where it meets a transform of ``torch.func`` or forward mode. (Of other operators
+    it takes the reverse mode only, and no autograd.Function with a jvp or a vmap of its own.)"""
+    if torch.compiler.is_compiling():
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     onnx = sys.modules.get("torch.onnx")  # slow to import, and there only if someone exports
     return torch.jit.is_tracing() or (onnx is not None and onnx.is_in_onnx_export())
