@@ -283,6 +283,31 @@ def test_what_belongs_to_a_layer_is_kept(back):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_pruned_layers_hand_over_what_was_left(name):
+    """As numbers: the hook that prunes looks for parameters that the other layer has not."""
+    x = torch.randn(1, 4, 6, 6)
+    dense = prune.random_unstructured(nn.Conv2d(4, 4, 3), name, 0.5)
+    tied = tt.TiedConv2d.from_conv(dense)
+    truth = F.conv2d(x.double(), nearest(dense, "self_adjoint"), dense.bias.double())
+    torch.testing.assert_close(tied(x).double(), truth, rtol=1e-5, atol=1e-5)
+    name = {"weight": "packed_weight"}.get(name, name)
+    model = nn.Sequential(prune.random_unstructured(tt.TiedConv2d(4, 3), name, 0.5))
+    expected = model(x)
+    torch.testing.assert_close(model[0].to_conv()(x), expected)
+    torch.testing.assert_close(tt.untie(model)(x), expected)
+    assert {key for key, _ in model.named_parameters()} == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("convert", [tt.TiedConv2d.from_conv, tt.TiedConv2d.to_conv])
+def test_hooks_of_a_copy_are_its_own(convert):
+    old = nn.Conv2d(4, 4, 3) if convert == tt.TiedConv2d.from_conv else tt.TiedConv2d(4, 3)
+    new, calls = convert(old), []
+    new.register_forward_hook(lambda *_: calls.append("new"))
+    old(torch.randn(1, 4, 5, 5))
+    assert not calls
+
+
 def test_what_is_shared_stays_shared():
     twice, a, b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
     b.weight, b.bias = a.weight, a.bias

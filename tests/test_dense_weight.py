@@ -164,6 +164,37 @@ def test_batch_norm_of_equal_scales_keeps_the_tie(layer):
     torch.testing.assert_close(fused(x), norm(layer(x)))
 
 
+ON_THE_FREE_NUMBERS = {
+    "weight norm, old": lambda m: nn.utils.weight_norm(m, "packed_weight", dim=None),
+    "weight norm": lambda m: parametrizations.weight_norm(m, "packed_weight", dim=None),
+    "spectral norm, old": lambda m: nn.utils.spectral_norm(m, "packed_weight"),
+    "spectral norm": lambda m: parametrizations.spectral_norm(m, "packed_weight"),
+    "pruning": lambda m: prune.l1_unstructured(m, "packed_weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("name", ON_THE_FREE_NUMBERS)
+def test_what_computes_the_free_numbers_keeps_the_tie(name, layer):
+    x, before = torch.randn(2, 6, 5, 5), layer.packed_weight.detach().clone()
+    ON_THE_FREE_NUMBERS[name](layer)
+    y = layer(x)
+    if "spectral" in name:  # of a vector: its length
+        torch.testing.assert_close(layer.packed_weight, before / before.norm())
+    elif "weight" in name:
+        torch.testing.assert_close(layer.packed_weight, before)
+    else:
+        assert (layer.packed_weight == 0).sum() == round(len(before) / 2)
+    weight = dense_like(layer)
+    torch.testing.assert_close(y, F.conv2d(x, weight, layer.bias, padding=1, groups=2))
+    assert torch.equal(layer.weight, weight)
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    torch.testing.assert_close(layer.to_conv()(x), y)
+    layer.double().float()
+    torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-4)
+
+
 OVERWRITES = {
     "spectral norm, old": nn.utils.spectral_norm,
     "weight norm, old": nn.utils.weight_norm,
@@ -205,6 +236,28 @@ def test_what_would_overwrite_the_dense_weight_is_refused(name, layer):
 def test_what_would_do_nothing_is_refused_with_the_remedy(use, layer):
     with pytest.raises(RuntimeError, match=r"layer\.packed_weight.*layer\.weight\.clone\(\)"):
         use(layer.weight)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("choice", [True, False])
+def test_a_choice_of_its_gradient_is_refused_and_one_of_a_copy_is_not(choice, trains, layer):
+    layer.requires_grad_(trains)
+    message = r"requires_grad.*Hooks and gradients are those of layer\.packed_weight"
+    with pytest.raises(RuntimeError, match=message):
+        layer.weight.requires_grad_(choice)
+    with pytest.raises(RuntimeError, match=message):
+        layer.weight.requires_grad = choice
+    with pytest.raises(RuntimeError, match=r"setting grad.*layer\.packed_weight"):
+        layer.weight.grad = torch.zeros(6, 3, 3, 2)
+    assert layer.packed_weight.requires_grad is trains
+    weight = layer.weight.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(weight.square().sum(), weight)
+    torch.testing.assert_close(grad, 2 * dense_like(layer))
+
+
+def dense_like(layer):
+    layout = (layer.channels, layer.kernel_size, layer.groups, layer.symmetry)
+    return oracle.expand(layer.packed_weight, *layout).detach()
 
 
 def test_remedies_do_what_the_message_says(layer):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .dense_layers import hand_over
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .nearest import MAX_ROUNDINGS
 from .packing import SUPPORTED_DTYPES, Symmetry, check_symmetry
@@ -20,16 +21,6 @@ _TIED_OF: dict[type, type[_Tied]] = {
     nn.Conv3d: TiedConv3d,
 }
 
-_CALL_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 _STATE_DICT_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -148,14 +139,15 @@ def tie(
     skipped = {conv: _why_not(name, conv, where) for conv, name in names.items()}
     skipped |= _sharing_with_others(model, [conv for conv in names if skipped[conv] is None])
 
-    tied = {conv: _tied(conv, symmetry) for conv in names if skipped[conv] is None}
+    chosen = [conv for conv in names if skipped[conv] is None]
+    tied = {conv: _TIED_OF[type(conv)].from_conv(conv, symmetry) for conv in chosen}
     moved = {conv: _distance(conv, layer) for conv, layer in tied.items()}
     if not project:
         _check_tied({names[conv]: (conv, distance) for conv, distance in moved.items()}, symmetry)
     shared: dict[Tensor, nn.Parameter] = {}
     for conv, layer in tied.items():
         layer.packed_weight = shared.setdefault(conv.weight, layer.packed_weight)
-        _carry_over(conv, layer)
+        hand_over(conv, layer, replaces=True)
     _replace(model, tied)
     layers = tuple(
         LayerReport(
@@ -197,10 +189,9 @@ def untie(model: nn.Module) -> nn.Module:
     dense = {layer: layer.to_conv() for layer in names}
     weights: dict[tuple, Tensor] = {}
     for layer, conv in dense.items():
-        conv.weight.requires_grad_(layer.packed_weight.requires_grad)
         shared = (layer.packed_weight, conv.weight.shape, layer.symmetry)
         conv.weight = weights.setdefault(shared, conv.weight)
-        _carry_over(layer, conv)
+        hand_over(layer, conv, replaces=True)
     _replace(model, dense)
     return dense[model] if isinstance(model, _Tied) else model
 
@@ -251,12 +242,6 @@ def _sharing_with_others(model: nn.Module, chosen: list[_Conv]) -> dict[_Conv, s
     }
 
 
-def _tied(conv: _Conv, symmetry: Symmetry) -> _Tied:
-    layer = _TIED_OF[type(conv)].from_conv(conv, symmetry)
-    layer.packed_weight.requires_grad_(conv.weight.requires_grad)
-    return layer
-
-
 def _distance(conv: _Conv, layer: _Tied) -> float:
     """How far the projection moved the weight, relative to its norm."""
     if conv.weight.is_meta:
@@ -282,13 +267,6 @@ def _check_tied(moved: dict[str, tuple[_Conv, float]], symmetry: str) -> None:
             f"away from them, relative to their norm: {', '.join(untied[:5])}{more}. To take the "
             f"nearest ones, use project=True; to leave layers as they are, use where"
         )
-
-
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Hooks by reference, so that their handles go on to remove them; and the bias."""
-    new.bias = old.bias
-    for name in _CALL_HOOKS:
-        setattr(new, name, getattr(old, name))
 
 
 def _replace(model: nn.Module, replacements: dict) -> None:

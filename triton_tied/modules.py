@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .cached_weights import forget
 from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
 from .geometry import IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import CHANNELS_LAST, as_channels_last, has_channels_last_strides
@@ -165,13 +166,16 @@ class _TiedConv(nn.Module):
 
     def _store(self, packed: Tensor) -> None:
         if "packed_weight" not in self._parameters:
-            raise RuntimeError(
-                f"packed_weight of this {type(self).__name__} is computed from other parameters, "
-                f"by a parametrization or by pruning, so that a weight stored in it would be lost. "
-                f"Undo that first"
-            )
+            raise RuntimeError(self._computed())
         with torch.no_grad():
             self.packed_weight.copy_(packed)
+
+    def _computed(self) -> str:
+        return (
+            f"packed_weight of this {type(self).__name__} is computed from other parameters, by a "
+            f"parametrization or by pruning, so that a weight stored in it would be lost. Undo "
+            f"that first"
+        )
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name.startswith("weight"):  # "weight_orig" of pruning, for instance
@@ -274,10 +278,11 @@ class _TiedConv(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """``Module.to`` and the like. They turn only parameters of four or five dimensions to
         channels-last, and the packed vector has one: a small tensor shows what they ask for."""
+        self._leave_blocks()
         if self.dims not in CHANNELS_LAST:
             return super()._apply(fn, recurse)
         memory_format = CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format
-        like = self.packed_weight
+        like = next(self.parameters())
         probe = torch.empty(
             (2,) * (self.dims + 2),
             dtype=like.dtype,
@@ -287,6 +292,12 @@ class _TiedConv(nn.Module):
         super()._apply(fn, recurse)
         self._channels_last = has_channels_last_strides(self.dims, fn(probe))
         return self
+
+    def _leave_blocks(self) -> None:
+        """An open ``cached()`` block lets go of ``packed_weight``, which PyTorch may be about to
+        swap for another."""
+        if "packed_weight" in self._parameters:
+            forget(self.packed_weight)
 
     def _load_from_state_dict(
         self,
@@ -301,7 +312,11 @@ class _TiedConv(nn.Module):
         """Takes a dense ``weight`` in place of ``packed_weight``, if it is tied to rounding."""
         dense, packed, bias = (prefix + name for name in ("weight", "packed_weight", "bias"))
         given = state_dict.get(packed)
-        if dense in state_dict and (given is None or given is self.packed_weight):
+        self._leave_blocks()
+        if "packed_weight" not in self._parameters:
+            if dense in state_dict:
+                error_msgs.append(f"While loading the dense weight {dense!r}: {self._computed()}")
+        elif dense in state_dict and (given is None or given is self.packed_weight):
             # (A loader that looks for the model's own names first hands back the layer's own.)
             state_dict = dict(state_dict)
             try:

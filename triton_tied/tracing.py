@@ -1,15 +1,34 @@
-"""What ``torch.jit.trace``, the exporters and the compiler must not see."""
+"""What traces a call, and what it must not see of it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def overridable(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """As a function of PyTorch's is: a mode, or a subclass of Tensor or a proxy of ``torch.fx``
+    among the arguments, is asked first."""
+
+    @functools.wraps(function)
+    def ask(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            return handle_torch_function(ask, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return ask
 
 
 @contextlib.contextmanager
