@@ -16,7 +16,7 @@ from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
 from .geometry import IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import CHANNELS_LAST, as_channels_last, has_channels_last_strides
 from .nearest import pack_tied
-from .packing import Symmetry, check_supported, make_layout, pack, unpack
+from .packing import Symmetry, check_supported, is_distributed, make_layout, pack, unpack
 from .read_only_weight import ReadOnlyWeight, is_weight_of
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
@@ -313,11 +313,20 @@ class _TiedConv(nn.Module):
         dense, packed, bias = (prefix + name for name in ("weight", "packed_weight", "bias"))
         given = state_dict.get(packed)
         self._leave_blocks()
+        # A loader that looks for the model's own names first hands back the layer's own.
+        handed_back = given is not None and given is self._parameters.get("packed_weight")
         if "packed_weight" not in self._parameters:
             if dense in state_dict:
                 error_msgs.append(f"While loading the dense weight {dense!r}: {self._computed()}")
-        elif dense in state_dict and (given is None or given is self.packed_weight):
-            # (A loader that looks for the model's own names first hands back the layer's own.)
+        elif dense in state_dict and (
+            is_distributed(self.packed_weight) or (handed_back and _has_other_processes())
+        ):
+            error_msgs.append(
+                f"The dense weight {dense!r} would not reach all processes. Load the dense "
+                f"dictionary into a tied model that is not distributed, by its load_state_dict, "
+                f"and give the state_dict() of that to all"
+            )
+        elif dense in state_dict and (given is None or handed_back):
             state_dict = dict(state_dict)
             try:
                 weight = state_dict.pop(dense)
@@ -328,7 +337,7 @@ class _TiedConv(nn.Module):
                 state_dict[packed] = self.packed_weight.detach()
         elif dense in state_dict:
             error_msgs.append(f"There are both a dense {dense!r} and {packed!r}: which is meant?")
-        elif given is None and bias in state_dict:
+        elif (given is None or handed_back) and state_dict.get(bias, self.bias) is not self.bias:
             warnings.warn(
                 f"{bias!r} is loaded, but neither {packed!r} nor a dense {dense!r} is there: the "
                 f"weight stays as it was. If a loader has dropped the dense weight, since the "
@@ -345,6 +354,12 @@ class _TiedConv(nn.Module):
             f"torch.jit.script cannot compile a {type(self).__name__}. Script the dense layer that "
             f"computes the same, layer.to_conv(), or use torch.export or torch.jit.trace"
         )
+
+
+def _has_other_processes() -> bool:
+    distributed = torch.distributed
+    is_up = distributed.is_available() and distributed.is_initialized()
+    return is_up and distributed.get_world_size() > 1
 
 
 def _refuse_positions(name: str, channels: Any, kernel_size: Any, *others: Any) -> NoReturn:
