@@ -1,5 +1,6 @@
 """The dense weight of a layer: what may be assigned to it, and what is refused on it."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fusion, parametrizations, parametrize, prune
 
 import triton_tied as tt
@@ -155,6 +157,35 @@ def test_batch_norm_is_folded_into_the_dense_layer_only(layer):
         fusion.fuse_conv_bn_eval(layer.requires_grad_(False), norm.requires_grad_(False))
     fused = fusion.fuse_conv_bn_eval(layer.to_conv(), norm)
     torch.testing.assert_close(fused(x), norm(layer(x)))
+
+
+NORMS = {
+    1: (tt.TiedConv1d, nn.BatchNorm1d),
+    2: (tt.TiedConv2d, nn.BatchNorm2d),
+    3: (tt.TiedConv3d, nn.BatchNorm3d),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", NORMS)
+def test_batch_norm_is_folded_through_the_dense_layer_in_every_form(dims, bias, affine):
+    tied_class, norm_class = NORMS[dims]
+    layer = tied_class(6, (3, 2, 1)[:dims], groups=3, bias=bias, symmetry="skew_adjoint")
+    norm = norm_class(6, affine=affine)
+    with torch.no_grad():
+        for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
+            tensor.uniform_(0.5, 2)
+    x, model = torch.randn(2, 6, *[4] * dims), nn.Sequential(layer, norm).eval()
+    layout = (6, layer.kernel_size, 3, "skew_adjoint")
+    convolved = (F.conv1d, F.conv2d, F.conv3d)[dims - 1](
+        x, oracle.expand(layer.packed_weight, *layout), layer.bias, groups=3
+    )
+    fused = fusion.fuse_conv_bn_eval(layer.to_conv(), norm)
+    torch.testing.assert_close(fused(x), norm(convolved), rtol=1e-4, atol=1e-4)
+    whole = fuse(tt.untie(copy.deepcopy(model)))
+    assert [type(module) for module in whole.children()] == [layer.dense]
+    torch.testing.assert_close(whole(x), norm(convolved), rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_of_equal_scales_keeps_the_tie(layer):
