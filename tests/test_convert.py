@@ -389,6 +389,31 @@ def test_single_layers_wrapped_models_and_subclasses_are_refused():
             convert(nn.Sequential(DistributedDataParallel(nn.Conv2d(4, 4, 3))))
 
 
+def test_lazy_layers_must_have_run():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match=r"'0\.weight' has no size yet: run the model once"):
+        tt.tie(model, project=True)
+    model(torch.randn(1, 2, 8, 8))
+    assert tt.tie(model, project=True).tied == ["1"]
+
+
+def test_tied_inside_of_what_was_traced_or_compiled():
+    for wrap in (torch.fx.symbolic_trace, lambda m: torch.compile(m, backend="eager")):
+        model, x, _ = make("dncnn")
+        wrapped = wrap(model)
+        wrapped(x)
+        report = tt.tie(wrapped, project=True)
+        truth, _, _ = make("dncnn")
+        truth.load_state_dict(
+            {
+                k.removeprefix("_orig_mod."): v
+                for k, v in tt.untie(copy.deepcopy(wrapped)).state_dict().items()
+            }
+        )
+        assert len(report.tied) == 3
+        torch.testing.assert_close(wrapped(x), truth(x))
+
+
 def test_the_report_is_a_table():
     model = nn.Sequential(
         OrderedDict(lift=nn.Conv2d(1, 8, 3), body=tt.TiedConv2d(8, kernel_size=3).to_conv())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .dense_layers import hand_over
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
@@ -104,7 +105,8 @@ def tie(
     A layer can be tied if it is an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` itself, not a
     subclass, has as many input as output channels, and holds a plain weight: not a parametrized,
     pruned or sharded one, nor one that a layer uses which is not tied. Of these, those with
-    stride 1 are tied, or those that ``where`` picks.
+    stride 1 are tied, or those that ``where`` picks. Layers are replaced where they are registered:
+    a plain list that holds one goes on to hold the old one.
 
     Kept are hooks on calls, the bias (the same parameter), ``requires_grad``, dtype, device,
     training mode, and sharing: a layer or a weight used in several places stays one. The tied
@@ -125,7 +127,8 @@ def tie(
     Raises:
         TypeError: ``model`` is a single convolution (``from_conv`` makes a tied one of it), or
             wrapped for several devices.
-        ValueError: a weight is not tied and ``project`` is False; an unknown symmetry.
+        ValueError: a weight is not tied and ``project`` is False; a lazy layer without a size; an
+            unknown symmetry.
 
     Examples:
         >>> report = tie(model, where=lambda name, layer: name.startswith("body"), project=True)
@@ -201,6 +204,9 @@ def _check_model(function: str, model: nn.Module) -> None:
         wrapper = _WRAPPERS & {base.__name__ for base in type(module).__mro__}
         if wrapper:
             raise TypeError(f"{function}: replace layers first, and wrap in {wrapper.pop()} then")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{function}: {name!r} has no size yet: run the model once before")
 
 
 def _why_not(name: str, conv: _Conv, where: Callable[[str, nn.Module], bool] | None) -> str | None:
