@@ -216,6 +216,8 @@ def test_a_table_is_exported_and_imported(capsys, tmp_path, monkeypatch):
         (("--import", "missing.json"), "there is no file 'missing.json'"),
         (("--shape", "1,8,8,8", "--export", "{file}/table.json"), "cannot be written"),
         (("--shape", "1,8,8,8", "--export", "."), "cannot be written"),
+        # Not even by root, whom the permissions would let.
+        (("--shape", "1,8,8,8", "--export", "/proc/nowhere/table.json"), "cannot be written"),
     ],
 )
 def test_files_that_cannot_serve_are_refused_at_once(capsys, tmp_path, arguments, message):
