@@ -56,7 +56,11 @@ def takes_plain_operations_only() -> bool:
     """Whether a call is traced by what takes no operators but PyTorch's own: TorchScript, ONNX, and
     the compiler where it meets a transform of ``torch.func`` or forward mode. (Of other operators
     it takes the reverse mode only, and no autograd.Function with a jvp or a vmap of its own.)"""
-    if torch.compiler.is_compiling():
-        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    ):
+        return True
+    if torch.compiler.is_dynamo_compiling():
+        return False
     onnx = sys.modules.get("torch.onnx")  # slow to import, and there only if someone exports
     return torch.jit.is_tracing() or (onnx is not None and onnx.is_in_onnx_export())
