@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"expected what `tune --json` prints: {error!r}", file=sys.stderr)
         return 2
     for _, name, found in judged:
-        print(f"{name:<60}{_line([found])}")
+        print(f"{name:<72} {_line([found])}")
     for kernel in dict.fromkeys(kernel for kernel, _, _ in judged):
-        print(f"{f'all of {kernel}':<60}{_line([j for k, _, j in judged if k == kernel])}")
-    print(f"{f'all {len(judged)} problems':<60}{_line([j for _, _, j in judged])}")
+        print(f"{f'all of {kernel}':<72} {_line([j for k, _, j in judged if k == kernel])}")
+    print(f"{f'all {len(judged)} problems':<72} {_line([j for _, _, j in judged])}")
     return 0
 
 

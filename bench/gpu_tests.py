@@ -1,18 +1,21 @@
 """The GPU's tests, spread over processes: most of their time is compilation, on the CPU.
 
-    python bench/gpu_tests.py [--processes N] [PYTEST_OPTION ...]
+    python bench/gpu_tests.py [--processes N] [--out FOLDER] [PYTEST_OPTION ...]
 
-Prints what each process printed. The exit status is 1 if a test failed, 2 if there was none to run.
+Each process writes to the folder as it goes. What each printed is shown when it is done, or when
+all are ended from outside. The exit status is 1 if a test failed, 2 if there was none to run.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from triton_tied.autotune.compile_ahead import usable_cpus
 
 ROOT = Path(__file__).parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -20,25 +23,39 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--processes", type=int, default=usable_cpus(), metavar="N")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for what each process prints")
     given, options = parser.parse_known_args()
-    tests = collect(options or ["-m", "gpu"])
+    tests = collect(options or ["tests", "-m", "gpu"])
     if not tests:
         print("no test was found")
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        shares = enumerate(spread(tests, given.processes))
-        running = [start(share, Path(folder) / str(i)) for i, share in shares]
-        for i, process in enumerate(running):
+        out = given.out or Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        return run(spread(tests, given.processes), out)
+
+
+def run(shares: list[list[str]], out: Path) -> int:
+    running = [start(share, out / str(i)) for i, share in enumerate(shares)]
+    ended = False
+    try:
+        for process in running:
             process.wait()
-            output = (Path(folder) / f"{i}.txt").read_text()
-            print(f"---- process {i} of {len(running)}\n{output}", flush=True)
-    return 1 if any(process.returncode for process in running) else 0
+    except KeyboardInterrupt:
+        ended = True
+    for i, process in enumerate(running):
+        if process.poll() is None:  # pytest then says what it has
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        output = (out / f"{i}.txt").read_text()
+        print(f"---- process {i} of {len(running)}\n{output}", flush=True)
+    return 1 if ended or any(process.returncode for process in running) else 0
 
 
 def collect(options: list[str]) -> list[str]:
     """Names of the tests that pytest would run with these options."""
-    command = [*PYTEST, "--collect-only", "tests", *options]
+    command = [*PYTEST, "--collect-only", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 5):  # 5: nothing was found
         raise RuntimeError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")

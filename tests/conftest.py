@@ -14,7 +14,9 @@ collect_ignore = (
     [] if HAS_TRITON else ["autotune", "inspection", "kernels", "operators", "cli/test_tune.py"]
 )
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
-hypothesis.settings.load_profile("ci")
+# On a GPU each example of another shape may compile kernels, which takes seconds.
+hypothesis.settings.register_profile("gpu", deadline=None, max_examples=10, print_blob=True)
+hypothesis.settings.load_profile("gpu" if torch.cuda.is_available() else "ci")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def absent_h200(monkeypatch, tmp_path):
     finds no fault, and a stopwatch that must not be touched."""
     from stand_ins import GPU, ORIGIN
 
-    from triton_tied.autotune import disk_cache, gpus, trial, tuned_configs
+    from triton_tied.autotune import disk_cache, gpus, trial, tuned_configs, tuning
     from triton_tied.kernels import launch
 
     def never(*arguments):
@@ -43,8 +45,8 @@ def absent_h200(monkeypatch, tmp_path):
     monkeypatch.setattr(tuned_configs, "origin_of", lambda device: ORIGIN)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(trial, "race_on", never)
-    for fault in ("conv_fault", "weight_grad_fault"):
-        monkeypatch.setattr(launch, fault, lambda call, config: None)
+    monkeypatch.setattr(tuning, "compile_candidates", lambda *arguments: None)
+    monkeypatch.setattr(launch, "fault", lambda call, config: None)
     tuned_configs.forget()
     yield ORIGIN
     tuned_configs.forget()

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "triton_tied"
 ROOMS = [  # from the ground up
     "version",
     "tracing",
+    "rounding",
     "memory_format",
     "geometry",
     "cached_weights",
@@ -29,7 +30,6 @@ ROOMS = [  # from the ground up
     "dense_layers",
     "modules",
     "convert",
-    "rounding",
     "init",
     "check",
     "inspection",

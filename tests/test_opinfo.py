@@ -3,9 +3,11 @@
 import oracle
 import pytest
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 import triton_tied as tt
+
+pytest.importorskip("expecttest", reason="PyTorch's samples import it")
+from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 
 DIMS = {"nn.functional.conv1d": 1, "nn.functional.conv2d": 2, "nn.functional.conv3d": 3}
 OPERATORS = [op for op in op_db if op.name in DIMS and not op.variant_test_name]

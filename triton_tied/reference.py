@@ -72,8 +72,13 @@ def weight_grad(
     input: Tensor, grad: Tensor, layout: Layout, geometry: Geometry, alpha: float
 ) -> Tensor:
     """The gradient of the packed vector in ``alpha * conv(input, expand(packed))``."""
+    return fold(dense_weight_grad(input, grad, layout, geometry), layout) * alpha
+
+
+def dense_weight_grad(input: Tensor, grad: Tensor, layout: Layout, geometry: Geometry) -> Tensor:
+    """The gradient of the dense weight in ``conv(input, weight)``."""
     padded, unpadded = pad(input, geometry, "zeros")
-    dense = _CONVOLUTION_WEIGHT_GRADS[len(geometry.stride)](
+    return _CONVOLUTION_WEIGHT_GRADS[len(geometry.stride)](
         padded,
         layout.weight_shape,
         grad,
@@ -82,7 +87,6 @@ def weight_grad(
         unpadded.dilation,
         layout.groups,
     )
-    return fold(dense, layout) * alpha
 
 
 def _tied_conv(

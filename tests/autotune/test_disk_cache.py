@@ -39,7 +39,7 @@ def test_what_is_saved_is_loaded(path):
         "weight_grad c64": Entry(WeightGradConfig((1, 1, 64), 64, 64, splits=7), 1.5, 2.5, 0.5),
     }
     disk_cache.save(path, ORIGIN, entries)
-    assert disk_cache.load(path, ORIGIN) == entries
+    assert disk_cache.load(path, ORIGIN).entries == entries
     text = json.loads(path.read_text())
     assert text["gpu"] == "NVIDIA H200" and text["triton"] == "3.7.1" and text["ptxas"]
 
@@ -48,7 +48,7 @@ def test_saving_adds_and_replaces(path):
     first, second, third = entry(), entry(), entry()
     disk_cache.save(path, ORIGIN, {"conv a": first, "conv b": second})
     disk_cache.save(path, ORIGIN, {"conv b": third})
-    assert disk_cache.load(path, ORIGIN) == {"conv a": first, "conv b": third}
+    assert disk_cache.load(path, ORIGIN).entries == {"conv a": first, "conv b": third}
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_saving_adds_and_replaces(path):
 )
 def test_a_stale_table_is_ignored_and_replaced(path, change, recwarn):
     disk_cache.save(path, replace(ORIGIN, **change), {"conv a": entry()})
-    assert disk_cache.load(path, ORIGIN) == {}
+    assert disk_cache.load(path, ORIGIN).entries == {}
     fresh = entry()
     disk_cache.save(path, ORIGIN, {"conv b": fresh})
-    assert disk_cache.load(path, ORIGIN) == {"conv b": fresh}
+    assert disk_cache.load(path, ORIGIN).entries == {"conv b": fresh}
     assert not recwarn
 
 
 def test_another_version_of_torch_does_not_matter(path):
     entries = {"conv a": entry()}
     disk_cache.save(path, replace(ORIGIN, torch="2.11.0"), entries)
-    assert disk_cache.load(path, ORIGIN) == entries
+    assert disk_cache.load(path, ORIGIN).entries == entries
 
 
 CORRUPT = {
@@ -83,21 +83,23 @@ CORRUPT = {
     "binary": "\x00\x01\x02",
     "a list": "[]",
     "foreign": '{"name": "something else"}',
-    "another format": json.dumps({**vars(ORIGIN), "format": 99, "entries": {}}),
-    "a bad row": json.dumps({**vars(ORIGIN), "entries": {"conv a": {"config": {"box": 3}}}}),
+    "another format": json.dumps({**vars(ORIGIN), "format": 99, "entries": {}, "checked": {}}),
+    "a bad row": json.dumps(
+        {**vars(ORIGIN), "entries": {"conv a": {"config": {"box": 3}}}, "checked": {}}
+    ),
 }
 
 
 def with_row(**changes):
     config = asdict(ConvConfig((1, 8, 8), 64, 32)) | changes.pop("config", {})
     row = {"config": config, "median_us": 1.0, "first_us": None, "predicted_us": 2, **changes}
-    return json.dumps({**vars(ORIGIN), "entries": {"conv a": row}})
+    return json.dumps({**vars(ORIGIN), "entries": {"conv a": row}, "checked": {}})
 
 
 CORRUPT |= {
     "nested without end": "[" * 100_000,
-    "rows in a list": json.dumps({**vars(ORIGIN), "entries": []}),
-    "no row": json.dumps({**vars(ORIGIN), "entries": {"conv a": None}}),
+    "rows in a list": json.dumps({**vars(ORIGIN), "entries": [], "checked": {}}),
+    "no row": json.dumps({**vars(ORIGIN), "entries": {"conv a": None}, "checked": {}}),
     "no time": with_row(median_us="fast"),
     "NaN": with_row(median_us=float("nan")),
     "endless": with_row(predicted_us=float("inf")),
@@ -117,7 +119,7 @@ def test_a_row_of_the_right_types_is_read(path):
     path.parent.mkdir(parents=True)
     path.write_text(with_row())
     read = Entry(ConvConfig((1, 8, 8), 64, 32), 1.0, None, 2.0)
-    assert disk_cache.load(path, ORIGIN) == {"conv a": read}
+    assert disk_cache.load(path, ORIGIN).entries == {"conv a": read}
 
 
 @pytest.mark.parametrize("name", CORRUPT)
@@ -125,14 +127,14 @@ def test_what_is_no_table_warns_and_is_left_alone(path, name):
     path.parent.mkdir(parents=True)
     path.write_text(CORRUPT[name])
     with pytest.warns(UserWarning, match="not a table"):
-        assert disk_cache.load(path, ORIGIN) == {}
+        assert disk_cache.load(path, ORIGIN).entries == {}
     with pytest.raises(FileExistsError, match="not a table"):
         disk_cache.save(path, ORIGIN, {"conv a": entry()})
     assert path.read_text() == CORRUPT[name]
 
 
 def test_no_table_is_no_entry_and_no_warning(path, recwarn):
-    assert disk_cache.load(path, ORIGIN) == {}
+    assert disk_cache.load(path, ORIGIN).entries == {}
     assert not recwarn
 
 
@@ -154,7 +156,7 @@ def test_a_user_without_a_home_has_no_table_and_no_error(monkeypatch, absent_h20
     for name in ("TRITON_TIED_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     path = disk_cache.path_of(ORIGIN)
-    assert disk_cache.load(path, ORIGIN) == {}
+    assert disk_cache.load(path, ORIGIN).entries == {}
     with pytest.raises(OSError):
         disk_cache.save(path, ORIGIN, {"conv a": entry()})
     with pytest.warns(UserWarning, match="TRITON_TIED_CACHE_DIR"), disk_cache.locked(path):
@@ -164,7 +166,7 @@ def test_a_user_without_a_home_has_no_table_and_no_error(monkeypatch, absent_h20
 def test_what_cannot_be_read_is_said_to_be_unreadable(path):
     path.mkdir(parents=True)  # reading it is an error, to root as well
     with pytest.warns(UserWarning, match="cannot be read"):
-        assert disk_cache.load(path, ORIGIN) == {}
+        assert disk_cache.load(path, ORIGIN).entries == {}
 
 
 def _add(path, worker, count):
@@ -182,7 +184,7 @@ def test_two_processes_at_once_lose_nothing(path):
         worker.join()
         assert worker.exitcode == 0
     expected = {f"conv {worker} {i}" for worker in range(2) for i in range(8)}
-    assert set(disk_cache.load(path, ORIGIN)) == expected
+    assert set(disk_cache.load(path, ORIGIN).entries) == expected
 
 
 def test_threads_lose_nothing(path):
@@ -191,7 +193,7 @@ def test_threads_lose_nothing(path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(disk_cache.load(path, ORIGIN)) == 20
+    assert len(disk_cache.load(path, ORIGIN).entries) == 20
 
 
 ENDLESS = """
@@ -217,7 +219,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_table(path):
     time.sleep(random.uniform(0.05, 0.3))
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    assert len(disk_cache.load(path, ORIGIN)) == 300
+    assert len(disk_cache.load(path, ORIGIN).entries) == 300
 
 
 def _hold(path, ready):
@@ -249,7 +251,7 @@ def test_without_locks_a_warning_says_so_and_work_goes_on(path, monkeypatch, err
     monkeypatch.setattr(disk_cache.filelock, "FileLock", lambda path: lock)
     with pytest.warns(UserWarning, match="cannot be locked.*TRITON_TIED_CACHE_DIR"):
         _add(path, 0, 1)
-    assert len(disk_cache.load(path, ORIGIN)) == 1
+    assert len(disk_cache.load(path, ORIGIN).entries) == 1
 
 
 def test_a_lock_is_given_back_when_work_fails(path):
@@ -258,7 +260,7 @@ def test_a_lock_is_given_back_when_work_fails(path):
     reached = threading.Thread(target=_add, args=(path, 0, 1), daemon=True)
     reached.start()
     reached.join(10)
-    assert len(disk_cache.load(path, ORIGIN)) == 1
+    assert len(disk_cache.load(path, ORIGIN).entries) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -278,4 +280,4 @@ def test_any_name_of_a_gpu_gives_a_file_in_the_folder(tmp_path, name):
     assert path.parent == tmp_path
     entries = {"conv a": entry()}
     disk_cache.save(path, origin, entries)
-    assert disk_cache.load(path, origin) == entries
+    assert disk_cache.load(path, origin).entries == entries

@@ -1,5 +1,8 @@
 """The compiler's word on a config: asked before it is taken, for all that it is compiled for."""
 
+import os
+import uuid
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +17,10 @@ from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.toolchain import ToolchainError
 from triton_tied.packing import Layout
 
-CONV_FAULT, WEIGHT_GRAD_FAULT = launch.conv_fault, launch.weight_grad_fault
+FAULT = launch.fault
 LAYOUT = Layout(64, (3, 3))
 
 
@@ -30,7 +34,7 @@ def compiler(absent_h200, monkeypatch):
             asked.append(config)
             return "spills" if config in refused or not refused else None
 
-        monkeypatch.setattr(launch, "conv_fault", fault)
+        monkeypatch.setattr(launch, "fault", fault)
         return asked
 
     return says
@@ -61,9 +65,11 @@ def test_the_best_prediction_without_a_fault_is_taken(x, compiler, bad):
     assert asked == list(order[: bad + 1])
 
 
-def test_the_first_is_taken_where_all_have_a_fault(x, compiler):
-    compiler()
-    assert chosen(x) == ranked(x)[0]
+def test_the_reference_serves_where_all_have_a_fault(x, compiler):
+    asked = compiler()
+    with pytest.warns(UserWarning, match="plain PyTorch serves .* spills"):
+        assert chosen(x) is None
+    assert asked == list(ranked(x)[:8])  # each takes seconds to compile
 
 
 def test_other_compiled_code_is_asked_about_anew(x, compiler):
@@ -99,7 +105,7 @@ def test_a_config_with_a_fault_is_recorded_and_never_timed():
         return 1.0
 
     tuned = race(
-        shortlist, ran.append, lambda config: True, clock,
+        shortlist, lambda config: partial(ran.append, config), lambda config: True, clock,
         fault=lambda config: "spills" if config == configs[0] else None,
     )  # fmt: skip
     assert configs[0] not in ran and tuned.winner in configs[1:]
@@ -137,14 +143,64 @@ def test_fault_is_what_the_compiler_says_and_nothing_is_launched(monkeypatch, x,
     monkeypatch.setattr(launch, "weight_grad_kernel", kernel)
     packed = torch.randn(LAYOUT.size)
     convolution = Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)
-    assert CONV_FAULT(convolution, ConvConfig((1, 8, 8), 16, 16)) == fault
+    assert FAULT(convolution, ConvConfig((1, 8, 8), 16, 16)) == fault
     gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
-    assert WEIGHT_GRAD_FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) == fault
+    assert FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) == fault
     assert not kernel.launched
+
+
+def broken_toolchains():
+    """What Triton raises where it can compile nothing, by running into it."""
+    from triton.runtime import build, cache
+
+    yield "C compiler", "Install gcc or clang", {"PATH": "", "CC": None}, build_library(build)
+    yield "no such C compiler", "Install gcc or clang", {"CC": "/no/such/cc"}, build_library(build)
+    yield "Python.h", "Python's headers", {"CC": "false"}, build_library(build)
+    folder = {"TRITON_CACHE_DIR": os.devnull + "/triton"}
+    yield "cache", "TRITON_CACHE_DIR", folder, lambda: cache.get_cache_manager("ab").put("", "a")
+
+
+def build_library(build):
+    return lambda: build.compile_module_from_src(f"// {uuid.uuid4()}", "nothing")
+
+
+@pytest.mark.parametrize(
+    "remedy, environment, fail",
+    [pytest.param(*parts, id=name) for name, *parts in broken_toolchains()],
+)
+def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environment, fail):
+    for name, value in environment.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    tried = []
+
+    class Broken(Kernel):
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: self.warmup(grid=grid)
+
+        def warmup(self, *arguments, grid, **constants):
+            tried.append(grid)
+            fail()
+
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "conv_kernel", Broken())
+    tuned_configs.forget()
+    convolution = convolution_of(x, LAYOUT, GEOMETRY)
+    with pytest.raises(ToolchainError, match=remedy):
+        select.conv_config(convolution)
+    assert len(tried) == 1  # and not once for each config
+    config = ConvConfig((1, 8, 8), 16, 16)
+    with pytest.raises(ToolchainError, match=remedy):
+        launch.conv(convolution, config)
+    shortlist = Shortlist((Predicted(config, 1.0),) * 3, (), 0.1, (config,))
+    prepare = partial(launch.prepared, convolution)
+    with pytest.raises(ToolchainError, match=remedy):
+        race(shortlist, prepare, lambda config: True, lambda call: call() or 1.0)
 
 
 def test_interpreted_kernels_have_no_fault(monkeypatch, x):
     monkeypatch.setattr(launch, "INTERPRETED", True)
     monkeypatch.setattr(launch, "weight_grad_kernel", Kernel(spills=2))
     gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
-    assert WEIGHT_GRAD_FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) is None
+    assert FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) is None

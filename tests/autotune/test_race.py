@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import pytest
 
@@ -27,6 +28,9 @@ class Bench:
         self.truth, self.failing = truth, failing
         self.ran, self.time, self.config = [], 0.0, None
 
+    def prepare(self, config):
+        return partial(self.run, config)
+
     def run(self, config):
         self.config = config
         if config in self.failing:
@@ -42,7 +46,7 @@ class Bench:
     def tune(self, is_right=lambda config: True, **options):
         predicted = tuple(Predicted(config, 1.0) for config in CONFIGS)
         shortlist = Shortlist(predicted, (), 0.1, tuple(CONFIGS))
-        return race(shortlist, self.run, is_right, self.clock, now=lambda: self.time, **options)
+        return race(shortlist, self.prepare, is_right, self.clock, now=lambda: self.time, **options)
 
 
 def test_the_fastest_wins(truth):

@@ -59,46 +59,65 @@ def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
 
 def test_nothing_is_timed_without_benchmark_mode():
     x = torch.zeros(2, 64, 8, 8)
-    assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+    assert select.choose(PROBLEM, DEVICE) == config_for(PROBLEM, DEVICE)
     first = select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
     assert select.conv_config(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == first
 
 
-def test_first_use_is_timed_once_in_benchmark_mode(benchmark_mode, timed):
-    config, final = select.choose(PROBLEM, DEVICE)
-    assert final and timed == [PROBLEM]
-    assert config == make_shortlist(PROBLEM, GPU).candidates[3].config
-    assert select.choose(PROBLEM, DEVICE) == (config, True)
-    tuned_configs.forget()  # as another process would
-    assert select.choose(PROBLEM, DEVICE) == (config, True)
+def test_first_use_is_timed_once(timed):
+    config = select.choose(PROBLEM, DEVICE, times=True)
     assert timed == [PROBLEM]
-    entry = disk_cache.load(disk_cache.path_of(ORIGIN), ORIGIN)[PROBLEM.key]
+    assert config == make_shortlist(PROBLEM, GPU).candidates[3].config
+    assert select.choose(PROBLEM, DEVICE, times=True) == config
+    tuned_configs.forget()  # as another process would
+    assert select.choose(PROBLEM, DEVICE, times=True) == config
+    assert timed == [PROBLEM]
+    entry = disk_cache.load(disk_cache.path_of(ORIGIN), ORIGIN).entries[PROBLEM.key]
     assert (entry.median_us, entry.first_us) == (10.0, 12.0)
     # From now on the table decides: what another process writes there is taken at the next reading.
     theirs, _ = others()
     disk_cache.save(disk_cache.path_of(ORIGIN), ORIGIN, {PROBLEM.key: Entry(theirs, 1.0, 2.0, 3.0)})
     tuned_configs.read_again()
-    assert select.choose(PROBLEM, DEVICE) == (theirs, True)
+    assert select.choose(PROBLEM, DEVICE, times=True) == theirs
 
 
-def test_nothing_is_timed_in_deterministic_mode(benchmark_mode):
+def test_when_a_first_use_is_timed(benchmark_mode, monkeypatch):
+    assert select.times_on_first_use(DEVICE)
+    assert not select.times_on_first_use(torch.device("cpu"))
     torch.use_deterministic_algorithms(True)
-    try:
-        config, final = select.choose(PROBLEM, DEVICE)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert config == config_for(PROBLEM, DEVICE) and not final
-
-
-def test_nothing_is_timed_while_a_graph_is_captured(benchmark_mode, monkeypatch):
+    assert not select.times_on_first_use(DEVICE)
+    torch.use_deterministic_algorithms(False)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        assert not select.times_on_first_use(DEVICE)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    config, final = select.choose(PROBLEM, DEVICE)
-    assert config == config_for(PROBLEM, DEVICE) and not final
+    assert not select.times_on_first_use(DEVICE)
 
 
-def test_all_failing_leaves_the_first_choice(benchmark_mode, monkeypatch):
+def test_nothing_is_timed_once_torch_distributed_is_there(benchmark_mode, tmp_path):
+    distributed = pytest.importorskip("torch.distributed")
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert not select.times_on_first_use(DEVICE)
+    finally:
+        distributed.destroy_process_group()
+    assert select.times_on_first_use(DEVICE)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_choices_are_remembered_in_every_mode(benchmark_mode, monkeypatch, timed, deterministic):
+    x = torch.zeros(2, 64, 8, 8)
+    monkeypatch.setattr(select, "times_on_first_use", lambda device: not deterministic)
+    call = convolution_of(x, PROBLEM.layout, GEOMETRY)
+    first = select.conv_config(call)
+    assert len(timed) == (not deterministic)
+    monkeypatch.setattr(select, "choose", None)
+    assert select.conv_config(call) == first
+
+
+def test_all_failing_leaves_the_first_choice(monkeypatch):
     monkeypatch.setattr(trial, "race_on", lambda *_: Outcome({}))
-    assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+    assert select.choose(PROBLEM, DEVICE, times=True) == config_for(PROBLEM, DEVICE)
     assert not disk_cache.path_of(ORIGIN).exists()
 
 
@@ -167,7 +186,7 @@ def test_choosing_without_a_folder_is_silent(no_folder, recwarn):
     assert not recwarn
 
 
-def test_no_memory_to_time_on_leaves_the_first_choice(benchmark_mode, monkeypatch):
+def test_no_memory_to_time_on_leaves_the_first_choice(monkeypatch):
     seen = []
 
     def race_on(device, problem, *_):
@@ -176,7 +195,7 @@ def test_no_memory_to_time_on_leaves_the_first_choice(benchmark_mode, monkeypatc
 
     monkeypatch.setattr(trial, "race_on", race_on)
     for _ in range(2):
-        assert select.choose(PROBLEM, DEVICE) == (config_for(PROBLEM, DEVICE), True)
+        assert select.choose(PROBLEM, DEVICE, times=True) == config_for(PROBLEM, DEVICE)
     assert seen == [PROBLEM]
 
 

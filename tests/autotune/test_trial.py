@@ -1,14 +1,13 @@
 """A problem made real: its tensors, and the precision that it stands for."""
 
-import contextlib
-
 import pytest
 import torch
-from stand_ins import DEVICE, GEOMETRY, GPU, PROBLEM
+from stand_ins import GEOMETRY
 
 from triton_tied.autotune import trial
 from triton_tied.autotune.problem import Problem
-from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
 
@@ -19,30 +18,45 @@ def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
         Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY, centre="none"), "cpu"
     )
     assert torch.equal(torch.get_rng_state(), before)
-    assert made.x.std() > 0.5 and made.packed.std() > 0.5
-    assert hasattr(made, "grad") == (kernel == "weight_grad")
+    numbers = made.call.grad if kernel == "weight_grad" else made.call.packed
+    assert made.call.x.std() > 0.5 and numbers.std() > 0.5
 
 
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 @pytest.mark.parametrize(("dtype", "wanted"), [("float32", "tf32"), ("float32_ieee", "ieee")])
 def test_a_trial_computes_float32_as_the_problem_says(
-    monkeypatch, convolution_precision, dtype, wanted
+    monkeypatch, convolution_precision, kernel, dtype, wanted
 ):
-    convolution_precision.fp32_precision = "ieee" if wanted == "tf32" else "tf32"
-    before = convolution_precision.fp32_precision
-    problem = Problem(**vars(PROBLEM) | {"dtype": dtype})
-    seen = []
+    other = "ieee" if wanted == "tf32" else "tf32"
+    convolution_precision.fp32_precision = other
+    problem = Problem(kernel, dtype, Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    seen = {}
 
-    class Spy:
-        run = is_right = fault = None
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: seen.update(arguments)
 
-        def __init__(self, *arguments):
-            seen.append(convolution_precision.fp32_precision)
+    monkeypatch.setattr(launch, f"{kernel}_kernel", Kernel())
+    config = {"conv": ConvConfig, "weight_grad": WeightGradConfig}[kernel]((1, 4, 4), 16, 16)
+    trial.Trial(problem, "cpu").prepare(config)()
+    assert seen["INPUT_PRECISION"] == wanted
+    assert convolution_precision.fp32_precision == other
 
-    monkeypatch.setattr(trial, "Trial", Spy)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(
-        trial, "race", lambda *_, **__: seen.append(convolution_precision.fp32_precision)
-    )
-    trial.race_on(DEVICE, problem, make_shortlist(problem, GPU), 1.0, print)
-    assert seen == [wanted, wanted]
-    assert convolution_precision.fp32_precision == before
+
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+def test_a_trial_launches_again_what_it_prepared_once(monkeypatch, kernel):
+    problem = Problem(kernel, "float32", Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: launched.append(arguments)
+
+    monkeypatch.setattr(launch, f"{kernel}_kernel", Kernel())
+    config = {"conv": ConvConfig, "weight_grad": WeightGradConfig}[kernel]((1, 4, 4), 16, 16)
+    call = trial.Trial(problem, "cpu").prepare(config)
+    assert not launched
+    call()
+    call()
+    first, second = launched
+    assert all(first[name] is second[name] for name in first)

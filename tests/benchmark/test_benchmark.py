@@ -5,7 +5,9 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from triton_tied.benchmark import clocks, passes, peers, plots, results, rooflin
 from triton_tied.benchmark.agreement import Truth
 from triton_tied.benchmark.workloads import Workload
 from triton_tied.cli import main
+from triton_tied.dispatch import INTERPRETED
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -582,7 +585,7 @@ def test_what_pytest_times_was_seen_to_be_right(monkeypatch):
 def test_the_parts_for_a_gpu_end_within_nine_minutes(tmp_path, monkeypatch):
     gpu = by_path(ROOT / "bench" / "gpu.py")
     monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
-    assert sum(part.limit_s for part in gpu.parts(tmp_path, "x")) <= 520
+    assert sum(part.limit_s for part in gpu.parts(tmp_path, "x")) <= 530
 
 
 def test_every_gpu_test_runs_in_one_process():
@@ -594,11 +597,48 @@ def test_every_gpu_test_runs_in_one_process():
     assert gpu_tests.spread(names, 20) == [[name] for name in names]
 
 
-def test_a_part_that_runs_out_of_time_is_ended(tmp_path, monkeypatch):
+CHILD = """
+import subprocess, sys, time
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+child = subprocess.Popen(sleep, stderr=subprocess.DEVNULL)
+print(child.pid, flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("what it has", flush=True)
+    raise
+"""
+
+
+def test_a_part_that_runs_out_of_time_is_ended_with_all_that_it_started(tmp_path):
     gpu = by_path(ROOT / "bench" / "gpu.py")
-    monkeypatch.setattr(gpu, "_GRACE_S", 4.0)
-    slow = gpu.Part("slow", [gpu.sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
+    slow = gpu.Part("slow", [gpu.sys.executable, "-c", CHILD], 1.0)
     assert gpu.run(slow, tmp_path)["status"] == "out of time"
+    child, *rest = (tmp_path / "slow.txt").read_text().splitlines()
+    assert rest[0] == "what it has"
+    with pytest.raises(ProcessLookupError):
+        while True:  # until the system has taken it away
+            os.kill(int(child), 0)
+            gpu.time.sleep(0.01)
+
+
+def test_how_a_part_ended_is_told(tmp_path):
+    gpu = by_path(ROOT / "bench" / "gpu.py")
     fails = gpu.Part("fails", [gpu.sys.executable, "-c", "print('why'); raise SystemExit(3)"], 30)
     assert gpu.run(fails, tmp_path)["status"] == 3
     assert (tmp_path / "fails.txt").read_text() == "why\n"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="a run without the interpreter has it")
+def test_all_that_wants_a_gpu_can_be_rehearsed_without_one(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), str(tmp_path), "--rehearse"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ends = {end["part"]: end["status"] for end in summary["parts"]}
+    expected = ("tests", "check", "tune", "cost_model", "bench", "table")
+    assert ends == dict.fromkeys(expected, 0), done.stdout + done.stderr
+    assert "passed" in (tmp_path / "tests.txt").read_text()
+    assert "rho" in (tmp_path / "cost_model.txt").read_text()
+    tuned = json.loads((tmp_path / "tune-rehearsal.json").read_text())
+    table = json.loads((tmp_path / "table.json").read_text())["entries"]
+    assert tuned and {row["problem"]["key"] for row in tuned} == set(table)

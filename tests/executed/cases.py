@@ -7,8 +7,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import oracle
 import torch
+from ptx_machine.memory import sparse_zeros
 from torch import Tensor
 
 from triton_tied.autotune import problem
@@ -33,7 +35,8 @@ class Case:
 
     Args:
         dtype: as the lists of configs name it; "float32" is TF32, "float32_ieee" exact.
-        memory: of the images: "channels_last", "contiguous" or "strided".
+        memory: of the images: "channels_last", "contiguous", "strided", or "far_apart": more
+            than 2^30 elements from one to the next.
         wide: offsets take 64 bits, as if an image were larger than 2^31.
         seed: of the numbers.
     """
@@ -110,9 +113,23 @@ def _place(image: Tensor, memory: str) -> Tensor:
         place = _amid_nan(image, (n, h, w, c)).permute(0, 3, 1, 2)
     elif memory == "contiguous":
         place = _amid_nan(image, (n, c, h, w))
+    elif memory == "far_apart":
+        place = _far_apart(image)
     else:
         place = _amid_nan(image, (n, c, h, w, 3))[..., 0]
     return place.copy_(image)
+
+
+def _far_apart(images: Tensor) -> Tensor:
+    """The step from one to the next takes 31 bits, that to the third does not fit into 32. Of this
+    memory only what is near an image is there."""
+    n, c, h, w = images.shape
+    size, apart, margin = c * h * w, 2**30 + 2**10, 128
+    memory = sparse_zeros(images.element_size() * (n - 1) * apart + 2**12 * size, np.uint8)
+    elements = torch.from_numpy(memory).view(images.dtype)
+    for start in range(0, n * apart, apart):
+        elements[start : start + size + 2 * margin] = torch.nan
+    return elements.as_strided((n, c, h, w), (apart, 1, w * c, c), margin)
 
 
 def _amid_nan(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 """Executes what is committed: each config of the list in each form that it promises. Those with
 faults leave the list, and the others say how many cases were executed.
 
-    python -m executed.committed [--jobs N]
+    python -m executed.committed [--seed N] [--jobs N]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import json
 import os
 import random
+import time
 from collections.abc import Iterator
 
 from triton_tied.autotune.candidates import FILE, Candidate
@@ -33,7 +34,9 @@ def cases_of(key: Key, candidate: Candidate, chance: random.Random) -> Iterator[
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m executed.committed", description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    jobs, chance = parser.parse_args().jobs, random.Random()
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    given = parser.parse_args()
+    chance, start = random.Random(given.seed), time.monotonic()
     work = [
         (key, place, case)
         for key, found in LISTS.items()
@@ -42,7 +45,7 @@ def main() -> None:
     ]
     counts: collections.Counter[tuple[Key, int]] = collections.Counter()
     faulty: set[tuple[Key, int]] = set()
-    outcomes = executed(iter([case for *_, case in work]), jobs)
+    outcomes = executed(iter([case for *_, case in work]), given.jobs)
     for number, ((key, place, case), outcome) in enumerate(zip(work, outcomes, strict=True), 1):
         counts[key, place] += 1
         verdict = f"FAULT {outcome.faults}" if outcome.faults else "right"
@@ -50,6 +53,7 @@ def main() -> None:
         if outcome.faults:
             faulty.add((key, place))
     _write(counts, faulty)
+    print(f"seed {given.seed}, {time.monotonic() - start:.0f} seconds")
     print(f"{counts.total()} cases executed, {len(faulty)} configs left out")
 
 

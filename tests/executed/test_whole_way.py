@@ -12,7 +12,7 @@ from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 import triton_tied as tt
 from triton_tied import dispatch
-from triton_tied.autotune import gpus, tuned_configs
+from triton_tied.autotune import first_use, gpus, tuned_configs
 from triton_tied.dispatch import INTERPRETED
 
 from .execution import KERNELS
@@ -152,3 +152,25 @@ def test_autocast_and_cached_weights(gpu):
     assert oracle.relative_error(y, z) < 1e-2
     assert oracle.relative_error(layer.packed_weight.grad, expected) < 1e-2
     assert gpu.launches["centre_kernel"] <= 1
+
+
+def test_a_kernel_that_computes_wrongly_is_found_out_and_another_serves(gpu, monkeypatch):
+    """Its machine code adds where it should multiply by alpha."""
+    wrong = []
+
+    def rewrite(text):
+        if not wrong and ".entry conv_kernel" in text:
+            wrong.append(text)
+        return text.replace("mul.f32", "add.f32") if text in wrong else text
+
+    monkeypatch.setattr(first_use, "checks", lambda device: True)
+    gpu._rewrite = rewrite
+    call = Call((2, 32, 8, 8), alpha=-0.5)
+    tensors = call.tensors()
+    with pytest.warns(UserWarning, match="a kernel computes wrongly .* conv bfloat16"):
+        output = call(*tensors)
+    oracle.assert_within_bound(output, call.expected(tensors, torch.zeros_like(output))[0])
+    assert gpu.launches["conv_kernel"] == 3 and "mul.f32" in wrong[0]
+    launches = gpu.launches["conv_kernel"]
+    assert torch.equal(call(*tensors), output)
+    assert gpu.launches["conv_kernel"] == launches + 1

@@ -8,6 +8,8 @@ import pytest
 import torch
 from triton.runtime import driver
 
+from triton_tied.autotune.compile_ahead import Compilers, Job
+from triton_tied.autotune.problem import Problem
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
@@ -153,8 +155,8 @@ def test_splits_make_no_code_anew(gpu):
 def test_a_config_that_spills_is_known_before_it_is_launched(gpu):
     convolution = convolution_of(compiled.Form(128, -1, gathered_centre=True))
     # two sums of 128 numbers a thread
-    assert "spills" in launch.conv_fault(convolution, ConvConfig((1, 8, 16), 128, 16, 4, 2))
-    assert launch.conv_fault(convolution, POINTER) is None
+    assert "spills" in launch.fault(convolution, ConvConfig((1, 8, 16), 128, 16, 4, 2))
+    assert launch.fault(convolution, POINTER) is None
     assert not gpu.launched
 
 
@@ -164,16 +166,35 @@ def test_asking_for_a_fault_compiles_what_is_then_launched(gpu, config):
     convolution = convolution_of(form)
     x, layout = convolution.x, convolution.layout
     if isinstance(config, ConvConfig):
-        assert launch.conv_fault(convolution, config) is None
+        assert launch.fault(convolution, config) is None
         launch.conv(convolution, config)
     else:
         gradient = WeightGradient(x, x.clone(), layout, SAME, 1.0)
-        assert launch.weight_grad_fault(gradient, config) is None
+        assert launch.fault(gradient, config) is None
         launch.weight_grad(gradient, config)
     assert len(gpu.loaded) == len(gpu.launched) == 1
 
 
 def test_a_config_that_does_not_compile_is_known_too(gpu):
     config = ConvConfig((1, 3, 8), 32, 32)  # not a power of two
-    fault = launch.conv_fault(convolution_of(compiled.Form(64)), config)
+    fault = launch.fault(convolution_of(compiled.Form(64)), config)
     assert "power of 2" in fault or "Error" in fault
+
+
+def test_what_is_compiled_ahead_is_what_is_launched(gpu, tmp_path):
+    jobs, calls = [], []
+    for config in (POINTER, CONV_BULK, GRAD_POINTER, GRAD_BULK):
+        kernel = "conv" if isinstance(config, ConvConfig) else "weight_grad"
+        centre = "gathered" if kernel == "conv" else "none"
+        problem = Problem(kernel, "bfloat16", Layout(64, (3, 3)), (2, 8, 64), SAME, centre=centre)
+        extras = frozenset({"bias", "residual"} if kernel == "conv" else ())
+        jobs.append(Job(90, problem, config, extras))
+        form = compiled.Form(64, residual=True, gathered_centre=True)
+        calls.append((config, form))
+    with Compilers(2) as compilers:
+        assert list(compilers.compile(jobs)) == [None] * 4
+    ahead = set(tmp_path.rglob("*.cubin"))
+    for config, form in calls:
+        launch_one(config, form, sides=(16, 128))
+    assert len(gpu.launched) == len(ahead) == 4
+    assert set(tmp_path.rglob("*.cubin")) == ahead

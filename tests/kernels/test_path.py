@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 import triton_tied as tt
 from triton_tied.autotune import centre_tap
 from triton_tied.kernels import launch
+from triton_tied.memory_format import memory_of
 
 TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d}
 
@@ -249,6 +250,66 @@ def test_channels_last_images_reach_the_kernel_without_a_copy(device, monkeypatc
     x = randn(2, 8, 6, 6, device=device).contiguous(memory_format=torch.channels_last)
     tt.TiedConv2d(8, 3, padding=1, device=device)(x)
     assert seen == [x.data_ptr()]
+
+
+@pytest.fixture
+def memory_seen(monkeypatch):
+    """The memory format of the images that each launch reads."""
+    seen = []
+
+    def spy(name, function, images):
+        def call(arguments, config):
+            seen.append((name, memory_of(*(getattr(arguments, image) for image in images))))
+            return function(arguments, config)
+
+        monkeypatch.setattr(launch, name, call)
+
+    spy("conv", launch.conv, ["x"])
+    spy("weight_grad", launch.weight_grad, ["x", "grad"])
+    return seen
+
+
+IMAGES = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "a crop": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
+}
+GRADIENTS = {
+    "of the same format": lambda y: y.square().sum(),
+    "of another format": lambda y: (y.transpose(1, 3).contiguous() ** 2).sum(),
+    "expanded": lambda y: y.mean((2, 3)).sum(),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_all_launches_read_channels_last_memory(name, gradient, device, memory_seen):
+    x = IMAGES[name](randn(2, 8, 5, 6, device=device)).detach().requires_grad_()
+    layer = tt.TiedConv2d(8, 3, padding=1, device=device)
+    y = layer(x)
+    along_x, _ = torch.autograd.grad(GRADIENTS[gradient](y), (x, layer.packed_weight))
+    assert memory_seen == [(kernel, "channels_last") for kernel in ("conv", "conv", "weight_grad")]
+    assert y.is_contiguous() is along_x.is_contiguous() is (name != "channels-last")
+
+
+def test_rows_are_images_of_channels_last_memory(device, memory_seen):
+    x = randn(2, 8, 20, device=device).requires_grad_()
+    y = tt.TiedConv1d(8, 3, padding=1, device=device)(x)
+    y.square().sum().backward()
+    assert {memory for _, memory in memory_seen} == {"channels_last"} and len(memory_seen) == 3
+    assert y.is_contiguous() and x.grad.is_contiguous()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_not_copied_meets_gradients_of_its_own_format(gradient, last, device, memory_seen):
+    x = randn(2, 3, 5, 6, device=device)  # pixels of 12 bytes
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    x.requires_grad_()
+    GRADIENTS[gradient](tt.TiedConv2d(3, 3, padding=1, device=device)(x)).backward()
+    expected = "channels_last" if last else "contiguous"
+    assert memory_seen == [(kernel, expected) for kernel in ("conv", "conv", "weight_grad")]
 
 
 UPSTREAM = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
+_NUMBERS = itertools.count()
 _TEMPLATE = """
 .version 8.0
 .target sm_90a
 .address_size 64
 .visible .entry one({parameters})
-.reqntid {threads}
+.reqntid {threads} {directives}
 {{
     .reg .pred %p<8>; .reg .b16 %rs<8>; .reg .b32 %r<64>; .reg .b64 %rd<16>;
     mov.u32 %r0, %tid.x;
@@ -20,9 +23,20 @@ OUT = ".param .u64 out"
 MAP = ".param .align 64 .b8 map[128]"
 
 
-def program(body: str, threads: int = 32, parameters: str = OUT) -> str:
+def program(body: str, threads: int = 32, parameters: str = OUT, directives: str = "") -> str:
     """%r0 is the thread's number, %r1 where shared memory starts."""
-    return _TEMPLATE.format(body=body, threads=threads, parameters=parameters)
+    return _TEMPLATE.format(
+        body=body, threads=threads, parameters=parameters, directives=directives
+    )
+
+
+def roles(*bodies: str, threads: int = 32) -> str:
+    """The first so many threads do the first, the next the second, ..."""
+    text = f"div.u32 %r62, %r0, {threads};"
+    for i, body in enumerate(bodies):
+        end = f"$Role{next(_NUMBERS)}"
+        text += f"setp.ne.u32 %p7, %r62, {i}; @%p7 bra {end}; {body} {end}: mov.b32 %r63, 0;"
+    return text
 
 
 def stored(register: str) -> str:

@@ -54,3 +54,27 @@ def test_a_swizzle_permutes_the_chunks_of_its_span(mode):
     if mode:  # 8 rows of one chunk lie in as many columns of chunks as a span has
         column = permuted[:: max(1, span // 16)][:8] % span
         assert len(set(column)) == min(8, span // 16)
+
+
+def test_the_rows_of_a_box_are_what_it_loads():
+    image = torch.arange(1, 8 * 64 + 1).view(8, 64).float()
+    start = image.data_ptr()
+    boxes = TensorMap(Allocation(start, start + 2048), start, (60, 8), (256,), (16, 4), 4, 0)
+    for _ in range(20):
+        at = int(torch.randint(-20, 70, ())), int(torch.randint(-5, 10, ()))
+        rows, size = boxes.rows(at)
+        first = (torch.from_numpy(rows.astype("int64")) - start) // 4
+        inside = (first[:, None] + torch.arange(size // 4)).flatten()
+        loaded = torch.from_numpy(boxes.load(at).view("float32"))
+        assert torch.equal(image.flatten()[inside], loaded[loaded > 0])
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_a_row_narrower_than_its_swizzle_takes_up_all_of_it(mode):
+    """As if the box were wide and only its first columns were written."""
+    span = 16 << mode
+    wide = replace(GOOD, box=(span // 4, 8), swizzle=mode).places(1024).reshape(8, -1)
+    for chunks in range(1, span // 16 + 1):
+        narrow = replace(GOOD, box=(4 * chunks, 8), swizzle=mode)
+        assert narrow.box_bytes == 8 * 16 * chunks
+        assert (narrow.places(1024).reshape(8, -1) == wide[:, : 4 * chunks]).all()

@@ -62,17 +62,22 @@ def test_softmax(capability):
 
 @pytest.mark.parametrize("timing", [EARLY, LATE], ids=["early", "late"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("capability, descriptors", [(80, False), (90, False), (90, True)])
-def test_a_matrix_product(capability, descriptors, dtype, timing):
+@pytest.mark.parametrize(
+    "capability, descriptors, clusters",
+    [(80, False, 1), (90, False, 1), (90, True, 1), (90, True, 2)],
+)
+def test_a_matrix_product(capability, descriptors, clusters, dtype, timing):
     m, n, k = 90, 72, 136
     a, b = torch.randint(-3, 4, (m, k)).to(dtype), torch.randint(-3, 4, (k, n)).to(dtype)
     c = torch.full((m, n), torch.nan)
     given = [a, b]
     if descriptors:
         given = [
-            TensorDescriptor(a, [m, k], [k, 1], [64, 32]),
+            TensorDescriptor(a, [m, k], [k, 1], [64 * clusters, 32]),
             TensorDescriptor(b, [k, n], [n, 1], [32, 64]),
         ]
     with emulated(EmulatedGpu(capability, timing), matmul_kernel):
-        matmul_kernel[(2, 2)](*given, c, m, n, k, 64, 64, 32, descriptors, num_stages=3)
+        matmul_kernel[(2 // clusters, 2)](
+            *given, c, m, n, k, 64 * clusters, 64, 32, descriptors, num_stages=3, num_ctas=clusters
+        )
     assert torch.equal(c, a.float() @ b.float())  # sums of small integers are exact

@@ -17,20 +17,17 @@ from ..geometry import Geometry
 from ..packing import Layout
 from . import gpus
 from .cost_model import unpack_us
-from .problem import Centre, Problem, key_of, problem_of
+from .problem import WITH_MEMORY, Centre, Problem, key_of, problem_of
 from .tuned_configs import entry_for, remember, remembered
 
 _MIN_CHANNELS = 64  # of a group, for the guess
 _MIN_PIXELS = 2**14
 
-# Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
-_WITH_MEMORY = (Tensor, torch.nn.Parameter)
-
 
 def unpacking_pays(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
     """Whether a convolution of ``x`` should unpack its centre first, though nothing else would use
     it: as the tables say where they hold both ways, else by a guess."""
-    if torch.compiler.is_compiling() or type(x) not in _WITH_MEMORY:
+    if torch.compiler.is_compiling() or type(x) not in WITH_MEMORY:
         return guess_unpacking_pays(layout, x.shape[0] * x.shape[2] * x.shape[3])
     call = ("centre", layout, geometry, *key_of(x))
     known = remembered(call)

@@ -41,6 +41,12 @@ def unpack_us(problem: Problem, gpu: GPU) -> float:
     return _LAUNCH_US + problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
 
 
+def copy_us(problem: Problem, gpu: GPU) -> float:
+    """Of copying a convolution's image into another memory format."""
+    numbers = problem.layout.channels * math.prod(problem.image)
+    return _LAUNCH_US + 2 * problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
+
+
 def predict_us(problem: Problem, gpu: GPU, candidate: Candidate) -> float:
     """Microseconds: the slowest of the products, the cache, the memory, and a chain of steps; of
     the others the more, the nearer they come, since they overlap imperfectly. Then the splits are

@@ -1,4 +1,4 @@
-"""Tuned configs on disk: one JSON file for each kind of GPU, in the user's cache directory."""
+"""What was measured, on disk: one JSON file for each kind of GPU, in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import filelock
 import platformdirs
@@ -19,9 +20,10 @@ import platformdirs
 from ..kernels.configs import ConvConfig, WeightGradConfig
 from .candidates import source_hash
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).with_name("tables")
 _VARIABLE = "TRITON_TIED_CACHE_DIR"
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _FIELDS = ("format", "gpu", "capability", "multiprocessors", "torch", "triton", "ptxas", "source")
 
 
@@ -68,17 +70,25 @@ def path_of(origin: Origin, folder: Path | None = None) -> Path:
     return (folder or directory()) / f"{name}.json"
 
 
-def load(path: Path, origin: Origin) -> dict[str, Entry]:
-    """The entries by :attr:`Problem.key`: none where there is no table or a stale one; none, with
-    a warning, where the file is not a table or cannot be read."""
+class Table(NamedTuple):
+    """The winners by :attr:`Problem.key`; and of compiled kernels that were checked on this kind
+    of GPU, whether their results were right."""
+
+    entries: dict[str, Entry]
+    checked: dict[str, bool]
+
+
+def load(path: Path, origin: Origin) -> Table:
+    """What is there: nothing where there is no table or a stale one; nothing, with a warning,
+    where the file is not a table or cannot be read."""
     try:
         return load_for_update(path, origin)
     except FileExistsError as error:
         warnings.warn(str(error), stacklevel=2)
-        return {}
+        return Table({}, {})
 
 
-def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
+def load_for_update(path: Path, origin: Origin) -> Table:
     """:func:`load`, but what is not a table raises instead of being overwritten.
 
     Raises:
@@ -88,10 +98,11 @@ def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
         table = json.loads(path.read_text())
         _check(table)
         if not origin.trusts(table):
-            return {}
-        return {key: _read(key, row) for key, row in table["entries"].items()}
+            return Table({}, {})
+        entries = {key: _read(key, row) for key, row in table["entries"].items()}
+        return Table(entries, {key: _verdict(right) for key, right in table["checked"].items()})
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return Table({}, {})
     except OSError as error:
         raise FileExistsError(f"{path} cannot be read: {error!r}") from None
     # RecursionError: of a file that nests without end.
@@ -101,8 +112,13 @@ def load_for_update(path: Path, origin: Origin) -> dict[str, Entry]:
         ) from None
 
 
-def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
-    """Adds the entries to the table, replacing those of the same problems and a stale table.
+def save(
+    path: Path,
+    origin: Origin,
+    entries: Mapping[str, Entry] = _NOTHING,
+    checked: Mapping[str, bool] = _NOTHING,
+) -> None:
+    """Adds to the table, replacing what is there for the same keys and a stale table.
 
     Atomic: a reader sees the old file or the new one. Call it inside :func:`locked`.
 
@@ -111,8 +127,10 @@ def save(path: Path, origin: Origin, entries: dict[str, Entry]) -> None:
         OSError: it cannot be written.
     """
     known = load_for_update(path, origin)
-    rows = {key: asdict(entry) for key, entry in sorted({**known, **entries}.items())}
-    text = json.dumps({**asdict(origin), "entries": rows}, indent=1) + "\n"
+    rows = {key: asdict(entry) for key, entry in sorted({**known.entries, **entries}.items())}
+    verdicts = dict(sorted({**known.checked, **checked}.items()))
+    table = {**asdict(origin), "entries": rows, "checked": verdicts}
+    text = json.dumps(table, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by tempfile: a table may be shared, and its files are for one user's eyes.
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -154,7 +172,7 @@ def locked(path: Path) -> Iterator[None]:
 def _check(table: Any) -> None:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise ValueError(f"expected an object of format {FORMAT}")
-    missing = [name for name in (*_FIELDS, "entries") if name not in table]
+    missing = [name for name in (*_FIELDS, "entries", "checked") if name not in table]
     if missing:
         raise ValueError(f"without {', '.join(missing)}")
 
@@ -169,6 +187,12 @@ def _read(key: str, row: dict[str, Any]) -> Entry:
     first_us = None if row["first_us"] is None else _microseconds(row["first_us"])
     median_us, predicted_us = map(_microseconds, (row["median_us"], row["predicted_us"]))
     return Entry(config, median_us, first_us, predicted_us)
+
+
+def _verdict(right: Any) -> bool:
+    if type(right) is not bool:
+        raise ValueError(f"expected true or false, got {right!r}")
+    return right
 
 
 def _microseconds(value: Any) -> float:

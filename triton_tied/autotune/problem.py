@@ -18,6 +18,9 @@ from .candidates import Dtype, Kernel, Need
 
 Centre = Literal["none", "gathered", "unpacked"]
 
+# Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
+WITH_MEMORY = (Tensor, torch.nn.Parameter)
+
 _NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -113,9 +116,14 @@ class Problem:
     def key(self) -> str:
         """Names the problem in a table: batch and image sides in steps of half an octave, so that
         neighbours share an entry."""
+        steps = "x".join(str(round(2 * math.log2(max(size, 1)))) for size in self.image)
+        return f"{self.code} image{steps}"
+
+    @property
+    def code(self) -> str:
+        """All but the sizes of the images, which compile nothing anew."""
         layout, geometry = self.layout, self.geometry
         times = "x"
-        steps = times.join(str(round(2 * math.log2(max(size, 1)))) for size in self.image)
         parts = (
             self.kernel,
             self.dtype,
@@ -126,7 +134,6 @@ class Problem:
             f"d{times.join(map(str, geometry.dilation))}",
             layout.symmetry,
             self.centre,
-            f"image{steps}",
         )
         return " ".join(parts)
 

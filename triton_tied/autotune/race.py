@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..kernels.configs import Config
+from ..kernels.toolchain import ToolchainError
 from .shortlist import Shortlist
 
 _ROUNDS = 5
@@ -35,7 +35,7 @@ class Outcome:
 
 def race(
     shortlist: Shortlist,
-    run: Callable[[Config], object],
+    prepare: Callable[[Config], Callable[[], object]],
     is_right: Callable[[Config], bool],
     clock: Callable[[Callable[[], object]], float],
     budget_s: float = float("inf"),
@@ -46,7 +46,9 @@ def race(
     """Times the candidates in turns, drops losers early, and keeps a winner only if it is right.
 
     Args:
-        run: launches a config. Whatever it raises is recorded, and the config left out.
+        prepare: what it returns launches a config. Whatever either raises is recorded, and the
+            config left out; but a ToolchainError, of a machine that can compile nothing, ends the
+            race.
         is_right: whether the result of a config is that of the reference.
         clock: milliseconds of a call; see ``triton.testing.do_bench``.
         budget_s: seconds after which no further timing starts; each candidate is timed once before
@@ -67,8 +69,10 @@ def race(
                 if config not in samples:
                     reason = fault(config)
                 if not reason:
-                    ms = clock(functools.partial(run, config))
+                    ms = clock(prepare(config))
                     samples.setdefault(config, []).append(ms * 1e3)
+            except ToolchainError:
+                raise  # all others would fail as well
             except Exception as error:  # a compiler has many ways to fail, none of them ours
                 reason = f"{type(error).__name__}: {error}"
             if reason:

@@ -13,22 +13,30 @@ from ..packing import Layout
 from .candidates import Kernel
 from .problem import Centre, Problem, problem_of
 
+# With each problem, what its launches had besides: sets of "bias" and "residual".
+Found = dict[Problem, set[frozenset[str]]]
+
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
-_recorded: dict[Problem, None] | None = None
+_recorded: Found | None = None
 
 
 def problems_of(function: Callable[[], object]) -> list[Problem]:
     """The problems that a function meets; it may run without a GPU."""
+    return list(launches_of(function))
+
+
+def launches_of(function: Callable[[], object]) -> Found:
+    """As :func:`problems_of`, with what the launches had besides."""
     with rehearsing(), recording() as found:
         function()
-    return list(found)
+    return found
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[dict[Problem, None]]:
+def recording() -> Iterator[Found]:
     """Collects the problems that are met inside this block, on any thread, in order, each once."""
     global _recorded
-    outer, found = _recorded, dict[Problem, None]()
+    outer, found = _recorded, Found()
     _recorded = found
     try:
         yield found
@@ -37,9 +45,18 @@ def recording() -> Iterator[dict[Problem, None]]:
 
 
 def record(
-    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
+    kernel: Kernel,
+    layout: Layout,
+    geometry: Geometry,
+    centre: Centre,
+    *images: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> None:
     """Notes a problem, where a block asked for it."""
     found = _recorded
     if found is not None:
-        found[problem_of(kernel, layout, geometry, centre, *images)] = None
+        given = {"bias": bias, "residual": residual}
+        extras = frozenset(name for name, tensor in given.items() if tensor is not None)
+        problem = problem_of(kernel, layout, geometry, centre, *images)
+        found.setdefault(problem, set()).add(extras)

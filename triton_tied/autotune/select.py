@@ -2,29 +2,44 @@
 
 With ``torch.backends.cudnn.benchmark`` a problem without an entry is timed on first use, as cuDNN
 does; otherwise the cost model chooses, at once and the same way every time. Nothing is timed in
-deterministic mode, while a CUDA graph is captured, or on the CPU.
+deterministic mode, while a CUDA graph is captured, once torch.distributed is initialised, or on the
+CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
 from ..kernels.launch import Convolution, WeightGradient
-from . import gpus, tuning
+from . import first_use, gpus, tuning
+from .candidates import Kernel
 from .problem import Centre, Problem, key_of, problem_of
 from .recording import record
 from .shortlist import make_shortlist
 from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
 
-# Why a config should not be launched for the tensors at hand, or None: the compiler's word.
+# Why a config should not serve the tensors at hand, or None: the compiler's word, and the check of
+# what it made.
 Fault = Callable[[Any], str | None]
+
+# Each is compiled, which takes seconds, while the user waits.
+_MAX_TIMED = 6  # on first use
+_MAX_COMPILED = 8  # where so many fail, something else is wrong
+
+
+class Choice(NamedTuple):
+    """What is remembered of a call."""
+
+    config: Config | None
+
 
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
 _given: dict[str, Config] = {}
@@ -47,76 +62,106 @@ def using(
         _given = outer
 
 
-def conv_config(convolution: Convolution) -> ConvConfig:
-    """The config that a convolution is launched with."""
-    x, packed, centre, bias, residual, layout, geometry, _, channels_last = convolution
-    way: Centre = "gathered" if centre is None else "unpacked"
-    record("conv", layout, geometry, way, x)
-    if "conv" in _given:
-        return _given["conv"]  # type: ignore[return-value]
-    call = (
-        "conv", layout, geometry, way, torch.backends.cudnn.benchmark, *key_of(x),
-        # what else the compiled code depends on, and so whether it has a fault
+def conv_config(convolution: Convolution) -> ConvConfig | None:
+    """The config that a convolution is launched with; None: the reference has to serve.
+
+    Raises:
+        ToolchainError: Triton can compile nothing on this machine.
+    """
+    x, packed, centre, bias, residual, *_, channels_last, _ = convolution
+    # What else than the problem the compiled code depends on, and so whether it has a fault.
+    code = (
         packed.data_ptr() % 16, bias is None, None if residual is None else residual.stride(),
         channels_last,
     )  # fmt: skip
-    known = remembered(call)
+    way: Centre = "gathered" if centre is None else "unpacked"
+    return _config("conv", convolution, way, code, x)  # type: ignore[return-value]
+
+
+def weight_grad_config(gradient: WeightGradient) -> WeightGradConfig | None:
+    """The config that a packed weight gradient is launched with; None: the reference has to serve.
+
+    Raises:
+        ToolchainError: Triton can compile nothing on this machine.
+    """
+    images = gradient.x, gradient.grad
+    return _config("weight_grad", gradient, "none", (), *images)  # type: ignore[return-value]
+
+
+def _config(
+    kernel: Kernel, call: Convolution | WeightGradient, way: Centre, code: tuple, *images: Tensor
+) -> Config | None:
+    layout, geometry, device = call.layout, call.geometry, call.x.device
+    given = {"bias": call.bias, "residual": call.residual} if isinstance(call, Convolution) else {}
+    record(kernel, layout, geometry, way, *images, **given)
+    if kernel in _given:
+        return _given[kernel]
+    times, checks = times_on_first_use(device), first_use.checks(device)
+    key = (kernel, layout, geometry, way, times, checks, *key_of(*images), *code)
+    known = remembered(key)
     if known is None:
-        problem = problem_of("conv", layout, geometry, way, x)
-        known = _choose(call, problem, x.device, partial(launch.conv_fault, convolution))
-    return known  # type: ignore[return-value]
+        problem = problem_of(kernel, layout, geometry, way, *images)
+
+        def fault(config: Config) -> str | None:
+            reason = launch.fault(call, config)
+            return first_use.why_wrong(problem, call, config) if checks and not reason else reason
+
+        known = remember(key, Choice(choose(problem, device, times, fault)))
+    return known.config  # type: ignore[attr-defined]
 
 
-def weight_grad_config(gradient: WeightGradient) -> WeightGradConfig:
-    """The config that a packed weight gradient is launched with."""
-    x, grad, layout, geometry, _ = gradient
-    record("weight_grad", layout, geometry, "none", x, grad)
-    if "weight_grad" in _given:
-        return _given["weight_grad"]  # type: ignore[return-value]
-    call = (
-        "weight_grad", layout, geometry, torch.backends.cudnn.benchmark, *key_of(x, grad)
-    )  # fmt: skip
-    known = remembered(call)
-    if known is None:
-        problem = problem_of("weight_grad", layout, geometry, "none", x, grad)
-        known = _choose(call, problem, x.device, partial(launch.weight_grad_fault, gradient))
-    return known  # type: ignore[return-value]
+def times_on_first_use(device: torch.device) -> bool:
+    """Whether a problem that no table knows is timed when it first comes.
 
-
-def _choose(call: tuple, problem: Problem, device: torch.device, fault: Fault) -> Config:
-    config, is_final = choose(problem, device, fault)
-    return remember(call, config) if is_final else config
+    Among several processes it is not: while one waits for its GPU, which waits for a collective of
+    all, another could wait for the first to be done; and each should take the same config.
+    """
+    return (
+        torch.backends.cudnn.benchmark
+        and device.type == "cuda"
+        and not torch.are_deterministic_algorithms_enabled()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        and not torch.cuda.is_current_stream_capturing()
+    )
 
 
 def choose(
-    problem: Problem, device: torch.device, fault: Fault = lambda config: None
-) -> tuple[Config, bool]:
-    """The config, and whether that is the last word while tables stay as they are."""
+    problem: Problem,
+    device: torch.device,
+    times: bool = False,
+    fault: Fault = lambda config: None,
+) -> Config | None:
+    """The config for a problem; None, with a warning, where all that were tried have a fault.
+    ``times``: a problem without an entry is timed now."""
     entry = entry_for(problem, device)
     if entry and fault(entry.config) is None:
-        return entry.config, True
-    if not torch.backends.cudnn.benchmark or device.type != "cuda":
-        return _untimed(problem, device, fault), True
-    if torch.are_deterministic_algorithms_enabled() or torch.cuda.is_current_stream_capturing():
-        return _untimed(problem, device, fault), False
-    winner = _timed_on_first_use(problem, device)
+        return entry.config
+    winner = _timed_on_first_use(problem, device) if times else None
     if winner is not None and fault(winner) is None:
-        return winner, True
-    return _untimed(problem, device, fault), True
+        return winner
+    return _untimed(problem, device, fault)
 
 
 def _timed_on_first_use(problem: Problem, device: torch.device) -> Config | None:
     if was_timed_in_vain(problem, device):
         return None  # what it won is no good here, or nothing won
     try:
-        return tuning.tune_problem(problem, device).winner
+        return tuning.tune_problem(problem, device, most=_MAX_TIMED).winner
     except torch.cuda.OutOfMemoryError:
         # The tensors to time on do not fit beside the user's: no reason to fail, nor to try again.
         tuning.give_up(problem, device)
         return None
 
 
-def _untimed(problem: Problem, device: torch.device, fault: Fault) -> Config:
-    """The first in the order of the cost model that has no fault; the first where all have."""
-    ranked = make_shortlist(problem, gpus.of_device(device)).ranked
-    return next((config for config in ranked if fault(config) is None), ranked[0])
+def _untimed(problem: Problem, device: torch.device, fault: Fault) -> Config | None:
+    """The first in the order of the cost model that has no fault."""
+    faults = []
+    for config in make_shortlist(problem, gpus.of_device(device)).ranked[:_MAX_COMPILED]:
+        reason = fault(config)
+        if reason is None:
+            return config
+        faults.append(f"{config}: {reason}")
+    warnings.warn(
+        f"plain PyTorch serves {problem.key}, since no kernel does; {faults[0]}", stacklevel=2
+    )
+    return None

@@ -55,8 +55,8 @@ class Shortlist:
         return self.ranked[0]
 
 
-def make_shortlist(problem: Problem, gpu: GPU) -> Shortlist:
-    """At most :data:`MAX_TIMED` configs, always one, and what is taken without timing."""
+def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortlist:
+    """At most so many configs, always one, and what is taken without timing."""
     predicted: list[Predicted] = []
     fallen: list[Fallen] = []
     for candidate in list_of(problem.kernel, gpu.target, problem.dtype):
@@ -67,11 +67,13 @@ def make_shortlist(problem: Problem, gpu: GPU) -> Shortlist:
             predicted.append(_best_split(problem, gpu, candidate))
     predicted.sort(key=lambda p: p.predicted_us)
     best = predicted[0].predicted_us
-    kept = [p for p in predicted[:MAX_TIMED] if p.predicted_us <= _HOPELESS_RATIO * best]
+    kept = [p for p in predicted[:most] if p.predicted_us <= _HOPELESS_RATIO * best]
     safe = [p for p in predicted if p.config.loader != "planar_descriptor"]
     if safe[0] not in kept:  # a winner has to beat what is taken without timing
-        kept = [*kept[: MAX_TIMED - 1], safe[0]]
-    fallen += [Fallen(p.config, _why_slow(problem, p, best)) for p in predicted if p not in kept]
+        kept = [*kept[: most - 1], safe[0]]
+    fallen += [
+        Fallen(p.config, _why_slow(problem, p, best, most)) for p in predicted if p not in kept
+    ]
     ranked = tuple(p.config for p in safe)
     return Shortlist(tuple(kept), tuple(fallen), floor_us(problem, gpu), ranked)
 
@@ -89,11 +91,11 @@ def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
     return problem.why_unreadable(config)
 
 
-def _why_slow(problem: Problem, p: Predicted, best_us: float) -> str:
+def _why_slow(problem: Problem, p: Predicted, best_us: float, most: int) -> str:
     ratio, share = p.predicted_us / best_us, live_share(problem, p.config)
     reason = f"predicted {p.predicted_us:.1f} us, {ratio:.1f} times the best"
     if ratio <= _HOPELESS_RATIO:
-        reason += f"; {MAX_TIMED} others are timed"
+        reason += f"; {most} others are timed"
     if share < _GOOD_SHARE:
         reason += f"; {1 - share:.0%} of its pixels are dead"
     return reason

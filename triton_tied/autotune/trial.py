@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import triton.testing
 from torch import Tensor
 
-from .. import reference
 from ..kernels import launch
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import Config
 from ..kernels.launch import Convolution, WeightGradient
-from ..packing import expand
+from ..kernels.precision import InputPrecision
+from ..packing import expand_centre
 from .problem import Problem
 from .race import Outcome, race
 from .shortlist import Shortlist
+from .verdict import excess_of
 
-# Two roundings of the same sum differ by a few units of the products' last place; a wrong config
-# by as much as the sum itself.
-_MAX_ERROR = {"float32_ieee": 1e-5, "float32": 5e-3, "float16": 5e-3, "bfloat16": 3e-2}
 _WARMUP_MS, _MEASURE_MS = 5, 15  # a config is timed several times, so each time may be short
 
 
@@ -33,11 +29,11 @@ def race_on(
     progress: Callable[[str], None],
 ) -> Outcome:
     """:func:`.race.race` on a GPU, with ``triton.testing.do_bench`` for a clock."""
-    with torch.cuda.device(device), torch.no_grad(), precision_of(problem):
+    with torch.cuda.device(device), torch.no_grad():
         trial = Trial(problem, device)
         return race(
             shortlist,
-            trial.run,
+            trial.prepare,
             trial.is_right,
             clock,
             budget_s,
@@ -51,79 +47,75 @@ def clock(call: Callable[[], object]) -> float:
     return triton.testing.do_bench(call, warmup=_WARMUP_MS, rep=_MEASURE_MS, return_mode="median")
 
 
-@contextlib.contextmanager
-def precision_of(problem: Problem) -> Iterator[None]:
-    """PyTorch's setting for float32 that the problem stands for: kernel and reference follow it."""
-    setting: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    if problem.dtype.startswith("float32"):
-        setting.fp32_precision = "ieee" if problem.dtype == "float32_ieee" else "tf32"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
-
-
 class Trial:
     """Random tensors for a problem, and what its kernel makes of them."""
 
     def __init__(self, problem: Problem, device: torch.device | str) -> None:
-        layout = problem.layout
-        dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
-        self.problem = problem
         # Of its own: whether something is tuned must not change the user's random numbers.
-        self._generator = torch.Generator(device).manual_seed(0)
-        self.x = self._image(problem.image, dtype, device)
-        self.packed = self._random(layout.size, dtype, device)
-        centre = None
-        if problem.centre == "unpacked":
-            centre = launch.unpack_centre(self.packed, layout, dtype)
-        last, geometry = problem.memory == "channels_last", problem.geometry
-        self._convolution = Convolution(
-            self.x, self.packed, centre, None, None, layout, geometry, 1.0, last
-        )
-        if problem.is_weight_grad:
-            self.grad = self._image(problem.output, dtype, device)
-            self._gradient = WeightGradient(self.x, self.grad, layout, geometry, 1.0)
+        generator = torch.Generator(device).manual_seed(0)
 
-    def run(self, config: Config) -> Tensor:
-        if isinstance(config, WeightGradConfig):
-            return launch.weight_grad(self._gradient, config)
-        return launch.conv(self._convolution, config)
+        def numbers(size: int, dtype: torch.dtype) -> Tensor:
+            return torch.randn(size, dtype=dtype, device=device, generator=generator)
+
+        self.call = make_call(problem, numbers)
+
+    def prepare(self, config: Config) -> Callable[[], Tensor]:
+        """What launches the config, and returns the result; all else is done once, here, so that
+        the clock sees little of Python."""
+        return launch.prepared(self.call, config)
 
     def fault(self, config: Config) -> str | None:
         """Why the config should not be timed, or None."""
-        if isinstance(config, WeightGradConfig):
-            return launch.weight_grad_fault(self._gradient, config)
-        return launch.conv_fault(self._convolution, config)
+        return launch.fault(self.call, config)
 
     def is_right(self, config: Config) -> bool:
         """Whether the result is that of the reference, to the rounding of the dtype."""
-        expected = self._expected(isinstance(config, ConvConfig)).double()
-        error = (self.run(config).double() - expected).norm()
-        return bool(error <= _MAX_ERROR[self.problem.dtype] * expected.norm())
+        return excess_of(self.call, self.prepare(config)()) <= 1
 
-    def _expected(self, is_conv: bool) -> Tensor:
-        layout, geometry = self.problem.layout, self.problem.geometry
-        if not is_conv:
-            return reference.weight_grad(self.x, self.grad, layout, geometry, 1.0)
-        weight = expand(self.packed, layout)
-        return reference.convolve(self.x, weight, None, geometry, layout.groups)
 
-    def _image(
-        self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str
-    ) -> Tensor:
-        n, h, w = sizes
-        memory, channels = self.problem.memory, self.problem.layout.channels
-        # Neither format: rows and columns exchanged. Not aligned: one element further on.
-        sides = (w, h) if memory == "strided" else (h, w)
-        offset = 0 if self.problem.aligned else 1
-        order = (*sides, channels) if memory == "channels_last" else (channels, *sides)
-        flat = self._random(n * channels * h * w + offset, dtype, device)
-        image = flat[offset:].view(n, *order)
-        if memory == "channels_last":
-            return image.permute(0, 3, 1, 2)
-        return image.transpose(2, 3) if memory == "strided" else image
+def make_call(
+    problem: Problem,
+    numbers: Callable[[int, torch.dtype], Tensor],
+    extras: frozenset[str] = frozenset(),
+) -> Convolution | WeightGradient:
+    """A launch of the problem on tensors made of so many numbers; ``extras``: with a "bias", a
+    "residual"."""
+    layout, geometry = problem.layout, problem.geometry
+    dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
+    precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
+    x = _image(problem, problem.image, dtype, numbers)
+    if problem.is_weight_grad:
+        grad = _image(problem, problem.output, dtype, numbers)
+        return WeightGradient(x, grad, layout, geometry, 1.0, precision)
+    packed = numbers(layout.size, dtype)
+    unpacked = problem.centre == "unpacked"
+    return Convolution(
+        x,
+        packed,
+        expand_centre(packed, layout).contiguous() if unpacked else None,
+        numbers(layout.channels, dtype) if "bias" in extras else None,
+        _image(problem, problem.output, dtype, numbers) if "residual" in extras else None,
+        layout,
+        geometry,
+        1.0,
+        problem.memory == "channels_last",
+        precision,
+    )
 
-    def _random(self, size: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        return torch.randn(size, dtype=dtype, device=device, generator=self._generator)
+
+def _image(
+    problem: Problem,
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    numbers: Callable[[int, torch.dtype], Tensor],
+) -> Tensor:
+    n, h, w = sizes
+    memory, channels = problem.memory, problem.layout.channels
+    # Neither format: rows and columns exchanged. Not aligned: one element further on.
+    sides = (w, h) if memory == "strided" else (h, w)
+    offset = 0 if problem.aligned else 1
+    order = (*sides, channels) if memory == "channels_last" else (channels, *sides)
+    image = numbers(n * channels * h * w + offset, dtype)[offset:].view(n, *order)
+    if memory == "channels_last":
+        return image.permute(0, 3, 1, 2)
+    return image.transpose(2, 3) if memory == "strided" else image

@@ -6,6 +6,7 @@ they are read anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from ..kernels.configs import Config
 from . import disk_cache, gpus
-from .disk_cache import Entry, Origin
+from .disk_cache import Entry, Origin, Table
 from .problem import Problem
 from .shortlist import make_shortlist, serves
 
@@ -23,10 +24,12 @@ _MAX_CHOICES = 4096  # calls that are told apart; images of ever new sizes must 
 
 _Choice = TypeVar("_Choice")
 _choices: dict[tuple, object] = {}
-_tables: dict[str, dict[str, Entry]] = {}
+_tables: dict[str, Table] = {}
 # What this process timed but no table holds, by GPU and problem: a winner that could not be saved,
 # or None, since nothing worked. It need not be timed again.
 _unsaved: dict[tuple[str, str], Entry | None] = {}
+# What this process checked, by GPU and compiled kernel.
+_verdicts: dict[tuple[str, str], bool] = {}
 
 
 def config_for(problem: Problem, device: torch.device | str | None = None) -> Config:
@@ -43,15 +46,44 @@ def config_for(problem: Problem, device: torch.device | str | None = None) -> Co
 def entry_for(problem: Problem, device: torch.device) -> Entry | None:
     """What is known for the problem's key, if it serves this very problem."""
     origin = origin_of(device)
-    table = _tables.get(origin.gpu)
-    if table is None:
-        shipped = disk_cache.load(disk_cache.path_of(origin, disk_cache.SHIPPED), origin)
-        table = {**shipped, **disk_cache.load(disk_cache.path_of(origin), origin)}
-        _tables[origin.gpu] = table
-    entry = _unsaved.get((origin.gpu, problem.key)) or table.get(problem.key)
+    entry = _unsaved.get((origin.gpu, problem.key)) or _table_of(origin).entries.get(problem.key)
     if entry is None or not serves(problem, gpus.of_device(device), entry.config):
         return None
     return entry
+
+
+def was_right(code: str, device: torch.device) -> bool | None:
+    """Whether a compiled kernel's result was right when it was checked, or None: it never was."""
+    origin = origin_of(device)
+    known = _verdicts.get((origin.gpu, code))
+    return _table_of(origin).checked.get(code) if known is None else known
+
+
+def verdicts_of(device: torch.device) -> dict[str, bool]:
+    """All that were checked on this kind of GPU."""
+    origin = origin_of(device)
+    unsaved = {code: right for (gpu, code), right in _verdicts.items() if gpu == origin.gpu}
+    return {**_table_of(origin).checked, **unsaved}
+
+
+def keep_verdict(code: str, right: bool, device: torch.device) -> None:
+    """In the user's table if possible; in any case for this process."""
+    origin = origin_of(device)
+    path = disk_cache.path_of(origin)
+    _verdicts[origin.gpu, code] = right
+    with contextlib.suppress(OSError), disk_cache.locked(path):
+        disk_cache.save(path, origin, checked={code: right})
+
+
+def _table_of(origin: Origin) -> Table:
+    """The user's table over the shipped one."""
+    table = _tables.get(origin.gpu)
+    if table is None:
+        shipped = disk_cache.load(disk_cache.path_of(origin, disk_cache.SHIPPED), origin)
+        own = disk_cache.load(disk_cache.path_of(origin), origin)
+        table = Table({**shipped.entries, **own.entries}, {**shipped.checked, **own.checked})
+        _tables[origin.gpu] = table
+    return table
 
 
 def was_timed_in_vain(problem: Problem, device: torch.device) -> bool:
@@ -81,8 +113,9 @@ def read_again() -> None:
 
 
 def forget() -> None:
-    """As :func:`read_again`, and what was timed but not saved is gone."""
+    """As :func:`read_again`, and what was timed or checked but not saved is gone."""
     _unsaved.clear()
+    _verdicts.clear()
     read_again()
 
 

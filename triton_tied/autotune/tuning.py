@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,16 @@ import torch
 from ..kernels.configs import Config
 from . import disk_cache, gpus, trial, tuned_configs
 from .centre_tap import both_centres
+from .compile_ahead import Compilers, Job
 from .cost_model import floor_us
 from .disk_cache import Entry
 from .problem import Problem
 from .race import Failure, Outcome
 from .recording import problems_of
-from .shortlist import Shortlist, make_shortlist
+from .shortlist import MAX_TIMED, Shortlist, make_shortlist
 
 _tuning = threading.RLock()
+_COMPILING_RATIO = 0.5  # of a limited time
 
 
 class Measured(NamedTuple):
@@ -54,28 +57,76 @@ def tune(
 ) -> list[Report]:
     """Times the problems on a GPU and keeps the winners in the user's table.
 
+    The candidates are compiled first, by several processes.
+
     Args:
         what: problems, or a function that is called once and whose convolutions are tuned, with
             their centre tap gathered and unpacked; let it run the backward too.
         device: a GPU, by default the current one.
-        budget_s: seconds for all of it, shared evenly among the problems that are left.
+        budget_s: seconds for all of it, shared evenly among the problems that are left. Those that
+            are left when it ends are not tuned.
         again: times also what the table holds already.
         progress: is told each problem and the best config so far.
 
     Returns:
-        One report for each problem, in the order in which they were met.
+        One report for each problem that was tuned, in the order in which they were met.
 
     Raises:
         RuntimeError: there is no GPU to time on.
     """
     device = gpu_to_time_on(device)
     problems = both_centres(problems_of(what)) if callable(what) else list(what)
+    return list(tune_each(problems, device, budget_s, again, progress))
+
+
+def tune_each(
+    problems: Sequence[Problem],
+    device: torch.device,
+    budget_s: float = float("inf"),
+    again: bool = False,
+    progress: Callable[[Problem, str], None] = lambda problem, text: None,
+) -> Iterator[Report]:
+    """:func:`tune`, one problem after another."""
     end = time.monotonic() + budget_s
-    reports = []
+    compile_candidates(problems, device, _COMPILING_RATIO * budget_s, again)
     for i, problem in enumerate(problems):
-        share = (end - time.monotonic()) / (len(problems) - i)
-        reports.append(_tune_one(problem, device, share, again, progress))
-    return reports
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        yield _tune_one(problem, device, left / (len(problems) - i), again, progress)
+
+
+def compile_candidates(
+    problems: Sequence[Problem], device: torch.device, seconds: float, again: bool
+) -> None:
+    """Compiles what will be timed, the best predictions of all problems first, while time is left.
+    What fails is met again, and reported, when it is timed."""
+    if torch.version.hip is not None:
+        return
+    end = time.monotonic() + seconds
+    major, minor = torch.cuda.get_device_capability(device)
+    gpu = gpus.of_device(device)
+    unknown = [p for p in problems if again or tuned_configs.entry_for(p, device) is None]
+    lists = [
+        [
+            Job(10 * major + minor, problem, each.config)
+            for each in make_shortlist(problem, gpu).candidates
+        ]
+        for problem in unknown
+    ]
+    jobs = [job for ranks in itertools.zip_longest(*lists) for job in ranks if job]
+    with Compilers() as compilers:
+        for _ in compilers.compile(jobs):
+            if time.monotonic() >= end:
+                return
+
+
+def _to_time(
+    problems: Sequence[Problem], device: torch.device, again: bool
+) -> Iterator[tuple[Problem, Shortlist]]:
+    for problem in problems:
+        if again or tuned_configs.entry_for(problem, device) is None:
+            yield problem, make_shortlist(problem, gpus.of_device(device))
 
 
 def gpu_to_time_on(device: torch.device | str | None = None) -> torch.device:
@@ -96,23 +147,33 @@ def tune_problem(
     budget_s: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
     again: bool = False,
+    most: int = MAX_TIMED,
 ) -> Outcome:
     """Times a problem on a GPU and keeps the winner in the user's table.
 
-    Another process that is tuning the same kind of GPU is waited for, and its choice taken, unless
-    ``again``. Where the table cannot be locked or written, a warning says so, and the winner is
-    kept for this process alone.
+    Where another process was faster its choice is taken, so that all agree, unless ``again``. The
+    table is locked while it is read and written, not while the GPU is waited for. Where it cannot
+    be locked or written, a warning says so, and the winner is kept for this process alone.
+    ``most``: configs that are timed, best prediction first.
     """
     origin = tuned_configs.origin_of(device)
     path = disk_cache.path_of(origin)
-    with _tuning, disk_cache.locked(path):
+
+    def known() -> Outcome | None:
         tuned_configs.read_again()
-        known = None if again else tuned_configs.entry_for(problem, device)
-        if known:
-            return Outcome({known.config: known.median_us})
-        shortlist = make_shortlist(problem, gpus.of_device(device))
-        outcome = trial.race_on(device, problem, shortlist, budget_s, progress)
-        tuned_configs.keep(path, origin, problem, _as_entry(shortlist, outcome))
+        entry = None if again else tuned_configs.entry_for(problem, device)
+        return Outcome({entry.config: entry.median_us}) if entry else None
+
+    with _tuning:
+        outcome = known()
+        if outcome is None:
+            shortlist = make_shortlist(problem, gpus.of_device(device), most)
+            outcome = trial.race_on(device, problem, shortlist, budget_s, progress)
+            with disk_cache.locked(path):
+                theirs = known()
+                if theirs:
+                    return theirs
+                tuned_configs.keep(path, origin, problem, _as_entry(shortlist, outcome))
     return outcome
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +75,7 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
     ]
 
 
-def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> list[Any]:
+def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> Iterator[Any]:
     """Tunes this package for the headline on a GPU; returns the reports of
     :func:`triton_tied.tune`. What is not tuned runs as the cost model says."""
     from ..autotune import tuning  # needs Triton
@@ -88,7 +88,7 @@ def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> list[A
             centre = guess_centre(layer.layout, math.prod(layer.image))
             for problem in problems_of_layer(replace(layer, centre=centre)):
                 problems.setdefault(problem.key, problem)
-    return tuning.tune(problems.values(), device=device, budget_s=budget_s)
+    return tuning.tune_each(list(problems.values()), device, budget_s)
 
 
 def run(

@@ -7,6 +7,7 @@ import collections
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -57,13 +58,7 @@ def run(given: argparse.Namespace) -> int:
         print("bench: this machine is busy, and the figures will show it", file=sys.stderr)
     cells = suite.plan(device, given.quick)
     if given.tune:
-        reports = suite.tune(cells, device, given.tune)
-        tuned = sum(report.config is not None for report in reports)
-        print(f"tuned {tuned} of {len(reports)} problems")
-        if given.tune_json:
-            from .tune_report import reports_as_json  # needs Triton
-
-            given.tune_json.write_text(reports_as_json(reports) + "\n")
+        _tune(cells, device, given.tune, given.tune_json)
     budget = given.budget
     if budget is None:
         budget = _QUICK_S if given.quick else _FULL_S
@@ -79,6 +74,19 @@ def run(given: argparse.Namespace) -> int:
         for path in plots.draw(result, given.plots):
             print(path)
     return 1 if result.faults else 0
+
+
+def _tune(cells: list[suite.Cell], device: torch.device, seconds: float, path: Path | None) -> None:
+    """Writes what it has after each problem: it may be ended from outside."""
+    from .tune_report import reports_as_json  # needs Triton
+
+    reports = []
+    for report in suite.tune(cells, device, seconds):
+        reports.append(report)
+        if path:
+            path.write_text(reports_as_json(reports) + "\n")
+    tuned = sum(report.config is not None for report in reports)
+    print(f"tuned {tuned} of {len(reports)} problems")
 
 
 def _why_not(given: argparse.Namespace, device: torch.device) -> str | None:

@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from ..dispatch import why_reference
+from ..dispatch import why_no_triton, why_reference
 from ..version import __version__
 from .devices import devices
 
@@ -26,7 +26,20 @@ def run(given: argparse.Namespace) -> int:
             reason = why_reference(device, dtype)
             path = f"reference: {reason}" if reason else "kernels"
             print(f"{'':<12} {str(dtype).removeprefix('torch.'):<9}{path}")
+        if device.type == "cuda" and why_no_triton() is None:
+            _print_checked(device)
     return 0
+
+
+def _print_checked(device: torch.device) -> None:
+    """Of the kernels that were checked when they first served on this GPU."""
+    from ..autotune.tuned_configs import verdicts_of
+
+    verdicts = verdicts_of(device)
+    wrong = [code for code, right in verdicts.items() if not right]
+    print(f"{'':<12} {len(verdicts)} kernels checked on first use, {len(wrong)} wrong")
+    for code in wrong:
+        print(f"{'':<14} wrong, and not used: {code}")
 
 
 def _triton_version() -> str:

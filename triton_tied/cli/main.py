@@ -9,7 +9,7 @@ from ..dispatch import why_no_triton
 from . import bench, check, info, inspect
 
 if why_no_triton() is None:
-    from . import tune
+    from . import tune, warm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,16 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune_parser = commands.add_parser(
         "tune", help="pick configs for shapes or for a model, or show what would be tried"
     )
+    warm_parser = commands.add_parser(
+        "warm", help="compile the kernels of shapes or of a model ahead, for any GPU"
+    )
     bench.add_arguments(
         commands.add_parser("bench", help="this package against its peers, on this machine")
     )
     without_triton = why_no_triton()
     if without_triton is None:
         tune.add_arguments(tune_parser)
+        warm.add_arguments(warm_parser)
     given = parser.parse_args(arguments)
-    if given.command in ("inspect", "tune") and without_triton:
+    if given.command in ("inspect", "tune", "warm") and without_triton:
         parser.error(f"{given.command} needs Triton: {without_triton}")
-    if given.command == "tune":
-        return tune.run(given)
+    if given.command in ("tune", "warm"):
+        return {"tune": tune, "warm": warm}[given.command].run(given)
     command = {"check": check, "info": info, "inspect": inspect, "bench": bench}[given.command]
     return command.run(given)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,18 +21,22 @@ from . import configs
 from .centre import centre_kernel
 from .configs import Config, ConvConfig, WeightGradConfig, count_boxes
 from .conv import conv_kernel
-from .precision import input_precision
+from .precision import InputPrecision, input_precision
+from .toolchain import explain
 from .weight_grad import weight_grad_kernel
 
 CENTRE_BLOCK = 64  # rows and columns of the tile that a program unpacks of a centre tap
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
+# Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
+_compiling = threading.Lock()
 
 
 class Convolution(NamedTuple):
     """``alpha * (conv(x, packed) + bias) + residual`` over ``(N, C, H, W)`` of any strides.
 
     ``centre`` is what :func:`unpack_centre` makes of ``packed``, or None to gather it in the loop;
-    ``channels_last`` is the memory format of the output.
+    ``channels_last`` is the memory format of the output. ``precision`` is that of products of
+    float32; None: as PyTorch's setting says when the kernel is launched.
     """
 
     x: Tensor
@@ -42,6 +48,7 @@ class Convolution(NamedTuple):
     geometry: Geometry
     alpha: float
     channels_last: bool
+    precision: InputPrecision | None = None
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -50,13 +57,15 @@ class Convolution(NamedTuple):
 
 
 class WeightGradient(NamedTuple):
-    """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``."""
+    """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``.
+    ``precision``: as in :class:`Convolution`."""
 
     x: Tensor
     grad: Tensor
     layout: Layout
     geometry: Geometry
     alpha: float
+    precision: InputPrecision | None = None
 
 
 def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
@@ -64,20 +73,9 @@ def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
 
     Raises:
         ValueError: the config's loader cannot read the images.
+        ToolchainError: Triton can compile nothing on this machine.
     """
-    x, last = convolution.x, convolution.channels_last
-    y = empty_image(convolution.output_shape, x, last)
-    call = _conv_call(convolution, config, y)
-    if y.numel():
-        call.run()
-    return y
-
-
-def conv_fault(convolution: Convolution, config: ConvConfig) -> str | None:
-    """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
-    x, last = convolution.x, convolution.channels_last
-    y = empty_image(convolution.output_shape, x, last, "meta")
-    return _conv_call(convolution, config, y).fault()
+    return prepared(convolution, config)()
 
 
 def weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Tensor:
@@ -87,38 +85,45 @@ def weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Tensor:
 
     Raises:
         ValueError: the config's loader cannot read the images.
+        ToolchainError: Triton can compile nothing on this machine.
     """
-    x, size = gradient.x, gradient.layout.size
-    if gradient.grad.numel() == 0 or size == 0:
-        return x.new_zeros(size)
-    partial = _empty_partial_sums(gradient, config, x.device)
-    _weight_grad_call(gradient, config, partial).run()
-    return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
+    return prepared(gradient, config)()
 
 
-def weight_grad_fault(gradient: WeightGradient, config: WeightGradConfig) -> str | None:
+def prepared(call: Convolution | WeightGradient, config: Config) -> Callable[[], Tensor]:
+    """All but the launches of :func:`conv` or :func:`weight_grad`; what is returned may be called
+    again, and then writes the same memory anew."""
+    if isinstance(call, Convolution):
+        return _prepared_conv(call, config)  # type: ignore[arg-type]
+    return _prepared_weight_grad(call, config)  # type: ignore[arg-type]
+
+
+def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
     """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
-    partial = _empty_partial_sums(gradient, config, "meta")
-    return _weight_grad_call(gradient, config, partial).fault()
+    if isinstance(call, Convolution):
+        y = empty_image(call.output_shape, call.x, call.channels_last, "meta")
+        return _conv_call(call, config, y).fault()  # type: ignore[arg-type]
+    partial = _empty_partial_sums(call, config, "meta")  # type: ignore[arg-type]
+    return _weight_grad_call(call, config, partial).fault()  # type: ignore[arg-type]
 
 
 def unpack_centre(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``."""
+    """The centre tap as ``(groups, C, C)`` of C = channels/groups, in ``dtype``.
+
+    Raises:
+        ToolchainError: Triton can compile nothing on this machine.
+    """
     c = layout.group_channels
     centre = torch.empty(layout.groups, c, c, dtype=dtype, device=packed.device)
-    arguments = {
-        "packed": packed,
-        "centre": centre,
-        "CHANNELS": c,
-        "GROUPS": layout.groups,
-        "SIGN": layout.sign,
-        "PAIRS": layout.pairs,
-        "BLOCK_N": CENTRE_BLOCK,
-        "BLOCK_K": CENTRE_BLOCK,
-    }
-    programs = layout.groups * triton.cdiv(c, CENTRE_BLOCK) ** 2
-    _Call(centre_kernel, programs, arguments, packed.device).run()
+    _centre_call(packed, layout, centre).run()
     return centre
+
+
+def compile_centre(packed: Tensor, layout: Layout) -> str | None:
+    """Compiles :func:`unpack_centre`, and launches nothing; see :meth:`_Call.fault`."""
+    c = layout.group_channels
+    centre = torch.empty(layout.groups, c, c, dtype=packed.dtype, device="meta")
+    return _centre_call(packed, layout, centre).fault()
 
 
 class _Call(NamedTuple):
@@ -130,8 +135,18 @@ class _Call(NamedTuple):
     device: torch.device
 
     def run(self) -> None:
-        with self._on_device():
-            self.kernel[(self.programs,)](**self.arguments)
+        """
+        Raises:
+            ToolchainError: Triton can compile nothing on this machine.
+        """
+        try:
+            with self._on_device():
+                self.kernel[(self.programs,)](**self.arguments)
+        except Exception as error:
+            broken = explain(error)
+            if broken:
+                raise broken from error
+            raise
 
     def fault(self) -> str | None:
         """Compiles, and launches nothing. Returns why this GPU cannot run what came of it, or
@@ -139,14 +154,20 @@ class _Call(NamedTuple):
 
         Whether a config spills hangs on all that it is compiled for, so that a list of configs
         that were compiled for some problems cannot promise it for others.
+
+        Raises:
+            ToolchainError: Triton can compile nothing on this machine.
         """
         if INTERPRETED:
             return None
         try:
-            with self._on_device():
+            with _compiling, self._on_device():
                 compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments)
                 compiled._init_handles()  # loads it, which tells what it needs
         except Exception as error:  # a compiler has many ways to fail, none of them ours
+            broken = explain(error)
+            if broken:
+                raise broken from error
             return f"{type(error).__name__}: {error}"
         spilled = 4 * compiled.n_spills
         return f"spills {spilled} bytes of registers" if spilled else None
@@ -158,13 +179,57 @@ class _Call(NamedTuple):
 _ANY_DEVICE = contextlib.nullcontext()
 
 
+def _prepared_conv(convolution: Convolution, config: ConvConfig) -> Callable[[], Tensor]:
+    x, last = convolution.x, convolution.channels_last
+    y = empty_image(convolution.output_shape, x, last)
+    call = _conv_call(convolution, config, y)
+
+    def run() -> Tensor:
+        if y.numel():
+            call.run()
+        return y
+
+    return run
+
+
+def _prepared_weight_grad(
+    gradient: WeightGradient, config: WeightGradConfig
+) -> Callable[[], Tensor]:
+    x, size = gradient.x, gradient.layout.size
+    if gradient.grad.numel() == 0 or size == 0:
+        return lambda: x.new_zeros(size)
+    partial = _empty_partial_sums(gradient, config, x.device)
+    call = _weight_grad_call(gradient, config, partial)
+
+    def run() -> Tensor:
+        call.run()
+        return partial[0] if len(partial) == 1 else partial.sum(0).to(x.dtype)
+
+    return run
+
+
+def _centre_call(packed: Tensor, layout: Layout, centre: Tensor) -> _Call:
+    arguments = {
+        "packed": packed,
+        "centre": centre,
+        "CHANNELS": layout.group_channels,
+        "GROUPS": layout.groups,
+        "SIGN": layout.sign,
+        "PAIRS": layout.pairs,
+        "BLOCK_N": CENTRE_BLOCK,
+        "BLOCK_K": CENTRE_BLOCK,
+    }
+    programs = layout.groups * triton.cdiv(layout.group_channels, CENTRE_BLOCK) ** 2
+    return _Call(centre_kernel, programs, arguments, packed.device)
+
+
 def _conv_call(convolution: Convolution, config: ConvConfig, y: Tensor) -> _Call:
-    x, packed, centre, bias, residual, layout, geometry, alpha, _ = convolution
+    x, packed, centre, bias, residual, layout, geometry, alpha, _, precision = convolution
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     (padding_h, _), (padding_w, _) = geometry.padding
     (source,) = _sources(config, layout, x)
-    constants = _constants(config, layout, geometry, x, y, residual)
+    constants = _constants(config, layout, geometry, precision, x, y, residual)
     arguments = {
         "x": source, "packed": packed, "centre": centre, "bias": bias, "residual": residual, "y": y,
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
@@ -178,12 +243,12 @@ def _conv_call(convolution: Convolution, config: ConvConfig, y: Tensor) -> _Call
 
 
 def _weight_grad_call(gradient: WeightGradient, config: WeightGradConfig, partial: Tensor) -> _Call:
-    x, grad, layout, geometry, alpha = gradient
+    x, grad, layout, geometry, alpha, precision = gradient
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
     (padding_h, _), (padding_w, _) = geometry.padding
     x_source, grad_source = _sources(config, layout, x, grad)
-    constants = _constants(config, layout, geometry, x, grad)
+    constants = _constants(config, layout, geometry, precision, x, grad)
     splits, size = partial.shape
     arguments = {
         "x": x_source, "grad": grad_source, "partial": partial,
@@ -267,7 +332,11 @@ def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
 
 
 def _constants(
-    config: Config, layout: Layout, geometry: Geometry, *images: Tensor | None
+    config: Config,
+    layout: Layout,
+    geometry: Geometry,
+    precision: InputPrecision | None,
+    *images: Tensor | None,
 ) -> dict[str, Any]:
     """What the kernel is compiled for. ``images``: all that are read or written, the input first,
     then the output or its gradient."""
@@ -281,7 +350,7 @@ def _constants(
             sign=layout.sign,
             kernel_size=layout.kernel_size,
             dilation=geometry.dilation,
-            input_precision=input_precision(given[0].dtype),
+            input_precision=precision or input_precision(given[0].dtype),
             dense=memory_of(*given) == "channels_last",
             wide=max(layout.size, *map(extent, given)) >= _MAX_OFFSET,
             masked=any(size % side for size, side in sides),

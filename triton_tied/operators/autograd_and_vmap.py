@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..memory_format import is_channels_last
+from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
 from .definitions import conv, geometry_of, weight_grad
 
@@ -48,16 +48,30 @@ def _have_tangents(arguments: tuple) -> bool:
 
 
 def _adjoint(
-    x: Tensor, grad: Tensor, packed: Tensor, centre: Tensor | None, options: Sequence[Any]
+    grad: Tensor,
+    packed: Tensor,
+    centre: Tensor | None,
+    options: Sequence[Any],
+    channels_last: bool,
 ) -> Tensor:
-    """The transposed convolution of ``grad``, in the memory format of x."""
+    """The transposed convolution of ``grad``."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
     if not circular:  # a wrapped border stays as it is
         padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
     return apply(
         conv, grad, packed, centre, None, None, kernel_size, padding, dilation, groups, symmetry,
-        circular, SIGNS[symmetry] * alpha, is_channels_last(2, x),
+        circular, SIGNS[symmetry] * alpha, channels_last,
     )  # fmt: skip
+
+
+def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient in the memory format of x, in which the kernels read both."""
+    if torch._C._are_functorch_transforms_active():  # of several images no memory is known
+        return grad
+    memory = memory_of(x)
+    if memory == "channels_last":
+        return grad.contiguous(memory_format=torch.channels_last)
+    return grad.contiguous() if memory == "contiguous" else grad
 
 
 def _keep(ctx: Any, *tensors: Tensor | None) -> None:
@@ -81,14 +95,18 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
     needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     alpha = ctx.options[-1]
     no_gradients = (None,) * (len(ctx.options) + 1)  # of the options and the memory format
+    images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
+    along_x = along_packed = along_bias = None
+    if needs_x:  # in the format of the output: x may be a copy of the caller's image
+        along_x = _adjoint(images, packed, ctx.centre, ctx.options, ctx.channels_last)
+    if needs_packed:
+        along_packed = apply(weight_grad, x, images, *ctx.options)
+    if needs_bias:
+        along_bias = images.sum((0, 2, 3))
+        along_bias = along_bias if alpha == 1 else along_bias * alpha
     return (
-        _adjoint(x, grad, packed, ctx.centre, ctx.options) if needs_x else None,
-        apply(weight_grad, x, grad, *ctx.options) if needs_packed else None,
-        None,
-        grad.sum((0, 2, 3)) * alpha if needs_bias else None,
-        grad if needs_residual else None,
-        *no_gradients,
-    )
+        along_x, along_packed, None, along_bias, grad if needs_residual else None, *no_gradients
+    )  # fmt: skip
 
 
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -104,7 +122,7 @@ def _weight_grad_backward(ctx: Any, direction: Tensor | None) -> tuple:
     needs_x, needs_grad, *_ = ctx.needs_input_grad
     along_x = along_grad = None
     if needs_x:
-        along_x = _adjoint(x, grad, direction, None, ctx.options)
+        along_x = _adjoint(grad, direction, None, ctx.options, is_channels_last(2, x))
     if needs_grad:
         channels_last = is_channels_last(2, grad)
         along_grad = apply(conv, x, direction, None, None, None, *ctx.options, channels_last)

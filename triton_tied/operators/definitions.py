@@ -17,6 +17,7 @@ from torch.library import custom_op
 
 from .. import reference
 from ..autotune import recording
+from ..autotune.problem import Centre
 from ..dispatch import why_reference
 from ..geometry import Geometry
 from ..memory_format import empty_image
@@ -57,21 +58,24 @@ def conv(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
-        recording.record("conv", layout, geometry, "gathered" if centre is None else "unpacked", x)
-        y = reference.convolve(
-            x, expand(packed, layout), bias, geometry, groups, "zeros", alpha, residual
-        )
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return y.clone(memory_format=memory_format)
-    from ..autotune import select
-    from ..kernels import launch
+        way: Centre = "gathered" if centre is None else "unpacked"
+        recording.record("conv", layout, geometry, way, x, bias=bias, residual=residual)
+    else:
+        from ..autotune import select
+        from ..kernels import launch
 
-    packed = packed.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    convolution = launch.Convolution(
-        x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
+        packed = packed.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        convolution = launch.Convolution(
+            x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
+        )
+        config = select.conv_config(convolution)
+        if config is not None:
+            return launch.conv(convolution, config)
+    y = reference.convolve(
+        x, expand(packed, layout), bias, geometry, groups, "zeros", alpha, residual
     )
-    return launch.conv(convolution, select.conv_config(convolution))
+    return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 @custom_op("triton_tied::weight_grad", mutates_args=())
@@ -92,23 +96,29 @@ def weight_grad(
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
         recording.record("weight_grad", layout, geometry, "none", x, grad)
-        return reference.weight_grad(x, grad, layout, geometry, alpha)
-    from ..autotune import select
-    from ..kernels import launch
+    else:
+        from ..autotune import select
+        from ..kernels import launch
 
-    gradient = launch.WeightGradient(x, grad, layout, geometry, alpha)
-    return launch.weight_grad(gradient, select.weight_grad_config(gradient))
+        gradient = launch.WeightGradient(x, grad, layout, geometry, alpha)
+        config = select.weight_grad_config(gradient)
+        if config is not None:
+            return launch.weight_grad(gradient, config)
+    return reference.weight_grad(x, grad, layout, geometry, alpha)
 
 
 @custom_op("triton_tied::unpack_centre", mutates_args=())
 def unpack_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
     """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
     layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
-    if why_reference(packed.device, packed.dtype):
-        return expand_centre(packed, layout).clone()
-    from ..kernels import launch
+    if why_reference(packed.device, packed.dtype) is None:
+        from ..autotune import first_use
+        from ..kernels import launch
 
-    return launch.unpack_centre(packed.contiguous(), layout, packed.dtype)
+        packed = packed.contiguous()
+        if first_use.unpacks_centre(packed, layout):
+            return launch.unpack_centre(packed, layout, packed.dtype)
+    return expand_centre(packed, layout).clone()
 
 
 def geometry_of(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:

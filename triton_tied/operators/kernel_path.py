@@ -29,7 +29,7 @@ def convolve(
 ) -> Tensor:
     """``alpha * (conv(input, packed) + bias) + residual`` for checked arguments in one dtype, but
     for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1."""
-    from ..autotune import centre_tap  # its tables of files are slow to import
+    from ..autotune import centre_tap, image_copy  # their tables of files are slow to import
 
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         tell_counters()
@@ -42,6 +42,8 @@ def convolve(
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
     images = _with_rows(input, dims)
+    if image_copy.copying_pays(images, layout, geometry):
+        images = images.contiguous(memory_format=torch.channels_last)
     numbers, centre = prepare(
         packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
     )

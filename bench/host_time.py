@@ -1,0 +1,132 @@
+"""What a call costs on the CPU before the GPU has anything to do: this package against Triton.
+
+    python bench/host_time.py [--rounds 60] [--json FILE] [--profile]
+
+On a stand-in H100 whose launches do nothing, so that only Python's and PyTorch's time is left. A
+layer's forward without gradients is held against Triton's own ``kernel[grid](...)`` of the same
+arguments, forward and backward against those of its three launches; in turns, in one process.
+Medians over the rounds, in microseconds. ``--profile`` shows where the time of a forward goes.
+Needs Triton, but no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from triton.runtime import driver
+
+import triton_tied as tt
+from triton_tied import dispatch
+from triton_tied.autotune import gpus
+from triton_tied.autotune.compile_ahead import AbsentGpu
+from triton_tied.benchmark.results import machine_of
+from triton_tied.kernels import launch
+
+CALLS = 50  # in one round
+LIMITS = {"forward": 2.0, "forward and backward": 2.5}  # of ours over Triton's: the goal
+
+
+class IdleGpu(AbsentGpu):
+    """Its launches do nothing."""
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        return lambda *arguments: None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    driver.set_active(IdleGpu(90))
+    gpus.of_device = lambda device: gpus.KNOWN["H100"]
+    dispatch._why_not_here = lambda device, dtype: None
+    dispatch._why_reference.cache_clear()
+    layer = tt.TiedConv2d(16, 3, padding=1, dtype=torch.bfloat16)
+    x = torch.randn(1, 16, 4, 8, dtype=torch.bfloat16)  # small: the CPU has to make the tensors
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    if given.profile:
+        profile(lambda: forward(layer, x))
+        return
+    calls = {
+        "forward": lambda: forward(layer, x),
+        "forward and backward": lambda: both(layer, x),
+    }
+    rows = measure(calls, given.rounds)
+    for name, (ours, theirs) in rows.items():
+        print(f"{name:<22}{ours:7.1f} us, Triton alone {theirs:6.1f} us: {ours / theirs:.2f} x")
+    if given.json:
+        figures = {name: {"ours_us": a, "triton_us": b} for name, (a, b) in rows.items()}
+        result = {"machine": machine_of(torch.device("cpu")), "host_time": figures}
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def forward(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return layer(x)
+
+
+def both(layer: torch.nn.Module, x: torch.Tensor) -> None:
+    y = layer(x)
+    torch.autograd.grad(y, (x, layer.packed_weight, layer.bias), y.detach())
+
+
+def measure(
+    calls: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Ours, and Triton's own launches of the same kernels, in turns."""
+    theirs = {name: launches_of(call) for name, call in calls.items()}
+    samples: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name][0].append(microseconds(call))
+            samples[name][1].append(microseconds(theirs[name]))
+    return {name: tuple(map(statistics.median, pair)) for name, pair in samples.items()}
+
+
+def launches_of(call: Callable[[], object]) -> Callable[[], None]:
+    """What the call launches, launched by Triton alone."""
+    call()
+    seen: list[launch._Call] = []
+    run = launch._Call.run
+    launch._Call.run = lambda self: seen.append(self)
+    try:
+        call()
+    finally:
+        launch._Call.run = run
+
+    def launch_all() -> None:
+        for each in seen:
+            each.kernel[(each.programs,)](**each.arguments)
+
+    return launch_all
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter() - start) / CALLS * 1e6
+
+
+def profile(call: Callable[[], object]) -> None:
+    call()
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for _ in range(500):
+        call()
+    profiler.disable()
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+
+
+if __name__ == "__main__":
+    main()

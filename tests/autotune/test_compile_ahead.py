@@ -1,0 +1,113 @@
+"""Kernels that several processes compile ahead, for a GPU that is not there."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_ins import GEOMETRY, GPU, PROBLEM
+
+from triton_tied.autotune import compile_ahead, tuning
+from triton_tied.autotune.compile_ahead import Compilers, Job
+from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.autotune.trial import make_call
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels.configs import ConvConfig
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+CONFIG = ConvConfig((1, 8, 8), 32, 32, 4, 2)
+
+
+def test_answers_come_in_the_order_of_the_jobs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    no_power_of_2 = ConvConfig((1, 3, 8), 32, 32)
+    too_large = ConvConfig((1, 16, 16), 128, 128, 8, 5)
+    jobs = [Job(90, PROBLEM, config) for config in (CONFIG, no_power_of_2, too_large, CONFIG)]
+    with Compilers(2) as compilers:
+        good, odd, large, again = compilers.compile(jobs)
+    assert good is again is None
+    assert "Error" in odd and "shared memory" in large
+    assert len(list(tmp_path.rglob("*.cubin"))) == 2  # the large one compiles, and does not fit
+
+
+def test_a_process_that_dies_is_said(monkeypatch):
+    monkeypatch.setattr(compile_ahead, "_WORKER", "raise SystemExit")
+    with Compilers(1) as compilers:
+        assert list(compilers.compile([Job(90, PROBLEM, CONFIG)] * 2)) == ["its process died"] * 2
+
+
+def test_no_process_is_left_and_none_is_started_for_nothing(monkeypatch):
+    monkeypatch.setattr(compile_ahead, "_WORKER", "import time; time.sleep(600)")
+    with Compilers(3) as compilers:
+        assert list(compilers.compile([])) == [] and not compilers._started
+        compilers._started.append(compile_ahead._start())
+    assert all(process.poll() is not None for process in compilers._started)
+
+
+def test_cpus_are_those_of_the_affinity_and_the_quota(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(100)), raising=False)
+    monkeypatch.setattr(compile_ahead.Path, "read_text", lambda path: "max 100000")
+    assert compile_ahead.usable_cpus() == 16
+    monkeypatch.setattr(compile_ahead.Path, "read_text", lambda path: "350000 100000")
+    assert compile_ahead.usable_cpus() == 3
+    monkeypatch.setattr(compile_ahead.Path, "read_text", lambda path: "50000 100000")
+    assert compile_ahead.usable_cpus() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4}, raising=False)
+    monkeypatch.setattr(compile_ahead.Path, "read_text", lambda path: "max 100000")
+    assert compile_ahead.usable_cpus() == 2
+
+
+@pytest.mark.parametrize("seconds, expected", [(60.0, "all"), (0.0, "one")])
+def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch, seconds, expected):
+    asked = []
+
+    class Spy(Compilers):
+        def compile(self, jobs):
+            for job in jobs:
+                asked.append(job)
+                yield None
+
+    monkeypatch.setattr(tuning, "Compilers", Spy)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tuning.gpus, "of_device", lambda device: GPU)
+    problems = [PROBLEM, replace(PROBLEM, centre="unpacked")]
+    tuning.compile_candidates(problems, torch.device("cuda"), seconds, again=True)
+    lists = [make_shortlist(problem, GPU).candidates for problem in problems]
+    assert asked[0] == Job(90, PROBLEM, lists[0][0].config)
+    if expected == "one":
+        assert len(asked) == 1
+        return
+    assert [job.problem for job in asked[:4]] == 2 * problems
+    assert len(asked) == sum(map(len, lists))
+
+
+@pytest.mark.parametrize("memory", ["channels_last", "contiguous", "strided"])
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+def test_a_call_is_that_of_its_problem(memory, kernel):
+    from triton_tied.autotune.problem import problem_of
+
+    centre = "none" if kernel == "weight_grad" else "unpacked"
+    problem = replace(PROBLEM, memory=memory, kernel=kernel, centre=centre)
+    call = make_call(problem, lambda size, dtype: torch.randn(size).to(dtype), frozenset(["bias"]))
+    images = (call.x, call.grad) if kernel == "weight_grad" else (call.x,)
+    assert problem_of(kernel, PROBLEM.layout, GEOMETRY, centre, *images) == problem
+    if kernel == "conv":
+        assert call.bias.shape == (64,) and call.residual is None and call.centre is not None
+
+
+WARM = """
+from triton_tied.cli.main import main
+raise SystemExit(main("warm --shape 2,32,8,8 --target sm_80 --memory contiguous".split()))
+"""
+
+
+def test_warm_compiles_what_a_layer_needs(tmp_path):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WARM], env=environment, capture_output=True, text=True, check=True
+    )
+    # forward with a bias, input gradient without, weight gradient
+    assert done.stdout.startswith("3 kernels, 0 faults")
+    assert len(list(tmp_path.rglob("*.cubin"))) == 3

@@ -1,0 +1,219 @@
+"""Kernels that compute wrongly are found out when they first serve, and never serve again."""
+
+import warnings
+
+import pytest
+import torch
+from stand_ins import GEOMETRY, GPU
+
+from triton_tied import reference
+from triton_tied.autotune import disk_cache, first_use, select, tuned_configs
+from triton_tied.autotune.problem import problem_of
+from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.autotune.verdict import excess_of
+from triton_tied.kernels import launch
+from triton_tied.kernels.configs import ConvConfig
+from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.packing import Layout, expand
+
+LAYOUT = Layout(16, (3, 3))
+
+
+def plain(call):
+    """The launch's result as plain PyTorch computes it in float32."""
+    dtype = call.x.dtype
+    return _plain(
+        call._replace(
+            **{
+                name: value.float()
+                for name, value in call._asdict().items()
+                if torch.is_tensor(value)
+            }
+        )
+    ).to(dtype)
+
+
+def _plain(call):
+    if isinstance(call, WeightGradient):
+        return reference.weight_grad(call.x, call.grad, call.layout, call.geometry, call.alpha)
+    return reference.convolve(
+        call.x, expand(call.packed, call.layout), call.bias, call.geometry, call.layout.groups,
+        alpha=call.alpha, residual=call.residual,
+    )  # fmt: skip
+
+
+def ragged(result):
+    """Wrong in the last column of the last image, or the last number, alone."""
+    wrong = result.clone()
+    wrong[-1, ..., -1:] += 100
+    return wrong
+
+
+WRONG = {
+    "off": lambda result: result * 1.01,
+    "NaN": lambda result: torch.full_like(result, float("nan")),
+    "off on the edge": lambda result: (
+        ragged(result[None])[0] if result.dim() == 1 else ragged(result)
+    ),
+}
+
+
+@pytest.fixture
+def gpu(absent_h200, monkeypatch):
+    """Launches are computed in plain PyTorch; those of the configs in ``wrong`` by what it names.
+    Lists the configs launched."""
+    wrong, launched = {}, []
+
+    def prepared(call, config):
+        def run():
+            launched.append(config)
+            return wrong.get(config, lambda result: result)(plain(call))
+
+        return run
+
+    monkeypatch.setattr(launch, "prepared", prepared)
+    monkeypatch.setattr(first_use, "checks", lambda device: True)
+    return wrong, launched
+
+
+def convolution(n=4, dtype=torch.float32, **options):
+    x = torch.randn(n, 16, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+    packed = torch.randn(LAYOUT.size).to(dtype)
+    return Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)._replace(**options)
+
+
+def gradient(n=4):
+    x, grad = (
+        torch.randn(n, 16, 8, 8).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    return WeightGradient(x, grad, LAYOUT, GEOMETRY, 1.0)
+
+
+def choose(call):
+    is_grad = isinstance(call, WeightGradient)
+    return (select.weight_grad_config if is_grad else select.conv_config)(call)
+
+
+def ranked(call):
+    kernel, images = (
+        ("weight_grad", (call.x, call.grad))
+        if isinstance(call, WeightGradient)
+        else ("conv", (call.x,))
+    )
+    centre = "none" if kernel == "weight_grad" else "gathered"
+    return make_shortlist(problem_of(kernel, LAYOUT, GEOMETRY, centre, *images), GPU).ranked
+
+
+@pytest.mark.parametrize("make", [convolution, gradient])
+@pytest.mark.parametrize("error", WRONG)
+def test_a_wrong_kernel_is_struck_off_and_the_next_is_taken(gpu, make, error):
+    wrong, launched = gpu
+    call = make()
+    first, second = ranked(call)[:2]
+    wrong[first] = WRONG[error]
+    with pytest.warns(UserWarning, match="computes wrongly on NVIDIA H200") as warned:
+        assert choose(call) == second
+    assert launched == [first, second] and repr(first) in str(warned[0].message)
+
+
+def test_what_was_checked_is_remembered_by_the_table(gpu, absent_h200, recwarn):
+    wrong, launched = gpu
+    call = convolution()
+    first, second = ranked(call)[:2]
+    wrong[first] = WRONG["off"]
+    with pytest.warns(UserWarning):
+        choose(call)
+    tuned_configs.forget()  # as another process would
+    assert choose(call) == second and launched == [first, second]
+    checked = disk_cache.load(disk_cache.path_of(absent_h200), absent_h200).checked
+    assert sorted(checked.values()) == [False, True]
+    assert tuned_configs.verdicts_of(call.x.device) == checked
+    choose(convolution(n=12))  # the same machine code
+    assert launched == [first, second]
+    choose(convolution(bias=torch.randn(16)))  # other code
+    assert len(launched) > 2
+
+
+def test_without_a_folder_verdicts_are_kept_in_memory(gpu, no_folder):
+    _, launched = gpu
+    call = convolution()
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        choose(call)
+    tuned_configs.read_again()
+    choose(call)
+    assert launched == [ranked(call)[0]]
+
+
+@pytest.mark.parametrize("make", [convolution, gradient])
+def test_where_all_are_wrong_the_reference_serves(gpu, make):
+    wrong, launched = gpu
+    call = make()
+    wrong |= dict.fromkeys(ranked(call), WRONG["NaN"])
+    with pytest.warns(UserWarning, match="plain PyTorch serves"):
+        assert choose(call) is None
+    tried = len(launched)
+    assert tried == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(call) is None  # said once
+    assert len(launched) == tried
+
+
+def test_short_memory_is_said_and_the_kernel_serves(gpu, monkeypatch):
+    def prepared(call, config):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(launch, "prepared", prepared)
+    call = convolution()
+    with pytest.warns(UserWarning, match="no memory to check"):
+        assert choose(call) == ranked(call)[0]
+
+
+def test_nothing_is_checked_on_the_cpu_in_a_capture_or_where_the_user_says_so(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert first_use.checks(gpu) and not first_use.checks(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not first_use.checks(gpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setenv("TRITON_TIED_CHECK", "0")
+    assert not first_use.checks(gpu)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 8, 13])
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_the_slice_runs_the_same_code_on_memory_as_the_callers(n, images):
+    config = ConvConfig((images, 4, 4), 16, 16)
+    x = torch.randn(n, 16, 9, 33).half()[..., 1:]  # 2 bytes beyond a multiple of 16
+    call = convolution(residual=torch.randn(n, 16, 9, 32).half())._replace(
+        x=x, packed=torch.randn(LAYOUT.size).half()
+    )
+    small = first_use._small(call, config)
+    assert small.x.stride() == x.stride() and small.x.data_ptr() % 16 == x.data_ptr() % 16
+    assert len(small.x) <= n and len(small.residual) == len(small.x)
+    assert (len(small.x) % images == 0) == (n % images == 0)
+    assert len(small.x) > images or len(small.x) == n
+    assert small.x.std() > 0.5 and small.packed.std() > 0.5 and small.alpha != 1
+
+
+def test_the_random_numbers_of_the_user_are_left_alone(gpu):
+    call = convolution()
+    before = torch.get_rng_state()
+    choose(call)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_right_result_is_within_the_bound_and_one_lost_term_is_not(dtype, symmetry):
+    layout = Layout(16, (3, 3), 2, symmetry)
+    x, grad = (torch.randn(2, 16, 8, 8).to(dtype) for _ in range(2))
+    packed, bias = torch.randn(layout.size).to(dtype), torch.randn(16).to(dtype)
+    conv = Convolution(x, packed, None, bias, grad, layout, GEOMETRY, -0.7, False, "ieee")
+    grads = WeightGradient(x, grad, layout, GEOMETRY, -0.7, "ieee")
+    lost = x.clone()
+    lost[0, 3, 2, 5] = 0
+    for call in (conv, grads):
+        assert excess_of(call, plain(call)) <= 1
+        assert excess_of(call, plain(call._replace(x=lost))) > 1
+    assert not excess_of(conv, plain(conv) * float("nan")) <= 1

@@ -1,0 +1,83 @@
+"""When an image is copied into channels-last memory before the convolution."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_ins import GEOMETRY, GPU
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from triton_tied.autotune import cost_model, disk_cache, image_copy, tuned_configs
+from triton_tied.autotune.disk_cache import Entry
+from triton_tied.autotune.problem import problem_of
+from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.packing import Layout
+
+pytestmark = pytest.mark.usefixtures("absent_h200")
+
+
+def copies(x):
+    return image_copy.copying_pays(x, Layout(x.shape[1], (3, 3)), GEOMETRY)
+
+
+@pytest.mark.parametrize(
+    "x, expected",
+    [
+        (torch.randn(2, 16, 6, 8), True),
+        (torch.randn(2, 16, 8, 6).transpose(2, 3), True),
+        (torch.randn(2, 16, 6, 9)[..., 1:], True),
+        (torch.randn(2, 16, 1, 40), True),  # one dimension
+        (torch.randn(2, 12, 6, 8), True),  # 48 bytes a pixel
+        (torch.randn(2, 12, 6, 8).half(), False),  # 24 bytes
+        (torch.randn(2, 3, 6, 8), False),
+        (torch.randn(2, 16, 6, 8).contiguous(memory_format=torch.channels_last), False),
+        (torch.randn(2, 16, 1, 1), False),  # it is of both formats
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else str(list(value.shape)),
+)
+def test_what_has_pixels_of_16_bytes_is_copied_unless_they_lie_so_already(x, expected):
+    assert copies(x) is expected
+
+
+def test_a_table_with_both_ways_decides(absent_h200):
+    x = torch.randn(4, 64, 16, 16).half()
+    there = problem_of("conv", Layout(64, (3, 3)), GEOMETRY, "gathered", x)
+    copied = replace(there, memory="channels_last")
+    copy_us = cost_model.copy_us(there, GPU)
+
+    def store(**medians):
+        entries = {
+            problem.key: Entry(make_shortlist(problem, GPU).untimed, medians[name], None, 1.0)
+            for name, problem in {"there": there, "copied": copied}.items()
+            if name in medians
+        }
+        disk_cache.save(disk_cache.path_of(absent_h200), absent_h200, entries)
+        tuned_configs.forget()
+
+    store(there=1.0)
+    assert copies(x)
+    store(there=100.0, copied=100.0 - 0.9 * copy_us)
+    assert not copies(x)
+    store(there=100.0, copied=100.0 - 1.1 * copy_us)
+    assert copies(x)
+
+
+def test_a_copy_is_a_launch_and_its_bytes():
+    x = torch.randn(4, 64, 16, 16).half()
+    problem = problem_of("conv", Layout(64, (3, 3)), GEOMETRY, "gathered", x)
+    slow = replace(GPU, memory_gbs=1e-3)  # one byte takes a microsecond
+    expected = 2 * 2 * x.numel() + cost_model._LAUNCH_US
+    assert cost_model.copy_us(problem, slow) == pytest.approx(expected)
+
+
+def test_memory_of_a_stand_in_is_not_asked_for():
+    with FakeTensorMode():
+        x = torch.empty(2, 16, 6, 8)
+    assert copies(x)
+
+
+def test_a_known_answer_is_one_look_up(monkeypatch):
+    x = torch.randn(2, 16, 6, 8)
+    known = copies(x)
+    monkeypatch.setattr(image_copy, "problem_of", None)
+    assert copies(x) is known

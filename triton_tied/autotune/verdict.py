@@ -1,0 +1,61 @@
+"""Whether a result is right: within the bound of :mod:`..rounding` of the reference in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import reference, rounding
+from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.precision import input_precision
+from ..packing import expand, fold
+
+_FOLDS = 64  # more terms than there are splits, whose sums are summed once more
+
+
+def excess_of(call: Convolution | WeightGradient, result: Tensor) -> float:
+    """The largest error over what rounding explains: at most 1 for a right result, NaN if it holds
+    one. In float64 on the device of the tensors, so that no setting of PyTorch's matters."""
+    if isinstance(call, Convolution):
+        truth, scale = _convolve(call), _convolve(call, magnitudes=True)
+        terms = call.layout.group_channels * call.layout.taps + 3  # and bias, alpha, residual
+    else:
+        truth, scale = _weight_grad(call), _weight_grad(call, magnitudes=True)
+        terms = 2 * math.prod(call.grad.shape[::2]) * call.grad.shape[3] + _FOLDS
+    dtype = call.x.dtype
+    is_tf32 = (call.precision or input_precision(dtype)) == "tf32"
+    operand = rounding.TF32 if is_tf32 else 0.0
+    return rounding.worst(
+        result, truth, rounding.bound(truth, scale, terms, dtype, operand=operand)
+    )
+
+
+def _convolve(call: Convolution, magnitudes: bool = False) -> Tensor:
+    """The output; or the sums of the magnitudes of its terms."""
+
+    def read(tensor: Tensor) -> Tensor:
+        return tensor.double().abs() if magnitudes else tensor.double()
+
+    weight = read(expand(call.packed, call.layout))
+    return reference.convolve(
+        read(call.x),
+        weight,
+        None if call.bias is None else read(call.bias),
+        call.geometry,
+        call.layout.groups,
+        alpha=abs(call.alpha) if magnitudes else call.alpha,
+        residual=None if call.residual is None else read(call.residual),
+    )
+
+
+def _weight_grad(call: WeightGradient, magnitudes: bool = False) -> Tensor:
+    """The packed gradient; or the sums of the magnitudes of its terms."""
+    x, grad, layout, geometry, alpha, _ = call
+    if not magnitudes:
+        return reference.weight_grad(x.double(), grad.double(), layout, geometry, alpha)
+    dense = reference.dense_weight_grad(x.double().abs(), grad.double().abs(), layout, geometry)
+    # fold subtracts where the weight's sign is negative: undo that
+    signs = expand(torch.ones(layout.size, dtype=dense.dtype, device=dense.device), layout)
+    return fold(dense * signs, layout) * abs(alpha)

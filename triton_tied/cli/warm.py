@@ -1,0 +1,86 @@
+"""``python -m triton_tied warm``: compile ahead what a model needs, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+from triton import knobs
+
+from ..autotune import gpus, tuned_configs
+from ..autotune.centre_tap import guess_centre
+from ..autotune.compile_ahead import Compilers, Job, usable_cpus
+from ..autotune.image_copy import as_copied
+from ..autotune.problem import Problem
+from ..autotune.shortlist import make_shortlist
+from .problems import add_problem_arguments, launches_asked_for
+from .tune_report import name_of
+
+_CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_problem_arguments(parser)
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--target", choices=_CAPABILITIES, help="of a GPU that need not be here (default: this one)"
+    )
+    how.add_argument(
+        "--processes", type=int, metavar="N", help="that compile (default: one for each CPU)"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """The exit status: 1 if something did not compile, 2 for a request that makes no sense."""
+    try:
+        jobs = list(dict.fromkeys(_jobs(given)))
+        if given.processes is not None and given.processes < 1:
+            raise ValueError(f"expected at least one process, got {given.processes}")
+    except (ValueError, RuntimeError) as error:
+        print(f"warm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    processes, start, faults = given.processes or usable_cpus(), time.monotonic(), 0
+    with Compilers(processes) as compilers, tqdm(total=len(jobs)) as bar:
+        for job, fault in zip(jobs, compilers.compile(jobs), strict=True):
+            bar.update()
+            if fault:
+                faults += 1
+                bar.write(f"{name_of(job.problem)}: {fault}")
+    seconds = time.monotonic() - start
+    print(
+        f"{len(jobs)} kernels, {faults} faults, {seconds:.0f} s with {processes} processes, in "
+        f"{knobs.cache.dir}"
+    )
+    return 1 if faults else 0
+
+
+def _jobs(given: argparse.Namespace) -> Iterator[Job]:
+    if not (given.shape or given.model):
+        raise ValueError("expected --shape or --model")
+    if given.target is None and not torch.cuda.is_available():
+        raise ValueError(f"there is no GPU here: name one with --target {'|'.join(_CAPABILITIES)}")
+    for asked, several in launches_asked_for(given).items():
+        problem = as_copied(_with_its_centre(asked))
+        for extras in several:
+            yield _job(problem, extras, given.target)
+
+
+def _with_its_centre(problem: Problem) -> Problem:
+    """Where the centre tap of a layer that was named by its shape would come from."""
+    if problem.is_weight_grad or problem.centre == "unpacked":
+        return problem
+    return replace(problem, centre=guess_centre(problem.layout, math.prod(problem.image)))
+
+
+def _job(problem: Problem, extras: frozenset[str], target: str | None) -> Job:
+    if target is None:
+        major, minor = torch.cuda.get_device_capability()
+        return Job(10 * major + minor, problem, tuned_configs.config_for(problem), extras)
+    gpu = gpus.KNOWN[gpus.MODEL_OF[target]]
+    return Job(_CAPABILITIES[target], problem, make_shortlist(problem, gpu).untimed, extras)

@@ -1,0 +1,40 @@
+"""What is wrong with a machine on which Triton can compile nothing, and what mends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+
+class ToolchainError(RuntimeError):
+    """Triton cannot compile here, whatever the kernel."""
+
+
+def explain(error: Exception) -> ToolchainError | None:
+    """The error as what mends it, where it is the machine's and not one kernel's.
+
+    Triton builds a small C library for its driver, calls NVIDIA's assembler, and keeps all in a
+    cache on disk.
+    """
+    remedy = _remedy(error)
+    if remedy is None:
+        return None
+    return ToolchainError(f"Triton cannot compile on this machine: {error}. {remedy}")
+
+
+def _remedy(error: Exception) -> str | None:
+    text, compiler = str(error), os.environ.get("CC")
+    if isinstance(error, subprocess.CalledProcessError):
+        return (
+            "Its C compiler failed; most often Python's headers (Python.h) are missing: install "
+            "them, as python3-dev or python3-devel, or use a Python that has them"
+        )
+    if "C compiler" in text or (isinstance(error, OSError) and error.filename == compiler):
+        return "Install gcc or clang, or name a C compiler in the environment variable CC"
+    if isinstance(error, OSError) or "cache dir" in text:
+        return "Set TRITON_CACHE_DIR to a folder that can be written and has space"
+    if isinstance(error, RuntimeError) and text.startswith("Cannot find ptxas"):
+        return "Set TRITON_PTXAS_PATH to NVIDIA's assembler, or install Triton anew"
+    if isinstance(error, AssertionError) and "libcuda" in text:
+        return "Install NVIDIA's driver, or set TRITON_LIBCUDA_PATH to the folder of libcuda.so.1"
+    return None
