@@ -12,9 +12,13 @@ WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: .venv/installed  ## check this machine against float64, then train a denoiser
+TORCHRUN := $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node
+demo: .venv/installed  ## check this machine against float64, then train denoisers
 	$(BIN)/python -m triton_tied check
 	$(BIN)/python examples/denoise.py
+	folder=$$(mktemp -d) && \
+	$(TORCHRUN)=2 examples/train_ddp.py --steps 40 --checkpoint $$folder && \
+	$(TORCHRUN)=1 examples/train_ddp.py --steps 60 --checkpoint $$folder
 
 # Two processes of one thread each, the longest first: most tests are small.
 test: .venv/installed  ## all tests, in two processes

@@ -3,15 +3,16 @@ r"""Train a denoiser on several processes, save it, and go on with another numbe
     torchrun --nproc_per_node=2 examples/train_ddp.py --steps 100 --checkpoint run
     torchrun --nproc_per_node=3 examples/train_ddp.py --steps 200 --checkpoint run    # goes on
 
-On GPUs the processes talk by NCCL, one for each GPU, and on CPUs by Gloo. Each step has one batch,
-drawn from the number of the step, of which each process takes its share. So the losses are those
-of one process, but for rounding.
+Each process has a GPU, and they talk by NCCL; where there are fewer GPUs, all run on CPUs, by Gloo.
+Each step has one batch, drawn from the number of the step, of which each process takes its share.
+So the losses are those of one process, but for rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--report", type=int, default=20, help="print every so many steps")
     arguments = parser.parse_args()
-    has_gpus = torch.cuda.is_available()
+    has_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     dist.init_process_group("nccl" if has_gpus else "gloo")
     local = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local) if has_gpus else torch.device("cpu")
@@ -107,6 +108,9 @@ def mean_over_processes(loss: Tensor) -> float:
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    warnings.filterwarnings(
+        "ignore", "Detected an existing checkpoint"
+    )  # it is meant to be replaced
     dcp.save(state_of(model, optimizer, step), checkpoint_id=folder)
 
 

@@ -71,6 +71,26 @@ def timed(absent_h200, monkeypatch):
 
 
 @pytest.fixture
+def shares_of_time(absent_h200, monkeypatch):
+    """Replaces the timing, and the clock: the first problem takes a second, each other one all that
+    it is given. Lists what each was given."""
+    from triton_tied.autotune import trial, tuning
+    from triton_tied.autotune.race import Outcome
+
+    clock, shares = [0.0], []
+
+    def race_on(device, problem, shortlist, budget_s, progress):
+        shares.append(budget_s)
+        clock[0] += 1.0 if len(shares) == 1 else budget_s
+        return Outcome({shortlist.untimed: 1.0})
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(trial, "race_on", race_on)
+    return shares
+
+
+@pytest.fixture
 def no_folder(absent_h200, monkeypatch, tmp_path):
     """A cache directory that cannot be made, even by root."""
     (tmp_path / "file").write_text("")

@@ -712,6 +712,29 @@ def test_each_stream_has_its_own_weight(layer, x, counts, monkeypatch):
     assert counts["expand"] == 2
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_conversions_and_checkpoints_that_swap_the_parameter(mode, kernels_layer):
+    """``torch.utils.swap_tensors`` takes no tensor to which others refer."""
+    layer, x = kernels_layer, images(kernels_layer)
+    state = {name: 2 * value for name, value in layer.state_dict().items()}
+    dense = {"weight": 3 * layer.weight.detach(), "bias": state["bias"]}
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with tt.cached(), mode():
+            expected = layer(x).detach()
+            layer.to(torch.float16 if x.dtype == torch.float64 else torch.float64).to(x.dtype)
+            torch.testing.assert_close(layer(x).detach(), expected, rtol=1e-2, atol=1e-2)
+            for given in (state, dense):
+                layer.load_state_dict(given)
+                expected = tt.reference.tied_conv2d(
+                    x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
+                )
+                torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer.weight, dense["weight"])
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 # ---- the dense weight itself
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.nn.utils import parametrizations, prune
 
 import triton_tied as tt
 
@@ -72,6 +73,30 @@ def test_nothing_is_said_where_a_part_is_loaded_on_purpose():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.load_state_dict(part, strict=False)
+
+
+COMPUTED = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "packed_weight", 0.5),
+    "parametrized": lambda layer: parametrizations.weight_norm(layer, "packed_weight"),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_dense_weight_is_not_lost_on_a_vector_that_is_computed(name, strict):
+    model, other = make_model(), make_model()
+    for each in (model, other):
+        COMPUTED[name](each[2])
+    before = model[2].packed_weight.detach().clone()
+    message = re.compile(r"dense weight '2\.weight'.*packed_weight.*computed from other", re.DOTALL)
+    with pytest.raises(RuntimeError, match=message):
+        model.load_state_dict(dense_state(), strict=strict)
+    assert torch.equal(model[2].packed_weight, before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict(other.state_dict(), strict=strict)
+    x = torch.randn(1, 4, 5, 5)
+    assert torch.equal(model[2](x), other[2](x))  # PyTorch prunes before the forward
 
 
 @pytest.mark.parametrize("strict", [True, False])

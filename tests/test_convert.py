@@ -283,6 +283,31 @@ def test_what_belongs_to_a_layer_is_kept(back):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_pruned_layers_hand_over_what_was_left(name):
+    """As numbers: the hook that prunes looks for parameters that the other layer has not."""
+    x = torch.randn(1, 4, 6, 6)
+    dense = prune.random_unstructured(nn.Conv2d(4, 4, 3), name, 0.5)
+    tied = tt.TiedConv2d.from_conv(dense)
+    truth = F.conv2d(x.double(), nearest(dense, "self_adjoint"), dense.bias.double())
+    torch.testing.assert_close(tied(x).double(), truth, rtol=1e-5, atol=1e-5)
+    name = {"weight": "packed_weight"}.get(name, name)
+    model = nn.Sequential(prune.random_unstructured(tt.TiedConv2d(4, 3), name, 0.5))
+    expected = model(x)
+    torch.testing.assert_close(model[0].to_conv()(x), expected)
+    torch.testing.assert_close(tt.untie(model)(x), expected)
+    assert {key for key, _ in model.named_parameters()} == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("convert", [tt.TiedConv2d.from_conv, tt.TiedConv2d.to_conv])
+def test_hooks_of_a_copy_are_its_own(convert):
+    old = nn.Conv2d(4, 4, 3) if convert == tt.TiedConv2d.from_conv else tt.TiedConv2d(4, 3)
+    new, calls = convert(old), []
+    new.register_forward_hook(lambda *_: calls.append("new"))
+    old(torch.randn(1, 4, 5, 5))
+    assert not calls
+
+
 def test_what_is_shared_stays_shared():
     twice, a, b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
     b.weight, b.bias = a.weight, a.bias
@@ -362,6 +387,31 @@ def test_single_layers_wrapped_models_and_subclasses_are_refused():
     for convert in (tt.tie, tt.untie):
         with pytest.raises(TypeError, match="wrap in DistributedDataParallel then"):
             convert(nn.Sequential(DistributedDataParallel(nn.Conv2d(4, 4, 3))))
+
+
+def test_lazy_layers_must_have_run():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match=r"'0\.weight' has no size yet: run the model once"):
+        tt.tie(model, project=True)
+    model(torch.randn(1, 2, 8, 8))
+    assert tt.tie(model, project=True).tied == ["1"]
+
+
+def test_tied_inside_of_what_was_traced_or_compiled():
+    for wrap in (torch.fx.symbolic_trace, lambda m: torch.compile(m, backend="eager")):
+        model, x, _ = make("dncnn")
+        wrapped = wrap(model)
+        wrapped(x)
+        report = tt.tie(wrapped, project=True)
+        truth, _, _ = make("dncnn")
+        truth.load_state_dict(
+            {
+                k.removeprefix("_orig_mod."): v
+                for k, v in tt.untie(copy.deepcopy(wrapped)).state_dict().items()
+            }
+        )
+        assert len(report.tied) == 3
+        torch.testing.assert_close(wrapped(x), truth(x))
 
 
 def test_the_report_is_a_table():

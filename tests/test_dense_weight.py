@@ -1,5 +1,6 @@
 """The dense weight of a layer: what may be assigned to it, and what is refused on it."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fusion, parametrizations, parametrize, prune
 
 import triton_tied as tt
@@ -157,11 +159,71 @@ def test_batch_norm_is_folded_into_the_dense_layer_only(layer):
     torch.testing.assert_close(fused(x), norm(layer(x)))
 
 
+NORMS = {
+    1: (tt.TiedConv1d, nn.BatchNorm1d),
+    2: (tt.TiedConv2d, nn.BatchNorm2d),
+    3: (tt.TiedConv3d, nn.BatchNorm3d),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", NORMS)
+def test_batch_norm_is_folded_through_the_dense_layer_in_every_form(dims, bias, affine):
+    tied_class, norm_class = NORMS[dims]
+    layer = tied_class(6, (3, 2, 1)[:dims], groups=3, bias=bias, symmetry="skew_adjoint")
+    norm = norm_class(6, affine=affine)
+    with torch.no_grad():
+        for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
+            tensor.uniform_(0.5, 2)
+    x, model = torch.randn(2, 6, *[4] * dims), nn.Sequential(layer, norm).eval()
+    layout = (6, layer.kernel_size, 3, "skew_adjoint")
+    convolved = (F.conv1d, F.conv2d, F.conv3d)[dims - 1](
+        x, oracle.expand(layer.packed_weight, *layout), layer.bias, groups=3
+    )
+    fused = fusion.fuse_conv_bn_eval(layer.to_conv(), norm)
+    torch.testing.assert_close(fused(x), norm(convolved), rtol=1e-4, atol=1e-4)
+    whole = fuse(tt.untie(copy.deepcopy(model)))
+    assert [type(module) for module in whole.children()] == [layer.dense]
+    torch.testing.assert_close(whole(x), norm(convolved), rtol=1e-4, atol=1e-4)
+
+
 def test_batch_norm_of_equal_scales_keeps_the_tie(layer):
     norm, x = nn.BatchNorm2d(6).eval().requires_grad_(False), torch.randn(2, 6, 5, 5)
     norm.weight.fill_(-0.3)
     fused = fusion.fuse_conv_bn_eval(layer.eval().requires_grad_(False), norm)
     torch.testing.assert_close(fused(x), norm(layer(x)))
+
+
+ON_THE_FREE_NUMBERS = {
+    "weight norm, old": lambda m: nn.utils.weight_norm(m, "packed_weight", dim=None),
+    "weight norm": lambda m: parametrizations.weight_norm(m, "packed_weight", dim=None),
+    "spectral norm, old": lambda m: nn.utils.spectral_norm(m, "packed_weight"),
+    "spectral norm": lambda m: parametrizations.spectral_norm(m, "packed_weight"),
+    "pruning": lambda m: prune.l1_unstructured(m, "packed_weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("name", ON_THE_FREE_NUMBERS)
+def test_what_computes_the_free_numbers_keeps_the_tie(name, layer):
+    x, before = torch.randn(2, 6, 5, 5), layer.packed_weight.detach().clone()
+    ON_THE_FREE_NUMBERS[name](layer)
+    y = layer(x)
+    if "spectral" in name:  # of a vector: its length
+        torch.testing.assert_close(layer.packed_weight, before / before.norm())
+    elif "weight" in name:
+        torch.testing.assert_close(layer.packed_weight, before)
+    else:
+        assert (layer.packed_weight == 0).sum() == round(len(before) / 2)
+    weight = dense_like(layer)
+    torch.testing.assert_close(y, F.conv2d(x, weight, layer.bias, padding=1, groups=2))
+    assert torch.equal(layer.weight, weight)
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    torch.testing.assert_close(layer.to_conv()(x), y)
+    layer.double().float()
+    torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-4)
 
 
 OVERWRITES = {
@@ -205,6 +267,28 @@ def test_what_would_overwrite_the_dense_weight_is_refused(name, layer):
 def test_what_would_do_nothing_is_refused_with_the_remedy(use, layer):
     with pytest.raises(RuntimeError, match=r"layer\.packed_weight.*layer\.weight\.clone\(\)"):
         use(layer.weight)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("choice", [True, False])
+def test_a_choice_of_its_gradient_is_refused_and_one_of_a_copy_is_not(choice, trains, layer):
+    layer.requires_grad_(trains)
+    message = r"requires_grad.*Hooks and gradients are those of layer\.packed_weight"
+    with pytest.raises(RuntimeError, match=message):
+        layer.weight.requires_grad_(choice)
+    with pytest.raises(RuntimeError, match=message):
+        layer.weight.requires_grad = choice
+    with pytest.raises(RuntimeError, match=r"setting grad.*layer\.packed_weight"):
+        layer.weight.grad = torch.zeros(6, 3, 3, 2)
+    assert layer.packed_weight.requires_grad is trains
+    weight = layer.weight.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(weight.square().sum(), weight)
+    torch.testing.assert_close(grad, 2 * dense_like(layer))
+
+
+def dense_like(layer):
+    layout = (layer.channels, layer.kernel_size, layer.groups, layer.symmetry)
+    return oracle.expand(layer.packed_weight, *layout).detach()
 
 
 def test_remedies_do_what_the_message_says(layer):

@@ -1,6 +1,8 @@
 """Several processes, on CPUs: sharded parameters and distributed tensors."""
 
+import copy
 import datetime
+import itertools
 
 import pytest
 import torch
@@ -85,6 +87,47 @@ def check_distributed_tensors():
                 model(distribute_tensor(x, mesh, [placement]))
 
 
-@pytest.mark.parametrize("check", [check_sharded_parameters, check_distributed_tensors])
+def check_checkpoint_of_the_first_process():
+    """A dense one is refused, where it is and whatever is loaded; a tied one reaches all."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    is_first = dist.get_rank() == 0
+    for shard, strict, bias in itertools.product((False, True), (True, False), (True, False)):
+        torch.manual_seed(0)
+        trained = nn.Sequential(tt.TiedConv1d(6, 4, groups=2, bias=bias), nn.ReLU())
+        torch.manual_seed(1)
+        model = nn.Sequential(tt.TiedConv1d(6, 4, groups=2, bias=bias), nn.ReLU())
+        if shard:
+            fully_shard(model)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+
+        def load(source, model=model, options=options):
+            state = source.state_dict() if is_first else {}
+            set_model_state_dict(model, state, options=options)
+
+        dense = tt.untie(copy.deepcopy(trained))
+        if is_first and (shard or not strict):
+            with pytest.raises(RuntimeError, match="dense weight '0.weight' would not reach all"):
+                load(dense)
+        elif is_first:  # the others say what is missing
+            load(dense)
+        elif strict:
+            with pytest.raises(RuntimeError, match="Missing key.*packed_weight"):
+                load(dense)
+        elif bias and not shard:
+            with pytest.warns(UserWarning, match="weight stays as it was"):
+                load(dense)
+        else:
+            load(dense)
+        load(trained)
+        for actual, expected in zip(model.parameters(), trained.parameters(), strict=True):
+            assert torch.equal(actual.full_tensor() if shard else actual, expected)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_sharded_parameters, check_distributed_tensors, check_checkpoint_of_the_first_process],
+)
 def test_two_processes(check, tmp_path):
     in_processes(check, tmp_path)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import triton_tied as tt
 from triton_tied import dispatch, reference
@@ -358,6 +359,64 @@ def test_not_a_number_poisons_only_what_sees_it():
     seen = torch.zeros(8, 8, dtype=torch.bool)
     seen[3:6, 4:7] = True
     assert torch.equal(y.isnan(), seen.expand_as(y))
+
+
+TRANSFORMS = {
+    "grad": lambda f, x, t: torch.func.grad(lambda x: f(x).pow(3).sum())(x),
+    "jvp": lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1],
+    "vmap": lambda f, x, t: torch.vmap(f)(torch.stack([x, t])),
+    "gradient of each": lambda f, x, t: torch.vmap(torch.func.grad(lambda x: f(x).pow(3).sum()))(
+        torch.stack([x, t])
+    ),
+    "jvp of grad": lambda f, x, t: torch.func.jvp(
+        torch.func.grad(lambda x: f(x).pow(3).sum()), (x,), (t,)
+    )[1],
+    "dual": lambda f, x, t: tangent_of(f, x, t),
+}
+
+
+def tangent_of(f, x, t):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, t))).tangent
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("made", ["packed", "prepared"])
+def test_transforms_inside_of_compilation_are_right_without_a_break(name, made):
+    dtype = torch.float32 if dispatch.INTERPRETED else torch.float64
+    layout = (4, (3, 1), 2, "skew_adjoint")
+    packed, bias = torch.randn(tt.packed_size(*layout)).to(dtype), torch.randn(4).to(dtype)
+    x, t = torch.randn(2, 1, 4, 3, 4).to(dtype)
+    weight = packed if made == "packed" else tt.prepare(packed, *layout)
+    options = {"kernel_size": (3, 1), "padding": (1, 0), "groups": 2, "symmetry": "skew_adjoint"}
+
+    def ours(x):
+        return tt.tied_conv2d(x, weight, bias, **options)
+
+    def truth(x):
+        return F.conv2d(x, oracle.expand(packed, *layout), bias, padding=(1, 0), groups=2)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, t: TRANSFORMS[name](ours, x, t), backend="aot_eager", fullgraph=True
+    )
+    expected = TRANSFORMS[name](truth, x, t)
+    torch.testing.assert_close(compiled(x, t), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dual_tensors_go_through_compiled_code():
+    """Compiled before without them, as well."""
+    dtype = torch.float32 if dispatch.INTERPRETED else torch.float64
+    packed, x, t = (torch.randn(*s).to(dtype) for s in ((74,), (1, 4, 4, 3), (1, 4, 4, 3)))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: tt.tied_conv2d(x, packed, kernel_size=3), backend="aot_eager", fullgraph=True
+    )
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), tt.tied_conv2d(x, packed, kernel_size=3))
+        torch.testing.assert_close(
+            tangent_of(compiled, x, t), tt.tied_conv2d(t, packed, kernel_size=3)
+        )
 
 
 def test_empty_batch_gives_empty_output_and_zero_gradients(expansion):

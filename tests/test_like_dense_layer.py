@@ -312,6 +312,46 @@ def test_every_argument_of_the_functions_may_be_a_proxy():
     torch.testing.assert_close(traced(*arguments), step(*arguments))
 
 
+SIZES = (6, (3, 1), 2, "skew_adjoint")
+NAMED = {"kernel_size": (3, 1), "groups": 2, "symmetry": "skew_adjoint"}
+OTHER_FUNCTIONS = {
+    "unpack": (lambda p, x: tt.unpack(p, *SIZES).sin(), tt.unpack),
+    "pack": (lambda p, x: tt.pack(x.reshape(6, 3, 3, 1), *SIZES[2:]) * p, tt.pack),
+    "prepare": (lambda p, x: tt.tied_conv2d(x, tt.prepare(p, *SIZES), **NAMED), tt.prepare),
+    "reference": (
+        lambda p, x: tt.reference.tied_conv2d(x, p, **NAMED), tt.reference.tied_conv2d,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_FUNCTIONS)
+def test_every_function_is_a_node_and_is_seen_by_modes(name):
+    function, target = OTHER_FUNCTIONS[name]
+    p, x = torch.randn(tt.packed_size(*SIZES)), torch.randn(1, 6, 9, 1)
+    traced = torch.fx.symbolic_trace(function)
+    assert target in [node.target for node in traced.graph.nodes]
+    torch.testing.assert_close(traced(2 * p, x), function(2 * p, x))
+    with Recorder() as mode:
+        function(p, x)
+    assert target in mode.seen
+
+
+def test_dense_weight_in_a_traced_module_is_no_constant():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = tt.TiedConv2d(4, 3, padding=1)
+
+        def forward(self, x):
+            return F.conv2d(self.layer(x), self.layer.weight, padding=1)
+
+    model, x = Twice(), torch.randn(1, 4, 5, 5)
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        model.layer.packed_weight.mul_(2)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 class Marked(torch.Tensor):
     """A subclass that PyTorch's own functions keep."""
 

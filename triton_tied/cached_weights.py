@@ -137,6 +137,13 @@ def derived_from(packed: Tensor, how: tuple, make: Callable[[], _Parts]) -> _Par
     return entry.parts  # type: ignore[return-value]
 
 
+def forget(packed: Tensor) -> None:
+    """What an open block has made of ``packed`` is not used again, and refers to it no more."""
+    block = _current.get()
+    if block is not None and block.made is not None:
+        block.made.pop(packed, None)
+
+
 def _made_of(packed: Tensor) -> _Derived | None:
     """What the open block has made of ``packed``; None where nothing may be reused: where tensors
     stand for others, or PyTorch does not count their changes."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from .dense_layers import hand_over
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .nearest import MAX_ROUNDINGS
 from .packing import SUPPORTED_DTYPES, Symmetry, check_symmetry
@@ -20,16 +22,6 @@ _TIED_OF: dict[type, type[_Tied]] = {
     nn.Conv3d: TiedConv3d,
 }
 
-_CALL_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 _STATE_DICT_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -113,7 +105,8 @@ def tie(
     A layer can be tied if it is an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` itself, not a
     subclass, has as many input as output channels, and holds a plain weight: not a parametrized,
     pruned or sharded one, nor one that a layer uses which is not tied. Of these, those with
-    stride 1 are tied, or those that ``where`` picks.
+    stride 1 are tied, or those that ``where`` picks. Layers are replaced where they are registered:
+    a plain list that holds one goes on to hold the old one.
 
     Kept are hooks on calls, the bias (the same parameter), ``requires_grad``, dtype, device,
     training mode, and sharing: a layer or a weight used in several places stays one. The tied
@@ -134,7 +127,8 @@ def tie(
     Raises:
         TypeError: ``model`` is a single convolution (``from_conv`` makes a tied one of it), or
             wrapped for several devices.
-        ValueError: a weight is not tied and ``project`` is False; an unknown symmetry.
+        ValueError: a weight is not tied and ``project`` is False; a lazy layer without a size; an
+            unknown symmetry.
 
     Examples:
         >>> report = tie(model, where=lambda name, layer: name.startswith("body"), project=True)
@@ -148,14 +142,15 @@ def tie(
     skipped = {conv: _why_not(name, conv, where) for conv, name in names.items()}
     skipped |= _sharing_with_others(model, [conv for conv in names if skipped[conv] is None])
 
-    tied = {conv: _tied(conv, symmetry) for conv in names if skipped[conv] is None}
+    chosen = [conv for conv in names if skipped[conv] is None]
+    tied = {conv: _TIED_OF[type(conv)].from_conv(conv, symmetry) for conv in chosen}
     moved = {conv: _distance(conv, layer) for conv, layer in tied.items()}
     if not project:
         _check_tied({names[conv]: (conv, distance) for conv, distance in moved.items()}, symmetry)
     shared: dict[Tensor, nn.Parameter] = {}
     for conv, layer in tied.items():
         layer.packed_weight = shared.setdefault(conv.weight, layer.packed_weight)
-        _carry_over(conv, layer)
+        hand_over(conv, layer, replaces=True)
     _replace(model, tied)
     layers = tuple(
         LayerReport(
@@ -197,10 +192,9 @@ def untie(model: nn.Module) -> nn.Module:
     dense = {layer: layer.to_conv() for layer in names}
     weights: dict[tuple, Tensor] = {}
     for layer, conv in dense.items():
-        conv.weight.requires_grad_(layer.packed_weight.requires_grad)
         shared = (layer.packed_weight, conv.weight.shape, layer.symmetry)
         conv.weight = weights.setdefault(shared, conv.weight)
-        _carry_over(layer, conv)
+        hand_over(layer, conv, replaces=True)
     _replace(model, dense)
     return dense[model] if isinstance(model, _Tied) else model
 
@@ -210,6 +204,9 @@ def _check_model(function: str, model: nn.Module) -> None:
         wrapper = _WRAPPERS & {base.__name__ for base in type(module).__mro__}
         if wrapper:
             raise TypeError(f"{function}: replace layers first, and wrap in {wrapper.pop()} then")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{function}: {name!r} has no size yet: run the model once before")
 
 
 def _why_not(name: str, conv: _Conv, where: Callable[[str, nn.Module], bool] | None) -> str | None:
@@ -251,12 +248,6 @@ def _sharing_with_others(model: nn.Module, chosen: list[_Conv]) -> dict[_Conv, s
     }
 
 
-def _tied(conv: _Conv, symmetry: Symmetry) -> _Tied:
-    layer = _TIED_OF[type(conv)].from_conv(conv, symmetry)
-    layer.packed_weight.requires_grad_(conv.weight.requires_grad)
-    return layer
-
-
 def _distance(conv: _Conv, layer: _Tied) -> float:
     """How far the projection moved the weight, relative to its norm."""
     if conv.weight.is_meta:
@@ -282,13 +273,6 @@ def _check_tied(moved: dict[str, tuple[_Conv, float]], symmetry: str) -> None:
             f"away from them, relative to their norm: {', '.join(untied[:5])}{more}. To take the "
             f"nearest ones, use project=True; to leave layers as they are, use where"
         )
-
-
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Hooks by reference, so that their handles go on to remove them; and the bias."""
-    new.bias = old.bias
-    for name in _CALL_HOOKS:
-        setattr(new, name, getattr(old, name))
 
 
 def _replace(model: nn.Module, replacements: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -16,12 +17,18 @@ OPTIONS: dict[str, Any] = {
     "groups": 1,
     "padding_mode": "zeros",
 }
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_HOW_HOOKS_ARE_CALLED = (
+_HOOKS = (
+    "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
 )
+
+# Hooks that compute a parameter before each forward: its value is handed over.
+_MAKE_A_PARAMETER = (SpectralNorm, WeightNorm, BasePruningMethod)
 
 
 def options_of(layer: nn.Module) -> dict[str, Any]:
@@ -46,21 +53,22 @@ def check_can_be_tied(conv: nn.Module, dense: type[nn.Module], asked_by: str) ->
         )
 
 
-def hand_over(old: nn.Module, new: nn.Module) -> None:
-    """A copy of the bias, the training mode, and the hooks of forward and backward, in their order.
-    Their handles remove them from the old layer only."""
-    if old.bias is not None:
-        bias = old.bias.detach().clone()  # type: ignore[operator]
-        new.bias = nn.Parameter(bias, old.bias.requires_grad)  # type: ignore[arg-type]
+def hand_over(old: nn.Module, new: nn.Module, *, replaces: bool = False) -> None:
+    """The bias, the training mode, and the hooks of forward and backward, in their order: copies,
+    or, where ``new`` takes the place of ``old``, the same bias, and the hooks so that their handles
+    go on to remove them."""
+    bias: Any = old.bias
+    if replaces and isinstance(bias, nn.Parameter):
+        new.bias = bias
+    elif bias is not None:
+        new.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     new.train(old.training)
     for hooks in _HOOKS:
-        kept = {key: hook for key, hook in getattr(old, hooks).items() if not _makes_weight(hook)}
-        getattr(new, hooks).update(kept)
-    for flags in _HOW_HOOKS_ARE_CALLED:
-        getattr(new, flags).update(getattr(old, flags))
+        if replaces:
+            setattr(new, hooks, getattr(old, hooks))
+        else:
+            getattr(new, hooks).update(getattr(old, hooks))
     new._is_full_backward_hook = old._is_full_backward_hook
-
-
-def _makes_weight(hook: Any) -> bool:
-    """Whether the hook computes a dense weight before each forward: it was taken as computed."""
-    return isinstance(hook, SpectralNorm | WeightNorm) and hook.name == "weight"
+    for key, hook in list(new._forward_pre_hooks.items()):
+        if isinstance(hook, _MAKE_A_PARAMETER):
+            del new._forward_pre_hooks[key]

@@ -16,7 +16,6 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
 from .dispatch import takes_operators
@@ -42,7 +41,7 @@ from .packing import (
     is_distributed,
     layout_of_length,
 )
-from .tracing import sizes_of
+from .tracing import overridable, sizes_of
 
 _Options = ParamSpec("_Options")
 
@@ -109,10 +108,8 @@ def _over(
 ) -> Callable[_Options, Tensor]:
     """``function`` over so many dimensions, under a name and with a signature of its own."""
 
+    @overridable
     def tied_convnd(*args: _Options.args, **kwargs: _Options.kwargs) -> Tensor:
-        given = (*args, *kwargs.values())
-        if has_torch_function(given):  # a mode, a subclass, a proxy of torch.fx
-            return handle_torch_function(tied_convnd, given, *args, **kwargs)
         return function(dims, *args, **kwargs)
 
     signature = inspect.signature(function)

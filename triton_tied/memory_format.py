@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from .tracing import overridable
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -32,11 +33,10 @@ def has_channels_last_strides(dims: int, tensor: Tensor) -> bool:
     return tuple(tensor.stride()) == _channels_last_strides(tensor.shape)
 
 
+@overridable
 def as_channels_last(dims: int, input: Tensor) -> Tensor:
     """The input, batched or not, with the strides of channels-last memory: a copy where its memory
     is another, a view where only strides of axes of size 1 differ."""
-    if has_torch_function_unary(input):  # a proxy of torch.fx, say
-        return handle_torch_function(as_channels_last, (input,), dims, input)
     if input.dim() == dims + 1:
         return as_channels_last(dims, input.unsqueeze(0)).squeeze(0)
     if input.dim() != dims + 2 or has_channels_last_strides(dims, input):

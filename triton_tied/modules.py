@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .cached_weights import forget
 from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
 from .geometry import IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import CHANNELS_LAST, as_channels_last, has_channels_last_strides
 from .nearest import pack_tied
-from .packing import Symmetry, check_supported, make_layout, pack, unpack
+from .packing import Symmetry, check_supported, is_distributed, make_layout, pack, unpack
 from .read_only_weight import ReadOnlyWeight, is_weight_of
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
@@ -165,13 +166,16 @@ class _TiedConv(nn.Module):
 
     def _store(self, packed: Tensor) -> None:
         if "packed_weight" not in self._parameters:
-            raise RuntimeError(
-                f"packed_weight of this {type(self).__name__} is computed from other parameters, "
-                f"by a parametrization or by pruning, so that a weight stored in it would be lost. "
-                f"Undo that first"
-            )
+            raise RuntimeError(self._computed())
         with torch.no_grad():
             self.packed_weight.copy_(packed)
+
+    def _computed(self) -> str:
+        return (
+            f"packed_weight of this {type(self).__name__} is computed from other parameters, by a "
+            f"parametrization or by pruning, so that a weight stored in it would be lost. Undo "
+            f"that first"
+        )
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name.startswith("weight"):  # "weight_orig" of pruning, for instance
@@ -274,10 +278,11 @@ class _TiedConv(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """``Module.to`` and the like. They turn only parameters of four or five dimensions to
         channels-last, and the packed vector has one: a small tensor shows what they ask for."""
+        self._leave_blocks()
         if self.dims not in CHANNELS_LAST:
             return super()._apply(fn, recurse)
         memory_format = CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format
-        like = self.packed_weight
+        like = next(self.parameters())
         probe = torch.empty(
             (2,) * (self.dims + 2),
             dtype=like.dtype,
@@ -287,6 +292,12 @@ class _TiedConv(nn.Module):
         super()._apply(fn, recurse)
         self._channels_last = has_channels_last_strides(self.dims, fn(probe))
         return self
+
+    def _leave_blocks(self) -> None:
+        """An open ``cached()`` block lets go of ``packed_weight``, which PyTorch may be about to
+        swap for another."""
+        if "packed_weight" in self._parameters:
+            forget(self.packed_weight)
 
     def _load_from_state_dict(
         self,
@@ -301,8 +312,21 @@ class _TiedConv(nn.Module):
         """Takes a dense ``weight`` in place of ``packed_weight``, if it is tied to rounding."""
         dense, packed, bias = (prefix + name for name in ("weight", "packed_weight", "bias"))
         given = state_dict.get(packed)
-        if dense in state_dict and (given is None or given is self.packed_weight):
-            # (A loader that looks for the model's own names first hands back the layer's own.)
+        self._leave_blocks()
+        # A loader that looks for the model's own names first hands back the layer's own.
+        handed_back = given is not None and given is self._parameters.get("packed_weight")
+        if "packed_weight" not in self._parameters:
+            if dense in state_dict:
+                error_msgs.append(f"While loading the dense weight {dense!r}: {self._computed()}")
+        elif dense in state_dict and (
+            is_distributed(self.packed_weight) or (handed_back and _has_other_processes())
+        ):
+            error_msgs.append(
+                f"The dense weight {dense!r} would not reach all processes. Load the dense "
+                f"dictionary into a tied model that is not distributed, by its load_state_dict, "
+                f"and give the state_dict() of that to all"
+            )
+        elif dense in state_dict and (given is None or handed_back):
             state_dict = dict(state_dict)
             try:
                 weight = state_dict.pop(dense)
@@ -313,7 +337,7 @@ class _TiedConv(nn.Module):
                 state_dict[packed] = self.packed_weight.detach()
         elif dense in state_dict:
             error_msgs.append(f"There are both a dense {dense!r} and {packed!r}: which is meant?")
-        elif given is None and bias in state_dict:
+        elif (given is None or handed_back) and state_dict.get(bias, self.bias) is not self.bias:
             warnings.warn(
                 f"{bias!r} is loaded, but neither {packed!r} nor a dense {dense!r} is there: the "
                 f"weight stays as it was. If a loader has dropped the dense weight, since the "
@@ -330,6 +354,12 @@ class _TiedConv(nn.Module):
             f"torch.jit.script cannot compile a {type(self).__name__}. Script the dense layer that "
             f"computes the same, layer.to_conv(), or use torch.export or torch.jit.trace"
         )
+
+
+def _has_other_processes() -> bool:
+    distributed = torch.distributed
+    is_up = distributed.is_available() and distributed.is_initialized()
+    return is_up and distributed.get_world_size() > 1
 
 
 def _refuse_positions(name: str, channels: Any, kernel_size: Any, *others: Any) -> NoReturn:

@@ -31,7 +31,7 @@ from torch import Tensor
 from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
-from .tracing import untraced
+from .tracing import overridable, untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Symmetry = Literal["self_adjoint", "skew_adjoint"]
@@ -249,6 +249,7 @@ def packed_size(
     return make_layout(channels, kernel_size, groups, symmetry).size
 
 
+@overridable
 def unpack(
     packed: Tensor | PreparedWeight,
     channels: int,
@@ -323,6 +324,7 @@ def dense_weight(
     )[0]
 
 
+@overridable
 def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
 

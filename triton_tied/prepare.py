@@ -19,8 +19,10 @@ from .packing import (
     numbers_of,
     wants_channels_last,
 )
+from .tracing import overridable
 
 
+@overridable
 def prepare(
     packed: Tensor,
     channels: int,

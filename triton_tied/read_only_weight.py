@@ -9,6 +9,7 @@ from torch import Tensor
 
 _IN_PLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+_GRADIENTS = {"requires_grad_", "setting requires_grad", "setting grad"}
 _PLAINLY = {"__repr__", "__deepcopy__", "__reduce_ex__"}  # shown, copied and saved as a Tensor is
 _EXPORTS = {"__dlpack__", "to_dlpack"}
 
@@ -32,11 +33,14 @@ class ReadOnlyWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name == "__set__":
+            name = f"setting {func.__self__.__name__}"
         given = (*args, *kwargs.values())  # torch.nn.init passes its tensor by keyword
         targets = kwargs.get("out", given[0] if given else None)
         targets = targets if isinstance(targets, list | tuple) else [targets]
-        if any(isinstance(target, cls) for target in targets):
-            _refuse(name, kwargs)
+        weights = [target for target in targets if isinstance(target, cls)]
+        if weights:
+            _refuse(name, kwargs, any(hasattr(weight, "_packed_weight") for weight in weights))
         with torch._C.DisableTorchFunctionSubclass():
             if name in _PLAINLY:
                 args = (args[0].as_subclass(Tensor), *args[1:])
@@ -51,11 +55,12 @@ def is_weight_of(weight: Tensor, packed_weight: Tensor) -> bool:
     return isinstance(weight, ReadOnlyWeight) and weight._packed_weight is packed_weight
 
 
-def _refuse(name: str, kwargs: dict) -> None:
-    """Raises RuntimeError for what would change nothing in the layer."""
-    in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-    in_place = in_place or name in ("__setitem__", "__set__") or name in _IN_PLACE_OPERATORS
-    in_place = in_place or name in _EXPORTS
+def _refuse(name: str, kwargs: dict, itself: bool) -> None:
+    """Raises RuntimeError for what would change nothing in the layer; of the weight itself, not of
+    its detach(), also a choice of its gradient."""
+    method = name.endswith("_") and not name.endswith("__")
+    in_place = (method or name.startswith("setting ")) and name not in _GRADIENTS
+    in_place = in_place or name == "__setitem__" or name in _IN_PLACE_OPERATORS or name in _EXPORTS
     if in_place or "out" in kwargs or kwargs.get("inplace", False):
         raise RuntimeError(
             f"{name}: the dense weight of a tied layer is computed from layer.packed_weight, so "
@@ -63,7 +68,7 @@ def _refuse(name: str, kwargs: dict) -> None:
             f"the nearest one by layer.project_(weight), or write into layer.packed_weight; "
             f"layer.weight.clone() is an ordinary tensor"
         )
-    if name in _HOOKS:
+    if name in _HOOKS or (name in _GRADIENTS and itself):
         raise RuntimeError(
             f"{name}: the dense weight of a tied layer is computed from layer.packed_weight on "
             f"each access, so nothing would come of this. Hooks and gradients are those of "

@@ -18,6 +18,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import plainly_strided
 from .packing import Layout, PreparedWeight, Symmetry, dense_weight, expand, fold
+from .tracing import overridable
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONVOLUTION_WEIGHT_GRADS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
@@ -114,6 +115,7 @@ def _tied_conv(
     return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
 
 
+@overridable
 def tied_conv1d(
     input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
@@ -121,6 +123,7 @@ def tied_conv1d(
     return _tied_conv(1, input, packed, bias, **options)
 
 
+@overridable
 def tied_conv2d(
     input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
@@ -128,6 +131,7 @@ def tied_conv2d(
     return _tied_conv(2, input, packed, bias, **options)
 
 
+@overridable
 def tied_conv3d(
     input: Tensor, packed: Tensor | PreparedWeight, bias: Tensor | None = None, **options: Any
 ) -> Tensor:

@@ -1,14 +1,34 @@
-"""What ``torch.jit.trace`` and the exporters must not see."""
+"""What traces a call, and what it must not see of it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def overridable(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """As a function of PyTorch's is: a mode, or a subclass of Tensor or a proxy of ``torch.fx``
+    among the arguments, is asked first."""
+
+    @functools.wraps(function)
+    def ask(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            return handle_torch_function(ask, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return ask
 
 
 @contextlib.contextmanager
@@ -33,7 +53,13 @@ def sizes_of(tensor: Tensor) -> torch.Size:
 
 
 def takes_plain_operations_only() -> bool:
-    """Whether a call is traced for TorchScript or ONNX, which know no operators but PyTorch's."""
+    """Whether a call is traced by what takes no operators but PyTorch's own: TorchScript, ONNX, and
+    the compiler where it meets a transform of ``torch.func`` or forward mode. (Of other operators
+    it takes the reverse mode only, and no autograd.Function with a jvp or a vmap of its own.)"""
+    if torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    ):
+        return True
     if torch.compiler.is_dynamo_compiling():
         return False
     onnx = sys.modules.get("torch.onnx")  # slow to import, and there only if someone exports

@@ -141,16 +141,6 @@ def test_reports_tell_before_and_after(timed, monkeypatch):
     assert medians == [12.0, None, None, 10.0] + [None] * (len(left) - 4)
 
 
-def test_budget_is_for_all_problems_together(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    clock, shares = [0.0], []
-    monkeypatch.setattr(tuning.time, "monotonic", lambda: clock[0])
-
-    def race_on(device, problem, shortlist, budget_s, progress):
-        shares.append(budget_s)
-        clock[0] += 1.0 if len(shares) == 1 else budget_s
-        return Outcome({shortlist.untimed: 1.0})
-
-    monkeypatch.setattr(trial, "race_on", race_on)
+def test_budget_is_for_all_problems_together(shares_of_time):
     tuning.tune(problems_of_layer(PROBLEM), device=DEVICE, budget_s=9)
-    assert shares == [9 / 2, 8]
+    assert shares_of_time == [9 / 2, 8]

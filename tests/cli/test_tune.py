@@ -7,7 +7,7 @@ import pytest
 import torch
 from stand_ins import DEVICE, GPU, PROBLEM, others, store
 
-from triton_tied.autotune import trial, tuned_configs, tuning
+from triton_tied.autotune import trial, tuned_configs
 from triton_tied.autotune.cost_model import floor_us
 from triton_tied.autotune.race import Outcome
 from triton_tied.autotune.shortlist import make_shortlist
@@ -23,19 +23,9 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
-def test_budget_is_for_all_problems_together(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    clock, shares = [0.0], []
-    monkeypatch.setattr(tuning.time, "monotonic", lambda: clock[0])
-
-    def race_on(device, problem, shortlist, budget_s, progress):
-        shares.append(budget_s)
-        clock[0] += 1.0 if len(shares) == 1 else budget_s
-        return Outcome({shortlist.untimed: 1.0})
-
-    monkeypatch.setattr(trial, "race_on", race_on)
+def test_budget_is_for_all_problems_together(shares_of_time, capsys):
     assert run(capsys, "--shape", "8,96,32,32", "--budget", "9", "--json")[0] == 0
-    assert shares == [9 / 3, 8 / 2, 4]
+    assert shares_of_time == [9 / 3, 8 / 2, 4]
 
 
 def test_report_as_json_is_what_the_ranking_of_the_cost_model_reads(capsys, timed, monkeypatch):
@@ -226,6 +216,8 @@ def test_a_table_is_exported_and_imported(capsys, tmp_path, monkeypatch):
         (("--import", "missing.json"), "there is no file 'missing.json'"),
         (("--shape", "1,8,8,8", "--export", "{file}/table.json"), "cannot be written"),
         (("--shape", "1,8,8,8", "--export", "."), "cannot be written"),
+        # Not even by root, whom the permissions would let.
+        (("--shape", "1,8,8,8", "--export", "/proc/nowhere/table.json"), "cannot be written"),
     ],
 )
 def test_files_that_cannot_serve_are_refused_at_once(capsys, tmp_path, arguments, message):

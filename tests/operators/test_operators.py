@@ -254,26 +254,6 @@ def test_dual_tensors_go_through_the_backward_and_tangents_have_gradients():
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("fullgraph", [False, True])
-def test_compiled_forward_mode_is_right_or_raises(fullgraph):
-    *at, _ = tensors()
-    direction = [*map(torch.randn_like, at)]
-    torch._dynamo.reset()  # what broke a graph before is not tried again
-    compiled = torch.compile(conv, fullgraph=fullgraph, backend="aot_eager")
-    torch.testing.assert_close(compiled(*at), formula(*at))
-    with forward_ad.dual_level():
-        given = duals(at, direction)
-        if fullgraph:
-            with pytest.raises(torch._dynamo.exc.Unsupported, match="forward-mode"):
-                compiled(*given)
-        else:
-            actual, expected = (
-                tuple(forward_ad.unpack_dual(f(*given))) for f in (compiled, formula)
-            )
-            torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(compiled(*at), formula(*at))
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_compiled_without_a_break_equals_eager(channels_last):
     *leaves, _ = tensors("circular", channels_last)
@@ -287,16 +267,6 @@ def test_compiled_without_a_break_equals_eager(channels_last):
     torch.testing.assert_close(
         torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(loss(*leaves), leaves)
     )
-
-
-def test_torch_func_inside_of_compilation_equals_the_formula():
-    x, packed, bias, _, _ = tensors()
-
-    def gradient(function):
-        return lambda x: torch.func.grad(lambda x: function(x, packed, bias, None).sum().pow(2))(x)
-
-    compiled = torch.compile(gradient(conv), backend="aot_eager")
-    torch.testing.assert_close(compiled(x), gradient(formula)(x))
 
 
 def test_batch_may_be_dynamic_under_compilation():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -33,9 +34,19 @@ def writable_file(text: str) -> Path:
     """
     path = Path(text)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    is_writable = os.access(path, os.W_OK) if path.exists() else _takes_files(folder)
+    if path.is_dir() or not is_writable:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
+
+
+def _takes_files(folder: Path) -> bool:
+    """Tried, since a file system may refuse what the permissions allow."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def writable_folder(text: str) -> Path:

@@ -25,15 +25,15 @@ from ..packing import SIGNS
 from .definitions import compute_conv, compute_weight_grad, conv, geometry_of, weight_grad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_untraced: Callable[..., Tensor] | None = None
 
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
     """The operator; as an autograd.Function where a ``torch.func`` transform or forward mode asks
-    for more than the reverse mode that an operator can register; and without PyTorch's dispatcher,
-    which is slow to call, where nobody listens to it."""
+    for more than the reverse mode that an operator can register (not for the compiler, which can
+    trace no such Function: it gets the reference there); and without PyTorch's dispatcher, which is
+    slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
-        return _outside_the_compiler()(operator, *arguments)
+        return _FUNCTIONS[operator].apply(*arguments)
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     if _somebody_listens() or any(type(tensor) not in _PLAIN for tensor in tensors):
         return operator(*arguments)
@@ -52,28 +52,10 @@ def _somebody_listens() -> bool:
     )
 
 
-def _outside_the_compiler() -> Callable[..., Tensor]:
-    """:func:`_apply_function`, not traced. Made on first use, since that imports the compiler."""
-    global _untraced
-    if _untraced is None:
-        reason = "the compiler cannot trace an autograd.Function of this operator"
-        _untraced = torch.compiler.disable(_apply_function, reason=reason)
-    return _untraced
-
-
-def _apply_function(operator: Callable, *arguments: Any) -> Tensor:
-    return _FUNCTIONS[operator].apply(*arguments)
-
-
 def _have_tangents(arguments: tuple) -> bool:
     """Whether one of them is a dual tensor: an operator would drop its tangent without a word."""
     if forward_ad._current_level < 0:
         return False
-    if torch.compiler.is_compiling():
-        raise NotImplementedError(
-            "forward-mode automatic differentiation of the kernels is not implemented inside of "
-            "torch.compile. Outside of it, it is"
-        )
     if not torch._C._is_fwd_grad_enabled():  # inside of the forward or the jvp of a Function
         return False
     tensors = (argument for argument in arguments if isinstance(argument, Tensor))
