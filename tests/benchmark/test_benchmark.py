@@ -570,6 +570,19 @@ def test_the_look_up_that_is_timed_is_of_a_known_call(monkeypatch):
     assert look_up() is found
 
 
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not launched by Triton")
+def test_host_time_is_that_of_the_launches_of_a_layer(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "host_time.py"), "--rounds", "1"]
+    path = tmp_path / "host.json"
+    done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["host_time"]
+    assert {name: row["launches"] for name, row in rows.items()} == {
+        "forward": 1,
+        "forward and backward": 3,
+    }
+
+
 def test_what_pytest_times_was_seen_to_be_right(monkeypatch):
     script = by_path(ROOT / "bench" / "test_passes.py")
     workload = next(name for name in script.WORKLOADS if name.startswith("ragged"))

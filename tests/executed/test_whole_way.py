@@ -164,7 +164,7 @@ def test_a_kernel_that_computes_wrongly_is_found_out_and_another_serves(gpu, mon
         return text.replace("mul.f32", "add.f32") if text in wrong else text
 
     monkeypatch.setattr(first_use, "checks", lambda device: True)
-    gpu._rewrite = rewrite
+    gpu.rewrite = rewrite
     call = Call((2, 32, 8, 8), alpha=-0.5)
     tensors = call.tensors()
     with pytest.warns(UserWarning, match="a kernel computes wrongly .* conv bfloat16"):
