@@ -1,0 +1,45 @@
+"""What the machine takes NVIDIA's assembler to do, read in its machine code."""
+
+import re
+
+import pytest
+
+from triton_tied.dispatch import INTERPRETED
+from triton_tied.inspection.compiled import Form, compile_config
+from triton_tied.kernels.configs import ConvConfig
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+LAST = "channels_last_descriptor"
+
+
+@pytest.mark.parametrize(
+    "config, form",
+    [
+        (ConvConfig((1, 16, 16), 16, 16, 8, 3), Form(40, kernel_size=(1, 1))),
+        (ConvConfig((1, 16, 16), 32, 32, 8, 3), Form(16, -1, kernel_size=(1, 1))),
+        (ConvConfig((1, 1, 128), 64, 64, 4, 3, LAST), Form(64, kernel_size=(1, 1))),
+    ],
+)
+def test_sums_are_set_to_zero_before_the_fence_or_not_read(config, form):
+    """In PTX they are set behind it, where a loop of one step is unrolled."""
+    compiled = compile_config(config, "sm_90", "float16", form)
+    ptx, sass = compiled._compiled.asm["ptx"], compiled._cuobjdump("-sass")
+    within = r"(?:(?!wgmma\.).)*?"
+    behind = rf"wgmma\.fence{within}mov\.b32\s+(%r\d+),{within}wgmma\.mma_async[^{{]*{{\1,"
+    assert re.search(behind, ptx, re.S)
+    code = [line.strip() for line in re.sub(r"/\*.*?\*/", "", sass).splitlines()]
+    products, since = 0, None
+    for line in code:
+        product = re.search(r"HGMMA\.64x(\d+)x\d+\S* R(\d+), ", line)
+        if line.startswith("WARPGROUP.ARRIVE"):
+            since = set()
+        elif product and since is not None:
+            columns, first = map(int, product.groups())
+            products += 1
+            sums = set(range(first, first + columns // 2))
+            assert "RZ, !UPT" in line or not sums & since, line
+        elif "DEPBAR" in line:
+            since = None
+        elif since is not None:
+            since |= {int(n) for n in re.findall(r"^(?:@!?U?P\d+ )?[\w.]+ R(\d+)", line)}
+    assert products
