@@ -26,7 +26,7 @@ _DRAWN = 2  # problems of each form
 def cases_of(key: Key, candidate: Candidate, chance: random.Random) -> Iterator[Case]:
     """All that is promised at once, and nothing of it; of half precision both dtypes."""
     promised = all_needs(candidate.config) - candidate.not_for
-    for needs in {promised, frozenset()}:
+    for needs in dict.fromkeys((promised, frozenset())):
         for _ in range(_DRAWN * (2 if key[2] == "half" else 1)):
             yield draw(key, candidate, chance, needs)
 

@@ -20,8 +20,8 @@ LAST = "channels_last_descriptor"
         (ConvConfig((1, 1, 128), 64, 64, 4, 3, LAST), Form(64, kernel_size=(1, 1))),
     ],
 )
-def test_sums_are_set_to_zero_before_the_fence_or_not_read(config, form):
-    """In PTX they are set behind it, where a loop of one step is unrolled."""
+def test_sums_are_moved_into_place_before_the_fence_or_not_read(config, form):
+    """In PTX they are moved behind it, where a loop of one step is unrolled."""
     compiled = compile_config(config, "sm_90", "float16", form)
     ptx, sass = compiled._compiled.asm["ptx"], compiled._cuobjdump("-sass")
     within = r"(?:(?!wgmma\.).)*?"

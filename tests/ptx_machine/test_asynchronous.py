@@ -139,7 +139,7 @@ WIDER = (  # another shape: the first sums are those of PRODUCT
     .replace("%r43}", "%r43, %r44, %r45, %r46, %r47}")
     .replace("wgmma.fence.sync.aligned;", "")
 )
-ALL_ZEROS = "".join(f"mov.b32 %r{i}, %r60;" for i in range(40, 44))
+ALL_MOVED = "".join(f"mov.b32 %r{i}, %r60;" for i in range(40, 44))
 NO_FENCE = PRODUCT.replace("wgmma.fence.sync.aligned;", "")
 SUMS_AS_OPERAND = (
     FROM_REGISTERS.replace("%r40, %r41, %r42, %r43", "%r44, %r45, %r46, %r47")
@@ -155,11 +155,12 @@ SUMS_AS_OPERAND = (
         (PRODUCT + WAIT + stored("%r40"), NO_FENCE, "uses %r40 with no wgmma.fence"),
         (PRODUCT + WAIT + ZEROS, NO_FENCE, "uses %r41 with no wgmma.fence"),
         (
-            PRODUCT + WAIT + "mov.b32 %r60, 1;" + ALL_ZEROS,
+            PRODUCT + WAIT + "mov.b32 %r60, 1;" + ALL_MOVED,
             NO_FENCE,
             "uses %r40 with no wgmma.fence",
         ),
-        (PRODUCT + WAIT + "mov.b32 %r60, 0;" + ALL_ZEROS, NO_FENCE, None),  # a sum begins
+        (PRODUCT + WAIT + ALL_MOVED, NO_FENCE, "uses %r40 with no wgmma.fence"),
+        (PRODUCT + WAIT + "wgmma.fence.sync.aligned;" + ALL_MOVED, NO_FENCE, None),
         (PRODUCT + WAIT, WIDER, "uses %r40 with no wgmma.fence"),
         (PRODUCT + WAIT, SUMS_AS_OPERAND, "uses %r40 with no wgmma.fence"),
         (PRODUCT, NO_FENCE, None),  # sums of the same shape
