@@ -9,7 +9,7 @@ all are ended from outside. The exit status is 1 if a test failed, 2 if there wa
 from __future__ import annotations
 
 import argparse
-import signal
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -18,6 +18,7 @@ from pathlib import Path
 from triton_tied.autotune.compile_ahead import usable_cpus
 
 ROOT = Path(__file__).parent.parent
+_GRACE_S = 5.0
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
@@ -45,8 +46,10 @@ def run(shares: list[list[str]], out: Path) -> int:
     except KeyboardInterrupt:
         ended = True
     for i, process in enumerate(running):
-        if process.poll() is None:  # pytest then says what it has
-            process.send_signal(signal.SIGINT)
+        if ended:  # pytest, told as well, says what it has
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            process.kill()
             process.wait()
         output = (out / f"{i}.txt").read_text()
         print(f"---- process {i} of {len(running)}\n{output}", flush=True)

@@ -5,8 +5,9 @@
 On a stand-in H100 whose launches do nothing, so that only Python's and PyTorch's time is left. A
 layer's forward without gradients is held against Triton's own ``kernel[grid](...)`` of the same
 arguments, forward and backward against those of its three launches; in turns, in one process.
-Medians over the rounds, in microseconds. ``--profile`` shows where the time of a forward goes.
-Needs Triton, but no GPU.
+Medians over the rounds, in microseconds. What a real GPU adds is left out: PyTorch's calls that
+make a device current, or ask whether a graph is being captured. ``--profile`` shows where the time
+of a forward goes. Needs Triton, but no GPU.
 """
 
 from __future__ import annotations

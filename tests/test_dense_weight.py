@@ -316,3 +316,12 @@ def test_gradient_of_the_weight_warns_as_that_of_any_computed_tensor(layer):
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="not a leaf"):
             nn.utils.clip_grad_norm_([layer.weight], 1.0)
+
+
+@pytest.mark.parametrize(
+    "view", [lambda w: w[:], lambda w: w.view(w.shape), lambda w: w.contiguous()]
+)
+def test_a_view_of_the_weight_cannot_be_assigned_while_it_requires_a_gradient(view):
+    layer = tt.TiedConv2d(4, 3)
+    with pytest.raises(RuntimeError, match="requires"):
+        layer.weight = view(layer.weight)

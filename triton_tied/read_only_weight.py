@@ -52,7 +52,10 @@ class ReadOnlyWeight(Tensor):
 
 def is_weight_of(weight: Tensor, packed_weight: Tensor) -> bool:
     """Whether a layer with this packed weight computed the dense one."""
-    return isinstance(weight, ReadOnlyWeight) and weight._packed_weight is packed_weight
+    return (
+        isinstance(weight, ReadOnlyWeight)
+        and getattr(weight, "_packed_weight", None) is packed_weight  # a view has none
+    )
 
 
 def _refuse(name: str, kwargs: dict, itself: bool) -> None:

@@ -38,6 +38,28 @@ def test_a_process_that_dies_is_said(monkeypatch):
         assert list(compilers.compile([Job(90, PROBLEM, CONFIG)] * 2)) == ["its process died"] * 2
 
 
+def test_another_process_takes_the_place_of_one_that_died(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    dies_once = f"""
+import pathlib
+try:
+    pathlib.Path({str(tmp_path / "died")!r}).touch(exist_ok=False)
+except FileExistsError:
+    {compile_ahead._WORKER}
+"""
+    monkeypatch.setattr(compile_ahead, "_WORKER", dies_once)
+    with Compilers(1) as compilers:
+        answers = list(compilers.compile([Job(89, PROBLEM, CONFIG)] * 3))
+    assert answers == ["its process died", None, None]
+
+
+def test_compiling_stops_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(compile_ahead, "_WORKER", "import time; time.sleep(600)")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tuning.gpus, "of_device", lambda device: GPU)
+    tuning.compile_candidates([PROBLEM], torch.device("cuda"), 0.2, again=True)
+
+
 def test_no_process_is_left_and_none_is_started_for_nothing(monkeypatch):
     monkeypatch.setattr(compile_ahead, "_WORKER", "import time; time.sleep(600)")
     with Compilers(3) as compilers:
@@ -59,8 +81,7 @@ def test_cpus_are_those_of_the_affinity_and_the_quota(monkeypatch):
     assert compile_ahead.usable_cpus() == 2
 
 
-@pytest.mark.parametrize("seconds, expected", [(60.0, "all"), (0.0, "one")])
-def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch, seconds, expected):
+def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch):
     asked = []
 
     class Spy(Compilers):
@@ -73,12 +94,9 @@ def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch, se
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(tuning.gpus, "of_device", lambda device: GPU)
     problems = [PROBLEM, replace(PROBLEM, centre="unpacked")]
-    tuning.compile_candidates(problems, torch.device("cuda"), seconds, again=True)
+    tuning.compile_candidates(problems, torch.device("cuda"), float("inf"), again=True)
     lists = [make_shortlist(problem, GPU).candidates for problem in problems]
     assert asked[0] == Job(90, PROBLEM, lists[0][0].config)
-    if expected == "one":
-        assert len(asked) == 1
-        return
     assert [job.problem for job in asked[:4]] == 2 * problems
     assert len(asked) == sum(map(len, lists))
 

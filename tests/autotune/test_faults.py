@@ -17,7 +17,7 @@ from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
-from triton_tied.kernels.toolchain import ToolchainError
+from triton_tied.kernels.toolchain import ToolchainError, explain
 from triton_tied.packing import Layout
 
 FAULT = launch.fault
@@ -162,6 +162,11 @@ def broken_toolchains():
 
 def build_library(build):
     return lambda: build.compile_module_from_src(f"// {uuid.uuid4()}", "nothing")
+
+
+def test_a_full_disk_is_no_missing_compiler(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    assert "TRITON_CACHE_DIR" in str(explain(OSError(28, "No space left on device")))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stand_ins import GEOMETRY, GPU, config_of
 
-from triton_tied import reference
+from triton_tied import reference, rounding
 from triton_tied.autotune import disk_cache, first_use, tuned_configs
 from triton_tied.autotune.problem import problem_of
 from triton_tied.autotune.shortlist import make_shortlist
@@ -161,6 +161,54 @@ def test_short_memory_is_said_and_the_kernel_serves(gpu, monkeypatch):
         assert config_of(call) == ranked(call)[0]
 
 
+def test_what_is_known_to_be_wrong_never_serves(gpu, monkeypatch):
+    wrong, launched = gpu
+    call = convolution()
+    first, second = ranked(call)[:2]
+    wrong[first] = WRONG["off"]
+    with pytest.warns(UserWarning):
+        config_of(call)
+    monkeypatch.setattr(first_use, "checks", lambda device: False)  # in a capture, say
+    assert config_of(call) == second and launched == [first, second]
+
+
+@pytest.mark.parametrize("make", [convolution, gradient])
+def test_of_no_image_nothing_is_known(gpu, make):
+    _, launched = gpu
+    call = make(0)
+    assert config_of(call) is not None and not launched
+    assert not tuned_configs.verdicts_of(call.x.device)
+
+
+def test_a_launch_that_is_refused_is_no_error_of_the_users(gpu, monkeypatch):
+    call = convolution()
+    first, second = ranked(call)[:2]
+
+    def run(plan, call):
+        if plan.config == first:
+            raise RuntimeError("Triton Error [CUDA]: invalid argument")
+        return plain(call)
+
+    monkeypatch.setattr(launch, "run", run)
+    with pytest.warns(UserWarning, match="cannot be launched .* invalid argument"):
+        assert config_of(call) == second
+
+
+def test_code_for_other_alignment_and_formats_is_checked_apart(gpu):
+    _, launched = gpu
+    one_further = torch.randn(17)[1:]  # not a multiple of 16 bytes
+    calls = [
+        convolution(),
+        convolution(bias=torch.randn(16)),
+        convolution(bias=one_further),
+        convolution(channels_last=False),
+        convolution(packed=torch.randn(LAYOUT.size + 1)[1:]),
+    ]
+    for call in calls:
+        config_of(call)
+    assert len(launched) == len(calls)
+
+
 def test_nothing_is_checked_on_the_cpu_in_a_capture_or_where_the_user_says_so(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -209,3 +257,14 @@ def test_a_right_result_is_within_the_bound_and_one_lost_term_is_not(dtype, symm
         assert excess_of(call, plain(call)) <= 1
         assert excess_of(call, plain(call._replace(x=lost))) > 1
     assert not excess_of(conv, plain(conv) * float("nan")) <= 1
+
+
+def test_a_sum_so_long_that_any_result_is_within_the_bound_is_still_told_from_zeros(monkeypatch):
+    monkeypatch.setattr(rounding, "_accumulation", lambda *_: (2.0**-22, 1e-38))  # of a GPU
+    layout = Layout(8, (3, 3))
+    x, grad = (torch.randn(1, 8, 320, 320).half() for _ in range(2))
+    call = WeightGradient(x, grad, layout, GEOMETRY, 1.0)
+    truth = plain(call)
+    assert excess_of(call, truth) <= 1
+    for wrong in (torch.zeros_like(truth), -truth, truth * 1.05):
+        assert excess_of(call, wrong) > 1

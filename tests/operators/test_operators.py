@@ -12,6 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
+from triton_tied.dispatch import rehearsing
 from triton_tied.operators import definitions, flops
 from triton_tied.operators.autograd_and_vmap import apply
 
@@ -252,6 +253,23 @@ def test_dual_tensors_go_through_the_backward_and_tangents_have_gradients():
 
     for actual, expected in zip(list(results(conv)), list(results(formula)), strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_many_gradients_at_once_are_those_one_by_one(channels, channels_last):
+    with rehearsing():
+        x = torch.randn(2, channels, 5, 6)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        packed = torch.randn(tt.packed_size(channels, 3), requires_grad=True)
+        x.requires_grad_()
+        y = tt.tied_conv2d(x, packed, kernel_size=3)
+        grads = torch.randn(3, *y.shape)
+        at_once = torch.autograd.grad(y, (x, packed), grads, True, is_grads_batched=True)
+        for i, grad in enumerate(grads):
+            expected = torch.autograd.grad(y, (x, packed), grad, True)
+            for actual, one in zip(at_once, expected, strict=True):
+                torch.testing.assert_close(actual[i], one)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

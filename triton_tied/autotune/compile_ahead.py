@@ -26,11 +26,12 @@ from .problem import Problem
 _MAX_PROCESSES = 16
 _WORKER = "from triton_tied.autotune.compile_ahead import serve; serve()"
 _MAX_SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}  # of one program
+_LEAST_SHARED_BYTES = 101376  # of other GPUs
 
 
 class Job(NamedTuple):
-    """A config for a problem on a GPU of a compute capability, 90 say. ``extras``: "bias" and
-    "residual", where the launch has them."""
+    """A config for a problem on a GPU of a compute capability, 90 say. ``extras``: what
+    the launch has besides, see :mod:`.recording`."""
 
     capability: int
     problem: Problem
@@ -45,6 +46,7 @@ class Compilers:
         self._count = processes or usable_cpus()
         self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         self._started: list[subprocess.Popen] = []
+        self._has_ended = False
 
     def __enter__(self) -> Compilers:
         return self
@@ -55,9 +57,14 @@ class Compilers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in self._started:
+        self.end()
+
+    def end(self) -> None:
+        """Now, whatever is being compiled. Nothing is compiled from then on."""
+        self._has_ended = True
+        for process in list(self._started):
             process.kill()
-            process.communicate()
+            process.wait()
 
     def compile(self, jobs: Iterable[Job]) -> Iterator[str | None]:
         """Why each did not compile, or None; in the order of the jobs."""
@@ -66,20 +73,22 @@ class Compilers:
             self._started.append(_start())
             self._idle.put(self._started[-1])
         with ThreadPoolExecutor(max(len(self._started), 1)) as threads:
-            yield from threads.map(self._one, jobs)
+            try:
+                yield from threads.map(self._one, jobs)
+            except GeneratorExit:  # nobody wants the rest
+                self.end()
+                raise
 
     def _one(self, job: Job) -> str | None:
+        if self._has_ended:
+            return "no time was left"
         process = self._idle.get()
-        try:
-            assert process.stdin and process.stdout
-            process.stdin.write(base64.b64encode(pickle.dumps(job)) + b"\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            return pickle.loads(base64.b64decode(answer)) if answer else "its process died"
-        except BrokenPipeError:
-            return "its process died"
-        finally:
-            self._idle.put(process)
+        answer = _ask(process, job)
+        if not answer and not self._has_ended:  # killed for memory, say: another takes its place
+            process = _start()
+            self._started.append(process)
+        self._idle.put(process)
+        return pickle.loads(base64.b64decode(answer)) if answer else "its process died"
 
 
 def usable_cpus() -> int:
@@ -97,6 +106,17 @@ def serve() -> None:
     for line in sys.stdin:
         answer = pickle.dumps(_compile(pickle.loads(base64.b64decode(line))))
         print(base64.b64encode(answer).decode(), file=answers, flush=True)
+
+
+def _ask(process: subprocess.Popen, job: Job) -> bytes:
+    """The answer; nothing where the process is dead."""
+    assert process.stdin and process.stdout
+    try:
+        process.stdin.write(base64.b64encode(pickle.dumps(job)) + b"\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except (OSError, ValueError):
+        return b""
 
 
 def _start() -> subprocess.Popen:
@@ -136,7 +156,9 @@ class AbsentGpu:
         self._capability = capability
         self.utils = SimpleNamespace(
             load_binary=lambda *program: (1, 1, 0, 0, 1024),
-            get_device_properties=lambda device: {"max_shared_mem": _MAX_SHARED_BYTES[capability]},
+            get_device_properties=lambda device: {
+                "max_shared_mem": _MAX_SHARED_BYTES.get(capability, _LEAST_SHARED_BYTES)
+            },
         )
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

@@ -45,6 +45,8 @@ def why_wrong(problem: Problem, call: Convolution | WeightGradient, config: Conf
         small = _small(call, config)
         return excess_of(small, launch.run(launch.make_plan(small, config), small)) <= 1
 
+    if not len(call.x):
+        return None  # nothing will be launched
     right = _known_or(is_right, _code_of(problem, call, config), call.x.device)
     return None if right else "its result is not that of the reference"
 
@@ -59,21 +61,24 @@ def unpacks_centre(packed: Tensor, layout: Layout) -> bool:
 
     dtype = str(packed.dtype).removeprefix("torch.")
     code = f"centre {dtype} c{layout.group_channels} g{layout.groups} {layout.symmetry}"
-    return not checks(packed.device) or _known_or(is_right, code, packed.device)
+    return _known_or(is_right, code, packed.device)
 
 
 def _known_or(is_right: Callable[[], bool], code: str, device: torch.device) -> bool:
-    """What is known of compiled code, or comes out now. Where memory is short a warning says that
-    nothing was checked, and the code serves."""
+    """What is known of compiled code, or comes out now. Where nothing is checked, or memory is too
+    short for it, as a warning says, what is unknown serves."""
     right = was_right(code, device)
-    if right is not None:
-        return right
+    if right is not None or not checks(device):
+        return right is not False
     try:
         with torch.no_grad():
             right = is_right()
     except torch.cuda.OutOfMemoryError:
         warnings.warn(f"there is no memory to check a kernel: {code}", stacklevel=2)
         return True
+    except RuntimeError as error:  # the launch was refused: the next may be taken
+        warnings.warn(f"a kernel cannot be launched and is not used: {code}: {error}", stacklevel=2)
+        return False
     keep_verdict(code, right, device)
     if not right:
         name = tuned_configs.origin_of(device).gpu
@@ -85,9 +90,15 @@ def _known_or(is_right: Callable[[], bool], code: str, device: torch.device) -> 
 def _code_of(problem: Problem, call: Convolution | WeightGradient, config: Config) -> str:
     """What the machine code depends on, in words."""
     parts = [problem.code, *sorted(problem.needs(config))]
+    for name, value in call._asdict().items():
+        if isinstance(value, Tensor):
+            parts.append(name if value.data_ptr() % 16 == 0 else f"{name}_unaligned")
+    if problem.memory == "strided":
+        parts.append(f"strides {call.x.stride()}")
     if isinstance(call, Convolution):
-        given = {"bias": call.bias, "residual": call.residual}
-        parts += [name for name, tensor in given.items() if tensor is not None]
+        parts.append("to_channels_last" if call.channels_last else "to_contiguous")
+        if call.residual is not None and not call.residual.is_contiguous():
+            parts.append(f"residual_strides {call.residual.stride()}")
     return " ".join([*parts, repr(config)])
 
 

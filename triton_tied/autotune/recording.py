@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from ..packing import Layout
 from .candidates import Kernel
 from .problem import Centre, Problem, problem_of
 
-# With each problem, what its launches had besides: sets of "bias" and "residual".
+# With each problem, what its launches had besides: sets of "bias", "residual", and
+# "contiguous_output" where the images that are read are channels-last.
 Found = dict[Problem, set[frozenset[str]]]
 
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
@@ -44,19 +45,28 @@ def recording() -> Iterator[Found]:
         _recorded = outer
 
 
+def is_recording() -> bool:
+    return _recorded is not None
+
+
 def record(
     kernel: Kernel,
     layout: Layout,
     geometry: Geometry,
     centre: Centre,
     *images: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
+    extras: Collection[str] = (),
 ) -> None:
     """Notes a problem, where a block asked for it."""
     found = _recorded
     if found is not None:
-        given = {"bias": bias, "residual": residual}
-        extras = frozenset(name for name, tensor in given.items() if tensor is not None)
         problem = problem_of(kernel, layout, geometry, centre, *images)
-        found.setdefault(problem, set()).add(extras)
+        found.setdefault(problem, set()).add(frozenset(extras))
+
+
+def extras_of(bias: Tensor | None, residual: Tensor | None, channels_last: bool) -> Collection[str]:
+    """What a convolution's launch has besides its problem."""
+    names = {"bias": bias is not None, "residual": residual is not None}
+    return [
+        name for name, given in {**names, "contiguous_output": not channels_last}.items() if given
+    ]

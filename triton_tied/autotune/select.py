@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from ..kernels.launch import Convolution, Plan, WeightGradient, make_plan
 from . import first_use, gpus, tuning
 from .candidates import Kernel
 from .problem import Centre, Problem, key_of, problem_of
-from .recording import record
+from .recording import extras_of, is_recording, record
 from .shortlist import make_shortlist
 from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
 
@@ -72,9 +72,12 @@ def conv_plan(convolution: Convolution) -> Plan | None:
     x, packed, centre, bias, residual, *_, channels_last, _ = convolution
     # What else than the problem the compiled code depends on, and so whether it has a fault.
     code = (
-        packed.data_ptr() % 16, bias is None, None if residual is None else residual.stride(),
+        packed.data_ptr() % 16,
+        None if centre is None else centre.data_ptr() % 16,
+        None if bias is None else bias.data_ptr() % 16,
+        None if residual is None else (residual.data_ptr() % 16, residual.stride()),
         channels_last,
-    )  # fmt: skip
+    )
     way: Centre = "gathered" if centre is None else "unpacked"
     return _plan("conv", convolution, way, code, x)
 
@@ -88,10 +91,14 @@ def _plan(
     kernel: Kernel, call: Convolution | WeightGradient, way: Centre, code: tuple, *images: Tensor
 ) -> Plan | None:
     layout, geometry, device = call.layout, call.geometry, call.x.device
-    given = {"bias": call.bias, "residual": call.residual} if isinstance(call, Convolution) else {}
-    record(kernel, layout, geometry, way, *images, **given)
-    if kernel in _given:
-        return make_plan(call, _given[kernel])
+    if is_recording():
+        extras: Collection[str] = ()
+        if isinstance(call, Convolution):
+            extras = extras_of(call.bias, call.residual, call.channels_last)
+        record(kernel, layout, geometry, way, *images, extras=extras)
+    by_hand = _given.get(kernel)
+    if by_hand is not None:
+        return make_plan(call, by_hand)
     times, checks = times_on_first_use(device), first_use.checks(device)
     key = (kernel, layout, geometry, way, times, checks, *key_of(*images), *code)
     known = remembered(key)
@@ -99,8 +106,7 @@ def _plan(
         problem = problem_of(kernel, layout, geometry, way, *images)
 
         def fault(config: Config) -> str | None:
-            reason = launch.fault(call, config)
-            return first_use.why_wrong(problem, call, config) if checks and not reason else reason
+            return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
 
         config = choose(problem, device, times, fault)
         known = remember(key, Choice(None if config is None else make_plan(call, config)))

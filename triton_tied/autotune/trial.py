@@ -79,7 +79,7 @@ def make_call(
     extras: frozenset[str] = frozenset(),
 ) -> Convolution | WeightGradient:
     """A launch of the problem on tensors made of so many numbers; ``extras``: with a "bias", a
-    "residual"."""
+    "residual", or a "contiguous_output"."""
     layout, geometry = problem.layout, problem.geometry
     dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
     precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
@@ -98,7 +98,7 @@ def make_call(
         layout,
         geometry,
         1.0,
-        problem.memory == "channels_last",
+        problem.memory == "channels_last" and "contiguous_output" not in extras,
         precision,
     )
 

@@ -97,36 +97,32 @@ def tune_each(
 
 
 def compile_candidates(
-    problems: Sequence[Problem], device: torch.device, seconds: float, again: bool
+    problems: Sequence[Problem],
+    device: torch.device,
+    seconds: float,
+    again: bool,
+    most: int = MAX_TIMED,
 ) -> None:
-    """Compiles what will be timed, the best predictions of all problems first, while time is left.
-    What fails is met again, and reported, when it is timed."""
+    """Compiles what will be timed, at most so many for a problem, the best predictions of all
+    problems first, while time is left. What fails is met again, and reported, when it is timed."""
     if torch.version.hip is not None:
         return
-    end = time.monotonic() + seconds
-    major, minor = torch.cuda.get_device_capability(device)
     gpu = gpus.of_device(device)
-    unknown = [p for p in problems if again or tuned_configs.entry_for(p, device) is None]
+    major, minor = torch.cuda.get_device_capability(device)
     lists = [
-        [
-            Job(10 * major + minor, problem, each.config)
-            for each in make_shortlist(problem, gpu).candidates
-        ]
-        for problem in unknown
+        [Job(10 * major + minor, problem, candidate.config) for candidate in shortlist.candidates]
+        for problem in problems
+        if again or tuned_configs.entry_for(problem, device) is None
+        for shortlist in [make_shortlist(problem, gpu, most)]
     ]
-    jobs = [job for ranks in itertools.zip_longest(*lists) for job in ranks if job]
+    jobs = [job for rank in itertools.zip_longest(*lists) for job in rank if job]
     with Compilers() as compilers:
+        limit = threading.Timer(min(seconds, threading.TIMEOUT_MAX), compilers.end)
+        limit.daemon = True
+        limit.start()
         for _ in compilers.compile(jobs):
-            if time.monotonic() >= end:
-                return
-
-
-def _to_time(
-    problems: Sequence[Problem], device: torch.device, again: bool
-) -> Iterator[tuple[Problem, Shortlist]]:
-    for problem in problems:
-        if again or tuned_configs.entry_for(problem, device) is None:
-            yield problem, make_shortlist(problem, gpus.of_device(device))
+            pass
+        limit.cancel()
 
 
 def gpu_to_time_on(device: torch.device | str | None = None) -> torch.device:

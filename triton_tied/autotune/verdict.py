@@ -12,6 +12,9 @@ from ..kernels.launch import Convolution, WeightGradient
 from ..kernels.precision import input_precision
 from ..packing import expand, fold
 
+# Of the norms of the error and of the result. A bound for each number is the sum of all roundings,
+# and of long sums it explains anything; rounding itself is random, and stays far below this.
+_MAX_RELATIVE_ERROR = 0.02
 _FOLDS = 64  # more terms than there are splits, whose sums are summed once more
 
 
@@ -27,9 +30,16 @@ def excess_of(call: Convolution | WeightGradient, result: Tensor) -> float:
     dtype = call.x.dtype
     is_tf32 = (call.precision or input_precision(dtype)) == "tf32"
     operand = rounding.TF32 if is_tf32 else 0.0
-    return rounding.worst(
-        result, truth, rounding.bound(truth, scale, terms, dtype, operand=operand)
-    )
+    bound = rounding.bound(truth, scale, terms, dtype, operand=operand)
+    return max(rounding.worst(result, truth, bound), _relative(result, truth))
+
+
+def _relative(result: Tensor, truth: Tensor) -> float:
+    """The norm of the error over what rounding explains; infinite where the result is no number."""
+    error, allowed = (result.double() - truth).norm().item(), truth.norm().item()
+    if not math.isfinite(error):
+        return math.inf
+    return error / max(_MAX_RELATIVE_ERROR * allowed, math.ulp(0.0)) if error else 0.0
 
 
 def _convolve(call: Convolution, magnitudes: bool = False) -> Tensor:

@@ -86,7 +86,10 @@ def launches_asked_for(given: argparse.Namespace) -> Found:
 def _extras_of_layer(problem: Problem) -> set[frozenset[str]]:
     """Of a layer with a bias, which its input gradient does not have."""
     none: frozenset[str] = frozenset()
-    return {none} if problem.is_weight_grad else {none, frozenset({"bias"})}
+    if problem.is_weight_grad:
+        return {none}
+    output = none if problem.memory == "channels_last" else frozenset({"contiguous_output"})
+    return {output, output | {"bias"}}
 
 
 def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:

@@ -172,7 +172,7 @@ class _Call(NamedTuple):
             ToolchainError: Triton can compile nothing on this machine.
         """
         try:
-            with self._on_device():
+            with _compiling, self._on_device():  # what was not compiled is compiled here
                 self.kernel[(self.programs,)](**self.arguments)
         except Exception as error:
             broken = explain(error)

@@ -22,6 +22,11 @@ def explain(error: Exception) -> ToolchainError | None:
     return ToolchainError(f"Triton cannot compile on this machine: {error}. {remedy}")
 
 
+def _names(error: Exception, compiler: str | None) -> bool:
+    """Whether a file is missing that the user said was the compiler."""
+    return compiler is not None and isinstance(error, OSError) and error.filename == compiler
+
+
 def _remedy(error: Exception) -> str | None:
     text, compiler = str(error), os.environ.get("CC")
     if isinstance(error, subprocess.CalledProcessError):
@@ -29,7 +34,7 @@ def _remedy(error: Exception) -> str | None:
             "Its C compiler failed; most often Python's headers (Python.h) are missing: install "
             "them, as python3-dev or python3-devel, or use a Python that has them"
         )
-    if "C compiler" in text or (isinstance(error, OSError) and error.filename == compiler):
+    if "C compiler" in text or _names(error, compiler):
         return "Install gcc or clang, or name a C compiler in the environment variable CC"
     if isinstance(error, OSError) or "cache dir" in text:
         return "Set TRITON_CACHE_DIR to a folder that can be written and has space"

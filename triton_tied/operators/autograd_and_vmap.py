@@ -35,12 +35,18 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    if _somebody_listens() or any(type(tensor) not in _PLAIN for tensor in tensors):
+    if _somebody_listens() or not all(map(_is_plain, tensors)):
         return operator(*arguments)
     function = _EAGER[operator]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return function.apply(*arguments)
     return function.forward(*arguments)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not a subclass, and not the many of ``autograd.grad(is_grads_batched=True)``, which have no
+    memory to be asked about."""
+    return type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _somebody_listens() -> bool:
@@ -84,8 +90,8 @@ def _adjoint(
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient in the memory format of x, in which the kernels read both."""
-    if torch._C._are_functorch_transforms_active():  # of several images no memory is known
-        return grad
+    if torch._C._are_functorch_transforms_active() or not _is_plain(grad):
+        return grad  # of several images no memory is known
     memory = memory_of(x)
     if memory == "channels_last":
         return grad.contiguous(memory_format=torch.channels_last)

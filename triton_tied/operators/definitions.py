@@ -61,7 +61,8 @@ def compute_conv(
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype):
         way: Centre = "gathered" if centre is None else "unpacked"
-        recording.record("conv", layout, geometry, way, x, bias=bias, residual=residual)
+        extras = recording.extras_of(bias, residual, channels_last)
+        recording.record("conv", layout, geometry, way, x, extras=extras)
     else:
         from ..autotune import select
         from ..kernels import launch
