@@ -58,13 +58,17 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     dist.init_process_group("nccl" if has_gpus else "gloo")
-    local = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local) if has_gpus else torch.device("cpu")
     if BATCH % dist.get_world_size():
         raise SystemExit(f"the number of processes must divide the batch of {BATCH}")
+    train(arguments, int(os.environ["LOCAL_RANK"]) if has_gpus else None)
+    # After the model is gone: it holds the group, and as the last to do so could wait for ever.
+    dist.destroy_process_group()
 
+
+def train(arguments: argparse.Namespace, gpu: int | None) -> None:
+    device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
     torch.manual_seed(0)
-    model = DistributedDataParallel(Denoiser().to(device), [local] if has_gpus else None)
+    model = DistributedDataParallel(Denoiser().to(device), None if gpu is None else [gpu])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     start = load(arguments.checkpoint, model, optimizer)
     is_first = dist.get_rank() == 0
@@ -88,7 +92,6 @@ def main() -> None:
     save(arguments.checkpoint, model, optimizer, arguments.steps)
     if is_first:
         print(f"saved {arguments.checkpoint}")
-    dist.destroy_process_group()
 
 
 def share_of_batch(step: int) -> tuple[Tensor, Tensor]:

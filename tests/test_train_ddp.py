@@ -23,7 +23,9 @@ def train(processes, steps, folder):
         *("examples/train_ddp.py", f"--steps={steps}", "--report=1", f"--checkpoint={folder}"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert f"{steps}/{steps}" in done.stderr, "a progress bar"
     return {int(k): float(loss) for k, loss in re.findall(r"step (\d+) .*loss (\S+)", done.stdout)}
