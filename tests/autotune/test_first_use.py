@@ -1,6 +1,7 @@
 """Kernels that compute wrongly are found out when they first serve, and never serve again."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,15 @@ def test_of_no_image_nothing_is_known(gpu, make):
     call = make(0)
     assert config_of(call) is not None and not launched
     assert not tuned_configs.verdicts_of(call.x.device)
+
+
+def test_of_offsets_of_64_bits_nothing_is_known(gpu):
+    _, launched = gpu
+    call = convolution()
+    problem = problem_of("conv", LAYOUT, GEOMETRY, "gathered", call.x)
+    config = ranked(call)[0]
+    assert first_use.why_wrong(replace(problem, wide=True), call, config) is None and not launched
+    assert first_use.why_wrong(problem, call, config) is None and launched
 
 
 def test_a_launch_that_is_refused_is_no_error_of_the_users(gpu, monkeypatch):

@@ -44,9 +44,13 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not a subclass, and not the many of ``autograd.grad(is_grads_batched=True)``, which have no
+    return type(tensor) in _PLAIN and not _is_many(tensor)
+
+
+def _is_many(tensor: Tensor) -> bool:
+    """Whether it stands for the many of ``autograd.grad(is_grads_batched=True)``, which have no
     memory to be asked about."""
-    return type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _somebody_listens() -> bool:
@@ -90,7 +94,7 @@ def _adjoint(
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient in the memory format of x, in which the kernels read both."""
-    if torch._C._are_functorch_transforms_active() or not _is_plain(grad):
+    if torch._C._are_functorch_transforms_active() or _is_many(grad):
         return grad  # of several images no memory is known
     memory = memory_of(x)
     if memory == "channels_last":
