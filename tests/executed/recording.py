@@ -152,7 +152,7 @@ def _note_products(before: Callable, logs: list[Log]) -> None:
         logs[-1].note("wait for products", lanes=_lanes(groups), left=left)
 
     @before(RegisterUse, "by_threads")
-    def _(use: RegisterUse, rows: Array, groups: Array) -> None:
+    def _(use: RegisterUse, rows: Array, groups: Array, *_: Any) -> None:
         logs[-1].note("registers", lanes=_lanes(groups), registers=rows)
 
     @before(RegisterUse, "fence")
