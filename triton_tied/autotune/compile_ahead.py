@@ -21,17 +21,17 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple
 
 from ..kernels.configs import Config
+from .candidates import target_of
+from .gpus import KNOWN, MODEL_OF
 from .problem import Problem
 
 _MAX_PROCESSES = 16
 _WORKER = "from triton_tied.autotune.compile_ahead import serve; serve()"
-_MAX_SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}  # of one program
-_LEAST_SHARED_BYTES = 101376  # of other GPUs
 
 
 class Job(NamedTuple):
-    """A config for a problem on a GPU of a compute capability, 90 say. ``extras``: what
-    the launch has besides, see :mod:`.recording`."""
+    """A config for a problem on a GPU of a compute capability, 90 say. ``extras``: what the launch
+    has besides, see :mod:`.recording`."""
 
     capability: int
     problem: Problem
@@ -154,11 +154,11 @@ class AbsentGpu:
 
     def __init__(self, capability: int) -> None:
         self._capability = capability
+        target = target_of(divmod(capability, 10)) or "sm_80"
+        limit = KNOWN[MODEL_OF[target]].block_shared_bytes
         self.utils = SimpleNamespace(
             load_binary=lambda *program: (1, 1, 0, 0, 1024),
-            get_device_properties=lambda device: {
-                "max_shared_mem": _MAX_SHARED_BYTES.get(capability, _LEAST_SHARED_BYTES)
-            },
+            get_device_properties=lambda device: {"max_shared_mem": limit},
         )
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
