@@ -15,6 +15,7 @@ from triton_tied.autotune.verdict import excess_of
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig
 from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.toolchain import ToolchainError
 from triton_tied.packing import Layout, expand
 
 LAYOUT = Layout(16, (3, 3))
@@ -97,6 +98,17 @@ def ranked(call):
     return make_shortlist(problem_of(kernel, LAYOUT, GEOMETRY, centre, *images), GPU).ranked
 
 
+def found_wrong(gpu):
+    """A call whose first config was found to be wrong; that config, and the one that serves."""
+    wrong, _ = gpu
+    call = convolution()
+    first, second = ranked(call)[:2]
+    wrong[first] = WRONG["off"]
+    with pytest.warns(UserWarning):
+        config_of(call)
+    return call, first, second
+
+
 @pytest.mark.parametrize("make", [convolution, gradient])
 @pytest.mark.parametrize("error", WRONG)
 def test_a_wrong_kernel_is_struck_off_and_the_next_is_taken(gpu, make, error):
@@ -110,12 +122,8 @@ def test_a_wrong_kernel_is_struck_off_and_the_next_is_taken(gpu, make, error):
 
 
 def test_what_was_checked_is_remembered_by_the_table(gpu, absent_h200, recwarn):
-    wrong, launched = gpu
-    call = convolution()
-    first, second = ranked(call)[:2]
-    wrong[first] = WRONG["off"]
-    with pytest.warns(UserWarning):
-        config_of(call)
+    _, launched = gpu
+    call, first, second = found_wrong(gpu)
     tuned_configs.forget()  # as another process would
     assert config_of(call) == second and launched == [first, second]
     checked = disk_cache.load(disk_cache.path_of(absent_h200), absent_h200).checked
@@ -163,12 +171,8 @@ def test_short_memory_is_said_and_the_kernel_serves(gpu, monkeypatch):
 
 
 def test_what_is_known_to_be_wrong_never_serves(gpu, monkeypatch):
-    wrong, launched = gpu
-    call = convolution()
-    first, second = ranked(call)[:2]
-    wrong[first] = WRONG["off"]
-    with pytest.warns(UserWarning):
-        config_of(call)
+    _, launched = gpu
+    call, first, second = found_wrong(gpu)
     monkeypatch.setattr(first_use, "checks", lambda device: False)  # in a capture, say
     assert config_of(call) == second and launched == [first, second]
 
@@ -202,6 +206,15 @@ def test_a_launch_that_is_refused_is_no_error_of_the_users(gpu, monkeypatch):
     monkeypatch.setattr(launch, "run", run)
     with pytest.warns(UserWarning, match="cannot be launched .* invalid argument"):
         assert config_of(call) == second
+
+
+def test_a_broken_toolchain_is_the_users_to_know(gpu, monkeypatch):
+    def unpack_centre(packed, layout, dtype):
+        raise ToolchainError("no C compiler")
+
+    monkeypatch.setattr(launch, "unpack_centre", unpack_centre)
+    with pytest.raises(ToolchainError, match="no C compiler"):
+        first_use.unpacks_centre(torch.randn(LAYOUT.size), LAYOUT)
 
 
 def test_code_for_other_alignment_and_formats_is_checked_apart(gpu):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..kernels import launch
 from ..kernels.configs import Config
 from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.toolchain import ToolchainError
 from ..memory_format import extent
 from ..packing import Layout, expand_centre
 from . import tuned_configs
@@ -76,6 +77,8 @@ def _known_or(is_right: Callable[[], bool], code: str, device: torch.device) -> 
     except torch.cuda.OutOfMemoryError:
         warnings.warn(f"there is no memory to check a kernel: {code}", stacklevel=2)
         return True
+    except ToolchainError:
+        raise
     except RuntimeError as error:  # the launch was refused: the next may be taken
         warnings.warn(f"a kernel cannot be launched and is not used: {code}: {error}", stacklevel=2)
         return False
