@@ -28,6 +28,7 @@ from problems import (
 from triton_tied.kernels.configs import ConvConfig
 
 ROLES = ["pixels_first", "weights_first"]
+STORED = ["packed", "half", "all"]
 
 
 def make_config(loader, box=(1, 8, 8), block_n=16, block_k=16, **options):
@@ -45,7 +46,8 @@ def cases(draw, loader):
         "bias": draw(st.booleans()),
         "residual": draw(st.none() | memories("pointer")),
         "alpha": draw(st.sampled_from([1.0, -0.5, 4.0, 0.0])),
-        "unpacked": draw(st.booleans()),
+        "beta": draw(st.sampled_from([1.0, -2.0, 0.5, 0.0])),
+        "stored": draw(st.sampled_from(STORED)),
         "last": draw(st.booleans()),
         "seed": draw(st.integers(0, 99)),
     }
@@ -57,7 +59,8 @@ def draw_tensors(case, device):
     channels = problem.layout.channels
     x = place(integers(problem.shape, dtype, device, seed), case["memory"])
     packed = integers((problem.layout.size,), dtype, device, seed)
-    packed = embed(packed, offset=64 - seed % 2)
+    unaligned = seed % 2 and case["config"].loader == "pointer"
+    packed = embed(packed, offset=64 - unaligned)
     bias = residual = None
     if case["bias"]:
         bias = embed(integers((channels,), dtype, device, seed + 1), offset=1)
@@ -71,11 +74,11 @@ def draw_tensors(case, device):
 @given(data=st.data())
 def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
     case = data.draw(cases(loader))
-    problem, options = case["problem"], {k: case[k] for k in ("alpha", "unpacked", "last")}
+    problem, options = case["problem"], {k: case[k] for k in ("alpha", "beta", "stored", "last")}
     x, packed, bias, residual = draw_tensors(case, device)
     y = launch_conv(x, packed, problem, case["config"], bias=bias, residual=residual, **options)
     truth = convolve(x.double(), packed.double(), problem, None if bias is None else bias.double())
-    truth = case["alpha"] * truth + (0 if residual is None else residual.double())
+    truth = case["alpha"] * truth + (0 if residual is None else case["beta"] * residual.double())
     assert y.dtype == case["dtype"]
     assert torch.equal(y, truth.to(y.dtype))
 
@@ -85,7 +88,7 @@ def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
 def test_input_gradient_is_the_transposed_problem_times_the_sign(loader, device, data):
     case = data.draw(cases(loader))
     grad, packed, _, _ = draw_tensors(case, device)
-    options = {k: case[k] for k in ("unpacked", "last")}
+    options = {k: case[k] for k in ("stored", "last")}
     sign = case["problem"].layout.sign
     dx = launch_conv(grad, packed, case["problem"], case["config"], alpha=float(sign), **options)
     forward = case["problem"].transposed
@@ -99,8 +102,8 @@ def test_input_gradient_is_the_transposed_problem_times_the_sign(loader, device,
 @pytest.mark.parametrize(
     "options",
     [
-        {"roles": "pixels_first", "block_n": 64, "block_k": 64},  # one tile serves both taps
-        {"roles": "weights_first", "block_n": 32, "block_k": 16, "accumulators": 2},
+        {"roles": "pixels_first", "block_n": 64, "block_k": 64},
+        {"roles": "weights_first", "block_n": 32, "block_k": 16, "splits": 2},
     ],
     ids=["one_tile", "many_tiles"],
 )

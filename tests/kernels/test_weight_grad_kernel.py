@@ -47,6 +47,8 @@ def cases(draw, loader):
         "memory": draw(memories(loader)),
         "grad_memory": draw(memories(loader)),
         "alpha": draw(st.sampled_from([1.0, -0.5, 4.0])),
+        "written_as": draw(st.sampled_from(KERNEL_DTYPES)),
+        "has_bias": draw(st.booleans()),
         "seed": draw(st.integers(0, 99)),
     }
 
@@ -58,10 +60,15 @@ def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
     problem, dtype, seed = case["problem"], case["dtype"], case["seed"]
     x = place(integers(problem.shape, dtype, device, seed), case["memory"])
     grad = place(integers(problem.out_shape, dtype, device, seed + 1), case["grad_memory"])
-    actual = launch_weight_grad(x, grad, problem, case["config"], case["alpha"])
-    truth = case["alpha"] * packed_truth(x, grad, problem)
-    assert actual.dtype == dtype
-    assert torch.equal(actual, truth.to(dtype))
+    written_as, has_bias = case["written_as"], case["has_bias"]
+    actual = launch_weight_grad(
+        x, grad, problem, case["config"], case["alpha"], written_as, has_bias
+    )
+    truth = packed_truth(x, grad, problem)
+    if has_bias:
+        truth = torch.cat([truth, grad.double().sum((0, 2, 3))])
+    assert actual.dtype == written_as
+    assert torch.equal(actual, (case["alpha"] * truth).to(written_as))
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)

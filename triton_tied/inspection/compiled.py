@@ -16,10 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
-from ..kernels.centre import centre_kernel
 from ..kernels.configs import Config, ConvConfig, compile_options, constants
 from ..kernels.conv import conv_kernel
+from ..kernels.matrices import matrices_kernel
+from ..kernels.precision import InputPrecision
+from ..kernels.stored_taps import stored_taps
 from ..kernels.weight_grad import weight_grad_kernel
+from ..packing import Layout
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -34,7 +37,9 @@ _MATRIX = {
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)",
     "gfx942": r"v_mfma",
 }
-_POINTERS = {"x", "grad", "packed", "centre", "bias", "residual", "y", "partial"}
+_IMAGES = {"x", "opposite_x", "grad", "opposite_grad"}
+_WEIGHTS = {"weights", "opposite_weights"}
+_OTHERS = {"triangles", "bias", "residual", "y", "partial", "packed", "matrices"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Form:
         channels: of one group.
         sign: +1 (self-adjoint) or -1.
         scattered: pointers to images of any strides, not to channels-last ones without gaps.
-        gathered_centre: the centre comes from its triangle; else it was unpacked.
-        residual: there is one.
+        scattered_output: convolution: the same of what is written, and of a residual.
+        split: convolution: sums in float32 are written, for another kernel to sum.
         ragged_boxes: weight gradient: boxes reach beyond the output.
         wide: offsets of 64 bits.
     """
@@ -54,8 +59,8 @@ class Form:
     channels: int
     sign: int = 1
     scattered: bool = False
-    gathered_centre: bool = False
-    residual: bool = False
+    scattered_output: bool = False
+    split: bool = False
     ragged_boxes: bool = False
     wide: bool = False
     kernel_size: tuple[int, ...] = (3, 3)
@@ -155,14 +160,15 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
     """
     kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
     options = compile_options(config, on_nvidia=target != "gfx942")
-    return _compile(kernel, _compiled_in(config, dtype, form), dtype, target, options)
+    compiled_in = _compiled_in(config, dtype, form)
+    return _compile(kernel, compiled_in, dtype, target, options, form.split)
 
 
-def compile_centre(block: int, target: str, dtype: str) -> Compiled:
-    """Compiles the kernel that unpacks the centre, for tiles of ``block`` squared."""
-    names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "PAIRS": 4}
-    blocks = {"BLOCK_N": block, "BLOCK_K": block}
-    return _compile(centre_kernel, {**names, **blocks}, dtype, target, {})
+def compile_matrices(block: int, target: str, dtype: str) -> Compiled:
+    """Compiles the kernel that unpacks matrices, for tiles of ``block`` squared."""
+    names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "TAPS": 9, "STORED": 9}
+    blocks = {"BLOCK_N": block, "BLOCK_K": block, "ROUNDS": False}
+    return _compile(matrices_kernel, {**names, **blocks}, dtype, target, {})
 
 
 def _compile(
@@ -171,13 +177,14 @@ def _compile(
     dtype: str,
     target: str,
     options: dict[str, int],
+    split: bool = False,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, compiled_in, dtype)
+    signature, attributes = _signature(kernel, compiled_in, dtype, split)
     source = ASTSource(kernel, signature, compiled_in, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
@@ -190,16 +197,26 @@ def _compile(
 
 def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
     """Arguments that are compiled in: constants, strides of 1, and what is absent."""
+    precision: InputPrecision = "tf32" if dtype == "float32" else "ieee"
     planar = config.loader == "planar_descriptor"
     dense = not form.scattered and not planar
+    layout = Layout(form.channels * form.groups, form.kernel_size, form.groups)
+    stored = stored_taps(layout, precision)
     # Of dense memory all strides are 1, for what the kernel is told of it; of a row its last.
     axes = "nchw" if dense else "w" if planar else ""
-    images = "xry" if isinstance(config, ConvConfig) else "xg"
-    ones = [f"stride_{image}{axis}" for image in images for axis in axes]
-    absent: list[str] = []
+    same_tiles = config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
+    own: dict[str, Any]
     if isinstance(config, ConvConfig):
-        ones += ["stride_yw"] * form.scattered  # a result has no gaps
-        absent += ["centre"] * form.gathered_centre + ["residual"] * (not form.residual)
+        ones = [f"stride_x{axis}" for axis in axes]
+        axes = "w" if form.scattered_output else "nchw"  # a result has no gaps
+        ones += [f"stride_{image}{axis}" for image in "ry" for axis in axes]
+        absent = ["opposite_weights"] * (same_tiles or stored == layout.taps)
+        absent += ["triangles"] * (stored > layout.pairs)
+        own = {"stored": stored, "dense_output": not form.scattered_output}
+    else:
+        ones = [f"stride_{image}{axis}" for image in "xg" for axis in axes]
+        absent = ["opposite_x", "opposite_grad"] * same_tiles
+        own = {"masked": form.ragged_boxes, "rounds": precision == "tf32"}
     return {
         **constants(
             config,
@@ -208,10 +225,10 @@ def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
             sign=form.sign,
             kernel_size=form.kernel_size,
             dilation=form.dilation,
-            input_precision="ieee" if dtype == "float32_ieee" else "tf32",
+            input_precision=precision,
             dense=dense,
             wide=form.wide,
-            masked=form.ragged_boxes,
+            **own,
         ),
         **dict.fromkeys(ones, 1),
         **dict.fromkeys(absent),
@@ -219,27 +236,33 @@ def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
 
 
 def _signature(
-    kernel: Any, compiled_in: dict[str, Any], dtype: str
+    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
     """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
-    blocks = [compiled_in.get(f"BLOCK_{axis}") for axis in "IHWK"]
-    if "planar" in compiled_in.get("LOADER", ""):
-        order = (0, 1, 3, 2) if blocks[1] == 1 else (0, 3, 1, 2)
-        blocks = [blocks[axis] for axis in order]
+    by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
+    sums = {"partial"} | ({"y"} if split else set())  # written in float32
     for i, name in enumerate(kernel.arg_names):
-        aligned = name in _POINTERS
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
-            continue
-        if name in ("x", "grad") and compiled_in["LOADER"] != "pointer":
-            signature[name], aligned = f"tensordesc<{_TYPES[dtype]}{blocks}>", False
-        elif name in _POINTERS:
-            signature[name] = "*fp32" if name == "partial" else f"*{_TYPES[dtype]}"
-        elif name == "alpha":
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32"
-        if aligned:
+        elif name in _IMAGES | _WEIGHTS and not by_pointer:
+            box = _box_of(name, compiled_in)
+            signature[name] = f"tensordesc<{_TYPES[dtype]}{box}>"
+        elif name in _IMAGES | _WEIGHTS | _OTHERS:
+            signature[name] = "*fp32" if name in sums else f"*{_TYPES[dtype]}"
             attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name in ("alpha", "beta") else "i32"
     return signature, attributes
+
+
+def _box_of(name: str, compiled_in: dict[str, Any]) -> list[int]:
+    """What a descriptor reads at once; see :mod:`..kernels.plans`."""
+    n, k = compiled_in["BLOCK_N"], compiled_in["BLOCK_K"]
+    if name in _WEIGHTS:
+        return [1, k, n] if name == "opposite_weights" else [1, n, k]
+    box = [compiled_in[f"BLOCK_{axis}"] for axis in "IHW"]
+    box.append(n if name in ("grad", "opposite_x") else k)
+    if "planar" not in compiled_in["LOADER"]:
+        return box
+    return [box[axis] for axis in ((0, 1, 3, 2) if box[1] == 1 else (0, 3, 1, 2))]

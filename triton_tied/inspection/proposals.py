@@ -180,9 +180,8 @@ def propose(
 def _conv(
     tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
 ) -> Iterator[ConvConfig]:
-    sums = _sums(target)
     for box, n, k, warps, stages in tiles:
-        yield ConvConfig(box, n, k, warps, _stages(target, stages), accumulators=sums)
+        yield ConvConfig(box, n, k, warps, _stages(target, stages))
     if not descriptors:
         return
     roles: tuple[tuple[Roles, tuple[_Tiles, ...]], ...] = (
@@ -193,7 +192,7 @@ def _conv(
         for box, n, k, warps, stages in found[:: 2 if list_name == "float32" else 1]:
             k = max(16, k // 2) if list_name == "float32" else k
             for loader in _descriptors(box):
-                yield ConvConfig(box, n, k, warps, stages, loader, role, sums)
+                yield ConvConfig(box, n, k, warps, stages, loader, role)
 
 
 def _weight_grad(
@@ -213,11 +212,6 @@ def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
     if box[0] > 1:
         return ("channels_last_descriptor",)
     return ("channels_last_descriptor", "planar_descriptor")
-
-
-def _sums(target: str) -> int:
-    """Two chained products into one sum were seen to go wrong on Blackwell."""
-    return 2 if target == "sm_100" else 1
 
 
 def _stages(target: str, stages: int) -> int:

@@ -58,22 +58,21 @@ def plain_form(config: Config) -> Form:
 
 
 def demanding_form(config: Config, needs: Collection[str], one_tile: bool = False) -> Form:
-    """All of ``needs`` at once, and a residual."""
+    """All of ``needs`` at once."""
     channels = max(config.BLOCK_N, config.BLOCK_K) * (1 if one_tile else 2)
     scattered = "scattered" in needs
     return Form(
         channels - scattered,
-        sign=-1 if "two_sums" in needs else 1,
+        sign=-1,
         scattered=scattered,
-        gathered_centre="gathered_centre" in needs,
-        residual=True,
+        scattered_output="scattered_output" in needs,
         ragged_boxes="ragged_boxes" in needs,
         wide="wide" in needs,
     )
 
 
-def form_of(problem: Problem, config: Config, residual: bool) -> Form:
-    """What a config is compiled to for a problem, with or without a residual."""
+def form_of(problem: Problem, config: Config) -> Form:
+    """What a config is compiled to for a problem."""
     layout, form = problem.layout, demanding_form(config, problem.needs(config))
     dense = problem.memory == "channels_last" and problem.aligned
     return replace(
@@ -81,7 +80,7 @@ def form_of(problem: Problem, config: Config, residual: bool) -> Form:
         channels=layout.group_channels,
         sign=layout.sign,
         scattered=form.scattered and not dense,
-        residual=residual,
+        split=isinstance(config, ConvConfig) and config.splits > 1,
         kernel_size=layout.kernel_size,
         dilation=problem.geometry.dilation,
         groups=layout.groups,
@@ -91,9 +90,8 @@ def form_of(problem: Problem, config: Config, residual: bool) -> Form:
 def all_needs(config: Config) -> frozenset[str]:
     """What a problem can ask of a config."""
     needs = {"wide"} | ({"scattered"} if config.loader == "pointer" else set())
-    if isinstance(config, ConvConfig):
-        return frozenset(needs | {"two_sums", "gathered_centre"})
-    return frozenset(needs | {"ragged_boxes"})
+    own = "scattered_output" if isinstance(config, ConvConfig) else "ragged_boxes"
+    return frozenset(needs | {own})
 
 
 def faults_when_compiled(config: Config, target: str, dtype: str, form: Form) -> list[str]:

@@ -18,6 +18,7 @@ _READS: dict[str, Memory] = {
     "planar_descriptor": "contiguous",
 }
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
+_ALL_REGISTERS = 65536  # of the threads of a program there
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 
 
@@ -31,7 +32,7 @@ class ConvConfig:
         num_warps, num_stages: as Triton has them.
         loader: how pixels are read, see :data:`Loader`.
         roles: the first operand of the matrix product: "pixels_first" or "weights_first".
-        accumulators: 2 sums the opposite taps apart; s = -1 always does.
+        splits: so many programs share the sum of one tile of the output.
     """
 
     box: tuple[int, int, int]
@@ -41,7 +42,7 @@ class ConvConfig:
     num_stages: int = 3
     loader: Loader = "pointer"
     roles: Roles = "pixels_first"
-    accumulators: int = 1
+    splits: int = 1
 
     @property
     def BLOCK_M(self) -> int:
@@ -80,15 +81,21 @@ def constants(
     input_precision: InputPrecision,
     dense: bool,
     wide: bool,
-    masked: bool,
+    stored: int = 0,
+    dense_output: bool = True,
+    masked: bool = False,
+    rounds: bool = False,
 ) -> dict[str, Any]:
     """The arguments that a kernel is compiled for.
 
     Args:
         channels: of one group.
-        dense: all images are channels-last without gaps.
+        dense: all images that are read are channels-last without gaps.
         wide: offsets take 64 bits.
+        stored: convolution: taps that are read as matrices.
+        dense_output: convolution: what is written, and the residual, are channels-last.
         masked: weight gradient: boxes reach beyond the output.
+        rounds: weight gradient: to TF32.
     """
     shared = {
         "CHANNELS": channels,
@@ -109,15 +116,17 @@ def constants(
         "BLOCK_K": config.BLOCK_K,
     }
     if isinstance(config, ConvConfig):
-        return {**shared, "ROLES": config.roles, "ACCUMULATORS": config.accumulators}
-    return {**shared, "MASKED": masked}
+        own: dict[str, Any] = {"ROLES": config.roles, "STORED": stored}
+        return {**shared, **own, "DENSE_OUTPUT": dense_output}
+    return {**shared, "MASKED": masked, "ROUNDS": rounds}
 
 
 def compile_options(config: Config, on_nvidia: bool) -> dict[str, int]:
     """How Triton compiles a config. Told that it may use all registers, NVIDIA's assembler spills
     none where of its own accord it would keep to fewer."""
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return {**options, "maxnreg": _MAX_REGISTERS} if on_nvidia else options
+    most = min(_MAX_REGISTERS, _ALL_REGISTERS // (32 * config.num_warps))
+    return {**options, "maxnreg": most} if on_nvidia else options
 
 
 def count_boxes(sizes: tuple[int, ...], config: Config) -> int:
@@ -140,7 +149,7 @@ def why_unreadable(
         memory: of all images that are read.
         innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
         itemsize: bytes of an element.
-        aligned: each image starts at a multiple of 16 bytes.
+        aligned: each image, and the weight, starts at a multiple of 16 bytes.
     """
     if config.loader == "pointer":
         return None
@@ -152,14 +161,17 @@ def why_unreadable(
     if planar and config.box[0] > 1:
         return f"a box of {config.box[0]} images needs channels-last memory"
     if innermost * itemsize % _BULK_COPY_BYTES or not aligned:
-        return f"its {'rows' if planar else 'pixels'} are not aligned to 16 bytes"
+        return f"its {'rows' if planar else 'pixels'}, or the weight, are not aligned to 16 bytes"
     if planar and config.box[2] * itemsize < _BULK_COPY_BYTES:
         return f"a row of {config.box[2]} pixels is less than 16 bytes"
-    if groups > 1 and group_channels % config.BLOCK_K:
+    if group_channels * itemsize % _BULK_COPY_BYTES:
+        return f"the rows of a matrix of {group_channels} channels are not aligned to 16 bytes"
+    blocks = {config.BLOCK_K}
+    if isinstance(config, WeightGradConfig):
+        blocks.add(config.BLOCK_N)
+    if groups > 1 and any(group_channels % block for block in blocks):
         return (
-            f"a block of {config.BLOCK_K} channels would reach beyond the "
+            f"a block of {max(blocks)} channels would reach beyond the "
             f"{group_channels} of a group"
         )
-    if isinstance(config, WeightGradConfig) and config.BLOCK_N != config.BLOCK_K:
-        return "one box serves both blocks of channels, so BLOCK_N must equal BLOCK_K"
     return None

@@ -110,16 +110,29 @@ def load_pixels(
 
 @triton.jit
 def load_matrix(
-    matrices, matrix, row, column, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    matrices, matrix, row, column, LOADER: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one of many C x C matrices, [row, column]; zero outside it."""
-    rows = widen(row + tl.arange(0, BLOCK_ROW), WIDE)
-    columns = column + tl.arange(0, BLOCK_COLUMN)
-    matrix = widen(matrix, WIDE)
-    mask = (rows < CHANNELS)[:, None] & (columns < CHANNELS)[None, :]
-    offsets = (matrix * CHANNELS * CHANNELS + rows * CHANNELS)[:, None] + columns[None, :]
-    return tl.load(matrices + offsets, mask=mask, other=0.0)
+    """A tile of one of many C x C matrices, [row, column]; zero outside it. LOADER: that of the
+    pixels; if it is not "pointer", ``matrices`` is a descriptor too, of all of them."""
+    if LOADER == "pointer":
+        rows = widen(row + tl.arange(0, BLOCK_ROW), WIDE)
+        columns = column + tl.arange(0, BLOCK_COLUMN)
+        matrix = widen(matrix, WIDE)
+        mask = (rows < CHANNELS)[:, None] & (columns < CHANNELS)[None, :]
+        offsets = (matrix * CHANNELS * CHANNELS + rows * CHANNELS)[:, None] + columns[None, :]
+        tile = tl.load(matrices + offsets, mask=mask, other=0.0)
+    else:
+        tile = tl.reshape(matrices.load([matrix, row, column]), (BLOCK_ROW, BLOCK_COLUMN))
+    return tile
+
+
+@triton.jit
+def round_to_tf32(tile):
+    """float32 to the nearest TF32, ties away from zero: products in TF32 cut off what is beyond."""
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [tile], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -129,10 +142,16 @@ def triangle_size(CHANNELS: tl.constexpr, SIGN: tl.constexpr):
 
 
 @triton.jit
+def triangle_row(row, SIGN: tl.constexpr):
+    """Where a row of the lower triangle starts."""
+    return row * (row + SIGN) // 2
+
+
+@triton.jit
 def triangle_offsets(rows, columns, SIGN: tl.constexpr):
     """Where the lower triangle, by rows, holds [row, column] or its mirror image."""
     low, high = tl.minimum(rows, columns), tl.maximum(rows, columns)
-    return high * (high + SIGN) // 2 + low
+    return triangle_row(high, SIGN) + low
 
 
 @triton.jit
