@@ -1,5 +1,5 @@
 """Reuse of what is made of ``packed`` before a convolution can start: the dense weight of the
-reference path, the cast and the unpacked centre tap of the kernels' path.
+reference path, what the kernels read on the kernels' path.
 
 It is made anew on every call, so that nothing can be stale, unless the caller opens a
 :class:`cached` block, or prepares the weight and passes it.

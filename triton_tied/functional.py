@@ -1,6 +1,6 @@
 r"""The tied convolutions as functions: arguments are checked here, before anything runs.
 
-.. math:: y = \alpha \, (\mathrm{conv}(x, \mathrm{unpack}(packed)) + b) + r
+.. math:: y = \alpha \, (\mathrm{conv}(x, \mathrm{unpack}(packed)) + b) + \beta r
 
 Mistakes raise what ``F.conv2d`` raises for them, with the offending values.
 """
@@ -61,6 +61,7 @@ def tied_conv(
     symmetry: Symmetry = "self_adjoint",
     alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
+    beta: float = 1.0,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
     numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
@@ -84,22 +85,22 @@ def tied_conv(
     if isinstance(packed, PreparedWeight):
         packed.checked(layout)
     check_padding_mode(padding_mode)
-    alpha = _check_alpha(alpha)
+    alpha, beta = _check_alpha(alpha), _check_beta(beta)
     channels_last = is_channels_last(dims, input)
     input = input.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
     residual = None if residual is None else residual.to(dtype)
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
-            return convolve(*arguments, alpha, residual, channels_last)
-        output = convolve(*arguments, 1.0, None, channels_last)  # the kernels take a number
-        return reference.add_scaled(output, alpha, residual)
+            return convolve(*arguments, alpha, residual, beta, channels_last)
+        output = convolve(*arguments, 1.0, None, 1.0, channels_last)  # the kernels take a number
+        return reference.add_scaled(output, alpha, residual, beta)
+    bias = None if bias is None else bias.to(dtype)
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
         input, geometry = reference.pad(input, geometry, padding_mode)
     weight = reference.dense_weight(packed, layout, dtype, channels_last)
     return reference.convolve(
-        input, weight, bias, geometry, layout.groups, "zeros", alpha, residual
+        input, weight, bias, geometry, layout.groups, "zeros", alpha, residual, beta
     )
 
 
@@ -125,7 +126,7 @@ tied_conv1d = _over(1, tied_conv, "``tied_conv2d`` over ``(N, C, L)`` or ``(C, L
 tied_conv2d = _over(
     2,
     tied_conv,
-    """``alpha * (conv2d(input, W) + bias) + residual`` where W is the tied weight of ``packed``.
+    """``alpha * (conv2d(input, W) + bias) + beta * residual`` where W is the tied weight of ``packed``.
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The
@@ -144,6 +145,8 @@ tied_conv2d = _over(
         alpha: scales the convolution and the bias: a number, or a tensor of no dimension, which
             can have a gradient.
         residual: added at the end; of the shape and dtype of the output, or None.
+        beta: a number that scales the residual; of 0 it is not looked at, as ``torch.addmm`` has
+            it.
 
     Returns:
         ``(N, C, H_out, W_out)`` or ``(C, H_out, W_out)``, sizes as in ``F.conv2d``.
@@ -304,17 +307,40 @@ def _check_alpha(alpha: Any) -> float | Tensor:
     Raises:
         TypeError: anything else.
     """
-    if isinstance(alpha, Tensor):
-        if not alpha.dim() and not alpha.is_complex() and alpha.dtype != torch.bool:
+    if isinstance(alpha, Tensor) and not alpha.dim() and not alpha.is_complex():
+        if alpha.dtype != torch.bool:
             return alpha
-        given = f"a tensor of size {list(alpha.shape)} and dtype {alpha.dtype}"
-    else:
-        if isinstance(alpha, int | float) and not isinstance(alpha, bool):
-            return alpha
-        if isinstance(alpha, Real) and not isinstance(alpha, bool):  # of NumPy, or a fraction
-            return float(alpha)
-        given = reprlib.repr(alpha)
-    raise TypeError(f"alpha must be a real number or a real tensor of no dimension, got {given}")
+    number = _as_number(alpha)
+    if number is None:
+        raise TypeError(
+            f"alpha must be a real number or a real tensor of no dimension, got {_named(alpha)}"
+        )
+    return number
+
+
+def _check_beta(beta: Any) -> float:
+    """
+    Raises:
+        TypeError: no number.
+    """
+    number = _as_number(beta)
+    if number is None:
+        raise TypeError(f"beta must be a real number, got {_named(beta)}")
+    return number
+
+
+def _as_number(given: Any) -> float | None:
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return given
+    if isinstance(given, Real) and not isinstance(given, bool):  # of NumPy, or a fraction
+        return float(given)
+    return None
+
+
+def _named(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"a tensor of size {list(given.shape)} and dtype {given.dtype}"
+    return reprlib.repr(given)
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

@@ -136,14 +136,14 @@ class PreparedWeight:
         packed: the free numbers, in the dtype of the convolutions.
         dense: the dense weight; None where the kernels serve, which do without.
         channels_last: whether it lies in memory so, or contiguous.
-        centre: the unpacked centre tap for the kernels, or None. No gradient goes through it.
+        weights: what the kernels read of it, or None. No gradient goes through it.
     """
 
     layout: Layout
     packed: Tensor
     dense: Tensor | None = None
     channels_last: bool = False
-    centre: Tensor | None = None
+    weights: Tensor | None = None
 
     def checked(self, layout: Layout) -> PreparedWeight:
         """Itself; raises ValueError where the convolution is another than it was prepared for."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dispatch import takes_operators
 from .functional import compute_dtype
-from .operators.prepare_packed import centre_of
+from .operators.prepare_packed import weights_of
 from .packing import (
     SUPPORTED_DTYPES,
     PreparedWeight,
@@ -62,6 +62,6 @@ def prepare(
         raise NotImplementedError(f"prepare is not implemented for dtype {dtype}")
     cast = numbers.to(dtype)
     if takes_operators(cast.device, dtype, (1,) * len(layout.kernel_size)):
-        return PreparedWeight(layout, cast, centre=centre_of(cast, layout))
+        return PreparedWeight(layout, cast, weights=weights_of(cast, layout, dtype))
     dense = dense_weight(cast, layout, dtype, channels_last)
     return PreparedWeight(layout, cast, dense, channels_last)

@@ -1,6 +1,6 @@
 """The tied convolutions in plain PyTorch, unpack then ``F.conv``: the definition of right.
 
-    output = alpha * (conv(input, unpack(packed)) + bias) + residual
+    output = alpha * (conv(input, unpack(packed)) + bias) + beta * residual
 
 Every argument is as in ``triton_tied.tied_conv2d``, which checks them; here only PyTorch's own
 checks apply, and a negative padding crops.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
@@ -33,8 +34,9 @@ def convolve(
     padding_mode: str = "zeros",
     alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
+    beta: float = 1.0,
 ) -> Tensor:
-    """``alpha * (conv(input, weight) + bias) + residual`` with a dense weight."""
+    """``alpha * (conv(input, weight) + bias) + beta * residual`` with a dense weight."""
     padding = geometry.symmetric_padding
     if padding_mode != "zeros" or padding is None:
         input, geometry = pad(input, geometry, padding_mode)
@@ -49,15 +51,18 @@ def convolve(
         geometry.dilation,
         groups,
     )
-    return add_scaled(output, alpha, residual)
+    return add_scaled(output, alpha, residual, beta)
 
 
-def add_scaled(output: Tensor, alpha: float | Tensor, residual: Tensor | None) -> Tensor:
-    """``alpha * output + residual``."""
-    if residual is None:
+def add_scaled(
+    output: Tensor, alpha: float | Tensor, residual: Tensor | None, beta: float
+) -> Tensor:
+    """``alpha * output + beta * residual``; where beta is 0 the residual is not looked at, as
+    ``torch.addmm`` has it."""
+    if residual is None or beta == 0:
         return output * alpha if isinstance(alpha, Tensor) or alpha != 1.0 else output
-    if isinstance(alpha, Tensor):
-        return residual + output * alpha
+    if isinstance(alpha, Tensor) or beta != 1.0:
+        return torch.add(output * alpha, residual, alpha=beta)
     return residual.add(output, alpha=alpha)
 
 
@@ -104,6 +109,7 @@ def _tied_conv(
     symmetry: Symmetry = "self_adjoint",
     alpha: float | Tensor = 1.0,
     residual: Tensor | None = None,
+    beta: float = 1.0,
 ) -> Tensor:
     kernel = per_axis("kernel_size", kernel_size, dims)
     layout = Layout(input.shape[-dims - 1], kernel, groups, symmetry)
@@ -112,7 +118,7 @@ def _tied_conv(
         weight = dense_weight(packed.checked(layout), layout, packed.packed.dtype, False)
     else:
         weight = expand(packed, layout)
-    return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual)
+    return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual, beta)
 
 
 @overridable

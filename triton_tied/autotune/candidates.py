@@ -23,11 +23,9 @@ Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
 _LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 
 # What a problem may ask of the compiled code, beyond the plain one: images of channels-last
-# memory, pixels of a multiple of 16 bytes, an unpacked centre, s = +1, boxes that end with the
-# output, offsets of 32 bits.
+# memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
 Need = Literal[
-    "two_sums",  # convolution: s = -1
-    "gathered_centre",  # convolution: the centre comes from its triangle
+    "scattered_output",  # convolution: what is written, or a residual, is not channels-last
     "ragged_boxes",  # weight gradient: boxes reach beyond the output
     "scattered",  # "pointer": any other memory, or another number of channels
     "wide",  # offsets of 64 bits

@@ -30,13 +30,11 @@ _WORKER = "from triton_tied.autotune.compile_ahead import serve; serve()"
 
 
 class Job(NamedTuple):
-    """A config for a problem on a GPU of a compute capability, 90 say. ``extras``: what the launch
-    has besides, see :mod:`.recording`."""
+    """A config for a problem on a GPU of a compute capability, 90 say."""
 
     capability: int
     problem: Problem
     config: Config
-    extras: frozenset[str] = frozenset()
 
 
 class Compilers:
@@ -134,6 +132,7 @@ def _compile(job: Job) -> str | None:
     from triton.runtime import driver
 
     from ..kernels import launch
+    from ..kernels.plans import Convolution
     from .trial import make_call
 
     def numbers(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -141,9 +140,11 @@ def _compile(job: Job) -> str | None:
 
     driver.set_active(AbsentGpu(job.capability))
     try:
-        call = make_call(job.problem, numbers, job.extras)
-        if isinstance(call, launch.Convolution) and call.centre is not None:
-            launch.compile_centre(call.packed, call.layout)
+        call = make_call(job.problem, numbers)
+        if isinstance(call, Convolution) and call.weights.dim() > 1:
+            launch.compile_matrices(
+                call.packed, call.layout, call.stored, call.x.dtype, call.precision or "ieee"
+            )
         return launch.fault(call, job.config)
     except Exception as error:  # whatever it is, the launch will say it again
         return f"{type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ import platformdirs
 from ..kernels.configs import ConvConfig, WeightGradConfig
 from .candidates import source_hash
 
-FORMAT = 2
+FORMAT = 3
 SHIPPED = Path(__file__).with_name("tables")
 _VARIABLE = "TRITON_TIED_CACHE_DIR"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

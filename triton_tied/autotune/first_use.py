@@ -17,17 +17,19 @@ from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config
-from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.plans import Convolution, WeightGradient, make_plan
+from ..kernels.precision import input_precision
+from ..kernels.stored_taps import expand_matrices, stored_taps
 from ..kernels.toolchain import ToolchainError
 from ..memory_format import extent
-from ..packing import Layout, expand_centre
+from ..packing import Layout
 from . import tuned_configs
 from .problem import Problem
 from .tuned_configs import keep_verdict, was_right
 from .verdict import excess_of
 
 _VARIABLE = "TRITON_TIED_CHECK"
-_ALPHA = 0.5  # other than 1, so that it shows
+_ALPHA, _BETA = 0.5, -2.0  # other than 1, so that it shows
 
 
 def checks(device: torch.device) -> bool:
@@ -44,7 +46,7 @@ def why_wrong(problem: Problem, call: Convolution | WeightGradient, config: Conf
 
     def is_right() -> bool:
         small = _small(call, config)
-        return excess_of(small, launch.run(launch.make_plan(small, config), small)) <= 1
+        return excess_of(small, launch.run(make_plan(small, config), small)) <= 1
 
     if not len(call.x) or problem.wide:  # nothing is launched; a few images would run other code
         return None
@@ -52,16 +54,18 @@ def why_wrong(problem: Problem, call: Convolution | WeightGradient, config: Conf
     return None if right else "its result is not that of the reference"
 
 
-def unpacks_centre(packed: Tensor, layout: Layout) -> bool:
-    """Whether the kernel may unpack the centre tap."""
+def unpacks_matrices(packed: Tensor, layout: Layout, dtype: torch.dtype) -> bool:
+    """Whether the kernel may unpack the matrices of a convolution in ``dtype``."""
+    precision = input_precision(dtype)
+    stored = stored_taps(layout, precision)
 
     def is_right() -> bool:
         random = _Random(packed.device, 0).like(packed)
-        centre = launch.unpack_centre(random, layout, random.dtype)
-        return torch.equal(centre, expand_centre(random, layout))
+        matrices = launch.unpack_matrices(random, layout, stored, dtype, precision)
+        return torch.equal(matrices, expand_matrices(random, layout, stored, dtype, precision))
 
-    dtype = str(packed.dtype).removeprefix("torch.")
-    code = f"centre {dtype} c{layout.group_channels} g{layout.groups} {layout.symmetry}"
+    names = [str(each).removeprefix("torch.") for each in (packed.dtype, dtype)]
+    code = f"matrices {'_to_'.join(names)} {precision} stored{stored} {layout}"
     return _known_or(is_right, code, packed.device)
 
 
@@ -99,9 +103,11 @@ def _code_of(problem: Problem, call: Convolution | WeightGradient, config: Confi
     if problem.memory == "strided":
         parts.append(f"strides {call.x.stride()}")
     if isinstance(call, Convolution):
-        parts.append("to_channels_last" if call.channels_last else "to_contiguous")
-        if call.residual is not None and not call.residual.is_contiguous():
+        parts.append(f"stored{call.stored}")
+        if call.residual is not None and problem.output_memory == "strided":
             parts.append(f"residual_strides {call.residual.stride()}")
+    else:
+        parts.append(f"{call.dtype} {call.has_bias}")
     return " ".join([*parts, repr(config)])
 
 
@@ -113,13 +119,20 @@ def _small(call: Convolution | WeightGradient, config: Config) -> Convolution | 
     if isinstance(call, WeightGradient):
         return call._replace(x=random.images(call.x), grad=random.images(call.grad), alpha=_ALPHA)
     packed = random.like(call.packed)
+    if call.weights.dim() == 1:
+        weights = random.like(call.weights).copy_(packed)
+    else:
+        precision = call.precision or input_precision(call.x.dtype)
+        dtype, stored = call.x.dtype, call.stored
+        weights = expand_matrices(packed, call.layout, stored, dtype, precision)
     return call._replace(
         x=random.images(call.x),
         packed=packed,
-        centre=None if call.centre is None else expand_centre(packed, call.layout).contiguous(),
+        weights=weights,
         bias=None if call.bias is None else random.like(call.bias),
         residual=None if call.residual is None else random.images(call.residual),
         alpha=_ALPHA,
+        beta=_BETA,
     )
 
 

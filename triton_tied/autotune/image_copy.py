@@ -22,20 +22,21 @@ from .tuned_configs import entry_for, remember, remembered
 _WIDEST_ACCESS = 16  # bytes
 
 
-def copying_pays(x: Tensor, layout: Layout, geometry: Geometry) -> bool:
-    """Whether a convolution of ``(N, C, H, W)`` should copy its image first: as the tables say
-    where they hold both ways, else wherever a pixel then is a multiple of 16 bytes."""
+def copying_pays(x: Tensor, layout: Layout, geometry: Geometry, output: Memory) -> bool:
+    """Whether a convolution of ``(N, C, H, W)`` into such memory should copy its image first: as
+    the tables say where they hold both ways, else wherever a pixel then is a multiple of 16
+    bytes."""
     if torch._C._are_functorch_transforms_active():  # of several images no memory is known
         return False
     if not _helps(memory_of(x), x.shape[1] * x.element_size()):
         return False
     if torch.compiler.is_compiling() or type(x) not in WITH_MEMORY:
         return True
-    call = ("copy", layout, geometry, *key_of(x))
+    call = ("copy", layout, geometry, output, *key_of(x))
     known = remembered(call)
     if isinstance(known, bool):
         return known
-    problem = problem_of("conv", layout, geometry, "gathered", x)
+    problem = problem_of("conv", layout, geometry, [x], output)
     return remember(call, _is_faster_copied(problem, x.device))
 
 

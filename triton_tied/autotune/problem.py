@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from ..kernels.precision import input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
 from .candidates import Dtype, Kernel, Need
-
-Centre = Literal["none", "gathered", "unpacked"]
 
 # Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
 WITH_MEMORY = (Tensor, torch.nn.Parameter)
@@ -36,8 +33,8 @@ class Problem:
         image: images, rows and columns of the input.
         dtype: of the tensors; "float32" multiplies in TF32, "float32_ieee" does not.
         memory: of the images that are read.
-        centre: where a convolution finds the centre tap.
-        aligned: the images start at a multiple of 16 bytes.
+        output_memory: of what a convolution writes, and of its residual.
+        aligned: the images, and the weight, start at a multiple of 16 bytes.
         wide: an offset may pass 2^31.
     """
 
@@ -47,7 +44,7 @@ class Problem:
     image: tuple[int, int, int]
     geometry: Geometry
     memory: Memory = "channels_last"
-    centre: Centre = "gathered"
+    output_memory: Memory = "channels_last"
     aligned: bool = True
     wide: bool = False
 
@@ -93,10 +90,9 @@ class Problem:
     def needs(self, config: Config) -> frozenset[Need]:
         """What the problem asks of the compiled code of a config; see :mod:`.candidates`."""
         found: set[Need] = set()
-        if self.layout.sign < 0 and not self.is_weight_grad:
-            found.add("two_sums")
-        if self.centre == "gathered" and not self.is_weight_grad and self.layout.taps % 2:
-            found.add("gathered_centre")
+        writes_at_once = not self.is_weight_grad and config.splits == 1
+        if writes_at_once and self.output_memory != "channels_last":
+            found.add("scattered_output")
         boxes = zip(self.output, config.box, strict=True)
         if self.is_weight_grad and any(size % side for size, side in boxes):
             found.add("ragged_boxes")
@@ -133,26 +129,28 @@ class Problem:
             f"k{times.join(map(str, layout.kernel_size))}",
             f"d{times.join(map(str, geometry.dilation))}",
             layout.symmetry,
-            self.centre,
+            *([] if self.output_memory == "channels_last" else [f"to_{self.output_memory}"]),
         )
         return " ".join(parts)
 
 
 def problem_of(
-    kernel: Kernel, layout: Layout, geometry: Geometry, centre: Centre, *images: Tensor
-) -> Problem:
-    """The problem of reading these images."""
-    x = images[0]
+    kernel: Kernel, layout: Layout, geometry: Geometry, read: list[Tensor], output_memory: Memory,
+    weights: Tensor | None = None,
+) -> Problem:  # fmt: skip
+    """The problem of reading these images, and a convolution's weight."""
+    x = read[0]
+    tensors = read if weights is None else [*read, weights]
     return Problem(
         kernel,
         dtype_of(x.dtype),
         layout,
         (max(x.shape[0], 1), x.shape[2], x.shape[3]),  # of no image nothing is launched
         geometry,
-        memory_of(*images),
-        centre if layout.taps % 2 else "none",
-        not any(image.data_ptr() % 16 for image in images),
-        max(extent(image) for image in images) >= 2**31,
+        memory_of(*read),
+        output_memory,
+        not any(tensor.data_ptr() % 16 for tensor in tensors),
+        max(extent(tensor) for tensor in tensors) >= 2**31,
     )
 
 
@@ -167,7 +165,7 @@ def problems_of_layer(problem: Problem) -> list[Problem]:
     """A convolution's forward, its input gradient and its packed weight gradient, each once."""
     transposed = problem.geometry.transposed(problem.layout.kernel_size)
     backward = replace(problem, image=problem.output, geometry=transposed)
-    weight = replace(problem, kernel="weight_grad", centre="none")
+    weight = replace(problem, kernel="weight_grad", output_memory="channels_last")
     return list(dict.fromkeys([problem, backward, weight]))
 
 

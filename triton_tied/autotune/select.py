@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
-from ..kernels.launch import Convolution, Plan, WeightGradient, make_plan
+from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
+from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
-from .candidates import Kernel
-from .problem import Centre, Problem, key_of, problem_of
-from .recording import extras_of, is_recording, record
+from .problem import Problem, key_of, problem_of
+from .recording import is_recording, record
 from .shortlist import make_shortlist
 from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
 
@@ -69,41 +69,48 @@ def conv_plan(convolution: Convolution) -> Plan | None:
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    x, packed, centre, bias, residual, *_, channels_last, _ = convolution
-    # What else than the problem the compiled code depends on, and so whether it has a fault.
-    code = (
-        packed.data_ptr() % 16,
-        None if centre is None else centre.data_ptr() % 16,
-        None if bias is None else bias.data_ptr() % 16,
-        None if residual is None else (residual.data_ptr() % 16, residual.stride()),
-        channels_last,
-    )
-    way: Centre = "gathered" if centre is None else "unpacked"
-    return _plan("conv", convolution, way, code, x)
+    call = convolution
+    residual = None if call.residual is None else _place_of(call.residual)
+    others = (_place_of(call.weights), call.bias is None, residual, call.channels_last)
+    return _plan(call, (call.x,), others)
 
 
 def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
-    return _plan("weight_grad", gradient, "none", (), gradient.x, gradient.grad)
+    return _plan(gradient, (gradient.x, gradient.grad), (gradient.dtype, gradient.has_bias))
+
+
+def problem_of_call(call: Convolution | WeightGradient) -> Problem:
+    """The problem of a launch."""
+    if isinstance(call, WeightGradient):
+        images = [call.x, call.grad]
+        return problem_of("weight_grad", call.layout, call.geometry, images, "channels_last")
+    output: Memory = "channels_last" if call.channels_last else "contiguous"
+    if call.residual is not None and memory_of(call.residual) != output:
+        output = "strided"
+    return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
+
+
+def _place_of(tensor: Tensor) -> tuple:
+    """What of a tensor the plan depends on."""
+    return tensor.shape, tensor.stride(), tensor.data_ptr() % 16
 
 
 def _plan(
-    kernel: Kernel, call: Convolution | WeightGradient, way: Centre, code: tuple, *images: Tensor
+    call: Convolution | WeightGradient, images: tuple[Tensor, ...], others: tuple
 ) -> Plan | None:
-    layout, geometry, device = call.layout, call.geometry, call.x.device
     if is_recording():
-        extras: Collection[str] = ()
-        if isinstance(call, Convolution):
-            extras = extras_of(call.bias, call.residual, call.channels_last)
-        record(kernel, layout, geometry, way, *images, extras=extras)
-    by_hand = _given.get(kernel)
+        record(problem_of_call(call))
+    is_conv = isinstance(call, Convolution)
+    by_hand = _given.get("conv" if is_conv else "weight_grad")
     if by_hand is not None:
         return make_plan(call, by_hand)
+    layout, geometry, device = call.layout, call.geometry, call.x.device
     times, checks = times_on_first_use(device), first_use.checks(device)
-    key = (kernel, layout, geometry, way, times, checks, *key_of(*images), *code)
+    key = (is_conv, layout, geometry, times, checks, *key_of(*images), *others)
     known = remembered(key)
     if known is None:
-        problem = problem_of(kernel, layout, geometry, way, *images)
+        problem = problem_of_call(call)
 
         def fault(config: Config) -> str | None:
             return launch.fault(call, config) or first_use.why_wrong(problem, call, config)

@@ -21,8 +21,7 @@ _HOPELESS_RATIO = 4.0  # of a prediction to the best one: it is not timed
 _GOOD_SHARE = 0.75  # of live pixels; where there are fewer, the reason says so
 
 _WORDS = {  # of the needs of candidates
-    "two_sums": "a skew-adjoint weight",
-    "gathered_centre": "a centre gathered from its triangle",
+    "scattered_output": "an output, or a residual, that is not channels-last",
     "ragged_boxes": "boxes that reach beyond the output",
     "scattered": "pixels that are not read 16 bytes at a time",
     "wide": "offsets of 64 bits",

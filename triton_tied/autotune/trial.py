@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config
-from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.plans import Convolution, WeightGradient, make_plan
 from ..kernels.precision import InputPrecision
-from ..packing import expand_centre
+from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from .problem import Problem
 from .race import Outcome, race
 from .shortlist import Shortlist
@@ -62,7 +62,7 @@ class Trial:
     def prepare(self, config: Config) -> Callable[[], Tensor]:
         """What launches the config, and returns the result; all else is done once, here, so that
         the clock sees little of Python."""
-        return launch.prepared(launch.make_plan(self.call, config), self.call)
+        return launch.prepared(make_plan(self.call, config), self.call)
 
     def fault(self, config: Config) -> str | None:
         """Why the config should not be timed, or None."""
@@ -74,31 +74,31 @@ class Trial:
 
 
 def make_call(
-    problem: Problem,
-    numbers: Callable[[int, torch.dtype], Tensor],
-    extras: frozenset[str] = frozenset(),
+    problem: Problem, numbers: Callable[[int, torch.dtype], Tensor]
 ) -> Convolution | WeightGradient:
-    """A launch of the problem on tensors made of so many numbers; ``extras``: with a "bias", a
-    "residual", or a "contiguous_output"."""
+    """A launch of the problem on tensors made of so many numbers."""
     layout, geometry = problem.layout, problem.geometry
     dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
     precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
     x = _image(problem, problem.image, dtype, numbers)
     if problem.is_weight_grad:
         grad = _image(problem, problem.output, dtype, numbers)
-        return WeightGradient(x, grad, layout, geometry, 1.0, precision)
-    packed = numbers(layout.size, dtype)
-    unpacked = problem.centre == "unpacked"
+        return WeightGradient(x, grad, layout, geometry, 1.0, dtype, False, precision)
+    packed, weights = numbers(layout.size, dtype), None
+    if are_matrices(layout, precision):
+        weights = expand_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
+    channels_last = problem.output_memory == "channels_last"
     return Convolution(
         x,
         packed,
-        expand_centre(packed, layout).contiguous() if unpacked else None,
-        numbers(layout.channels, dtype) if "bias" in extras else None,
-        _image(problem, problem.output, dtype, numbers) if "residual" in extras else None,
+        packed if weights is None else weights,
+        None,
+        None,
         layout,
         geometry,
         1.0,
-        problem.memory == "channels_last" and "contiguous_output" not in extras,
+        1.0,
+        channels_last,
         precision,
     )
 

@@ -12,7 +12,6 @@ import torch
 
 from ..kernels.configs import Config
 from . import disk_cache, gpus, trial, tuned_configs
-from .centre_tap import both_centres
 from .compile_ahead import Compilers, Job
 from .cost_model import floor_us
 from .disk_cache import Entry
@@ -60,8 +59,8 @@ def tune(
     The candidates are compiled first, by several processes.
 
     Args:
-        what: problems, or a function that is called once and whose convolutions are tuned, with
-            their centre tap gathered and unpacked; let it run the backward too.
+        what: problems, or a function that is called once and whose convolutions are tuned; let it
+            run the backward too.
         device: a GPU, by default the current one.
         budget_s: seconds for all of it, shared evenly among the problems that are left. Those that
             are left when it ends are not tuned.
@@ -75,7 +74,7 @@ def tune(
         RuntimeError: there is no GPU to time on.
     """
     device = gpu_to_time_on(device)
-    problems = both_centres(problems_of(what)) if callable(what) else list(what)
+    problems = problems_of(what) if callable(what) else list(what)
     return list(tune_each(problems, device, budget_s, again, progress))
 
 

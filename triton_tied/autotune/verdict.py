@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference, rounding
-from ..kernels.launch import Convolution, WeightGradient
+from ..kernels.plans import Convolution, WeightGradient
 from ..kernels.precision import input_precision
 from ..packing import expand, fold
 
@@ -27,8 +27,8 @@ def excess_of(call: Convolution | WeightGradient, result: Tensor) -> float:
     else:
         truth, scale = _weight_grad(call), _weight_grad(call, magnitudes=True)
         terms = 2 * math.prod(call.grad.shape[::2]) * call.grad.shape[3] + _FOLDS
-    dtype = call.x.dtype
-    is_tf32 = (call.precision or input_precision(dtype)) == "tf32"
+    dtype = result.dtype
+    is_tf32 = (call.precision or input_precision(call.x.dtype)) == "tf32"
     operand = rounding.TF32 if is_tf32 else 0.0
     bound = rounding.bound(truth, scale, terms, dtype, operand=operand)
     return max(rounding.worst(result, truth, bound), _relative(result, truth))
@@ -56,16 +56,26 @@ def _convolve(call: Convolution, magnitudes: bool = False) -> Tensor:
         call.geometry,
         call.layout.groups,
         alpha=abs(call.alpha) if magnitudes else call.alpha,
+        beta=abs(call.beta) if magnitudes else call.beta,
         residual=None if call.residual is None else read(call.residual),
     )
 
 
 def _weight_grad(call: WeightGradient, magnitudes: bool = False) -> Tensor:
-    """The packed gradient; or the sums of the magnitudes of its terms."""
-    x, grad, layout, geometry, alpha, _ = call
+    """The packed gradient and that of the bias; or the sums of the magnitudes of its terms."""
+    x, grad, layout, geometry, alpha, *_ = call
+    bias_grad = [_bias_grad(call, magnitudes)] if call.has_bias else []
     if not magnitudes:
-        return reference.weight_grad(x.double(), grad.double(), layout, geometry, alpha)
+        packed_grad = reference.weight_grad(x.double(), grad.double(), layout, geometry, alpha)
+        return torch.cat([packed_grad, *bias_grad])
     dense = reference.dense_weight_grad(x.double().abs(), grad.double().abs(), layout, geometry)
     # fold subtracts where the weight's sign is negative: undo that
     signs = expand(torch.ones(layout.size, dtype=dense.dtype, device=dense.device), layout)
-    return fold(dense * signs, layout) * abs(alpha)
+    return torch.cat([fold(dense * signs, layout) * abs(alpha), *bias_grad])
+
+
+def _bias_grad(call: WeightGradient, magnitudes: bool) -> Tensor:
+    grad = call.grad.double()
+    return (grad.abs() if magnitudes else grad).sum((0, 2, 3)) * (
+        abs(call.alpha) if magnitudes else call.alpha
+    )

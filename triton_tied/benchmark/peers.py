@@ -327,14 +327,10 @@ class Tied(Peer):
         if not dispatch.takes_operators(packed.device, dtype, (1,) * len(self.workload.image)):
             channels_last = self.memory is torch.channels_last
             return reference.dense_weight(packed, self.layout, dtype, channels_last)
-        from ..autotune.centre_tap import guess_unpacking_pays  # needs Triton
         from ..operators.prepare_packed import prepare
 
-        pixels = self.workload.batch * torch.Size(self.workload.image).numel()
-        layout = self.workload.problem.layout
-        pays = guess_unpacking_pays(layout, pixels)
-        cast, centre = prepare(packed, layout, dtype, lambda: pays)
-        return cast if centre is None else centre
+        _, weights = prepare(packed, self.workload.problem.layout, dtype)
+        return packed if weights is None else weights
 
     def forward(self, x: Tensor) -> Tensor:
         function = getattr(functional, f"tied_conv{len(self.workload.image)}d")

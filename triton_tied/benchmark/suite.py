@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,14 +78,12 @@ def tune(cells: Sequence[Cell], device: torch.device, budget_s: float) -> Iterat
     """Tunes this package for the headline on a GPU; returns the reports of
     :func:`triton_tied.tune`. What is not tuned runs as the cost model says."""
     from ..autotune import tuning  # needs Triton
-    from ..autotune.centre_tap import guess_centre
 
     problems: dict[str, Any] = {}  # by key, since neighbours share an entry
     for cell in cells:
         layer = cell.workload.problem
         if cell.workload.headline and cell.memory == "channels_last":
-            centre = guess_centre(layer.layout, math.prod(layer.image))
-            for problem in problems_of_layer(replace(layer, centre=centre)):
+            for problem in problems_of_layer(layer):
                 problems.setdefault(problem.key, problem)
     return tuning.tune_each(list(problems.values()), device, budget_s)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..autotune.problem import Problem, dtype_of, problems_of_layer
-from ..autotune.recording import Found, launches_of
+from ..autotune.recording import problems_of
 from ..geometry import resolve
 from ..packing import SIGNS, Layout
 
@@ -60,36 +60,25 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--input", type=_sizes, metavar="N,C,H,W", help="what the model takes")
 
 
-def launches_asked_for(given: argparse.Namespace) -> Found:
-    """The problems, and what their launches have besides.
+def problems_asked_for(given: argparse.Namespace) -> list[Problem]:
+    """Each once.
 
     Raises:
         ValueError: a request that makes no sense, or a model that cannot be run.
     """
-    found: Found = {}
+    found: dict[Problem, None] = {}
     for shape in given.shape:
-        for problem in _of_shape(shape, given):
-            found.setdefault(problem, set()).update(_extras_of_layer(problem))
+        found |= dict.fromkeys(_of_shape(shape, given))
     if given.model:
         if not given.input:
             raise ValueError("--model needs --input N,C,H,W")
         of_model = _of_model(given.model, given.input, _DTYPE_NAMES[given.dtype], given.memory)
         if not of_model:
             raise ValueError(f"--model {given.model} ran no tied convolution that has a kernel")
-        for problem, extras in of_model.items():
-            found.setdefault(problem, set()).update(extras)
+        found |= dict.fromkeys(of_model)
     elif given.input:
         raise ValueError("--input is what --model takes, which is not given")
-    return found
-
-
-def _extras_of_layer(problem: Problem) -> set[frozenset[str]]:
-    """Of a layer with a bias, which its input gradient does not have."""
-    none: frozenset[str] = frozenset()
-    if problem.is_weight_grad:
-        return {none}
-    output = none if problem.memory == "channels_last" else frozenset({"contiguous_output"})
-    return {output, output | {"bias"}}
+    return list(found)
 
 
 def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
@@ -101,11 +90,11 @@ def _of_shape(shape: Sequence[int], given: argparse.Namespace) -> list[Problem]:
     if min(geometry.output_size((h, w), layout.kernel_size)) < 1:
         raise ValueError(f"a kernel larger than the padded image: --shape {n},{channels},{h},{w}")
     dtype = dtype_of(_DTYPE_NAMES[given.dtype])
-    problem = Problem("conv", dtype, layout, (n, h, w), geometry, given.memory)
+    problem = Problem("conv", dtype, layout, (n, h, w), geometry, given.memory, given.memory)
     return problems_of_layer(problem)
 
 
-def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) -> Found:
+def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) -> list[Problem]:
     module, _, factory = name.partition(":")
     if not (module and factory):
         raise ValueError(f"expected --model MODULE:FACTORY, got {name!r}")
@@ -121,7 +110,7 @@ def _of_model(name: str, shape: Sequence[int], dtype: torch.dtype, memory: str) 
             kind = type(model).__name__
             raise TypeError(f"expected a function that makes a torch.nn.Module, it made a {kind}")
         model.to(device, dtype)
-        return launches_of(lambda: _run_both_ways(model, input))
+        return problems_of(lambda: _run_both_ways(model, input))
     except Exception as error:  # it is the user's code that runs here
         raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
     finally:

@@ -12,12 +12,11 @@ import torch
 from tqdm import tqdm
 
 from ..autotune import disk_cache, gpus, tuned_configs, tuning
-from ..autotune.centre_tap import both_centres
 from ..autotune.image_copy import as_copied
 from ..autotune.problem import Problem
 from ..autotune.shortlist import make_shortlist
 from .arguments import readable_file, seconds, writable_file
-from .problems import add_problem_arguments, launches_asked_for
+from .problems import add_problem_arguments, problems_asked_for
 from .tune_report import (
     name_of,
     print_reports,
@@ -75,11 +74,11 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _problems(given: argparse.Namespace) -> list[Problem]:
-    asked = launches_asked_for(given)
+    asked = problems_asked_for(given)
     problems = [each for problem in asked for each in (problem, as_copied(problem))]
     if not problems and (given.dry_run or not (given.import_ or given.export)):
         raise ValueError("expected --shape, --model, --import or --export")
-    return both_centres(problems)
+    return problems
 
 
 def _tune(problems: list[Problem], given: argparse.Namespace) -> int:

@@ -63,8 +63,8 @@ def name_of(problem: Problem) -> str:
     groups = f" g{layout.groups}" if layout.groups > 1 else ""
     sign = " skew" if layout.sign < 0 else ""
     padding = "" if problem.is_weight_grad else f" p{problem.geometry.padding[0][0]}"
-    centre = "" if problem.centre == "none" else f" {problem.centre}"
-    return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign}{centre} {problem.dtype}"
+    output = "" if problem.output_memory == "channels_last" else f" to {problem.output_memory}"
+    return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign}{output} {problem.dtype}"
 
 
 def _short(config: Config) -> str:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 from triton import knobs
 
 from ..autotune import gpus, tuned_configs
-from ..autotune.centre_tap import guess_centre
 from ..autotune.compile_ahead import Compilers, Job, usable_cpus
 from ..autotune.image_copy import as_copied
 from ..autotune.problem import Problem
 from ..autotune.shortlist import make_shortlist
-from .problems import add_problem_arguments, launches_asked_for
+from .problems import add_problem_arguments, problems_asked_for
 from .tune_report import name_of
 
 _CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -65,22 +62,13 @@ def _jobs(given: argparse.Namespace) -> Iterator[Job]:
         raise ValueError("expected --shape or --model")
     if given.target is None and not torch.cuda.is_available():
         raise ValueError(f"there is no GPU here: name one with --target {'|'.join(_CAPABILITIES)}")
-    for asked, several in launches_asked_for(given).items():
-        problem = as_copied(_with_its_centre(asked))
-        for extras in several:
-            yield _job(problem, extras, given.target)
+    for problem in problems_asked_for(given):
+        yield _job(as_copied(problem), given.target)
 
 
-def _with_its_centre(problem: Problem) -> Problem:
-    """Where the centre tap of a layer that was named by its shape would come from."""
-    if problem.is_weight_grad or problem.centre == "unpacked":
-        return problem
-    return replace(problem, centre=guess_centre(problem.layout, math.prod(problem.image)))
-
-
-def _job(problem: Problem, extras: frozenset[str], target: str | None) -> Job:
+def _job(problem: Problem, target: str | None) -> Job:
     if target is None:
         major, minor = torch.cuda.get_device_capability()
-        return Job(10 * major + minor, problem, tuned_configs.config_for(problem), extras)
+        return Job(10 * major + minor, problem, tuned_configs.config_for(problem))
     gpu = gpus.KNOWN[gpus.MODEL_OF[target]]
-    return Job(_CAPABILITIES[target], problem, make_shortlist(problem, gpu).untimed, extras)
+    return Job(_CAPABILITIES[target], problem, make_shortlist(problem, gpu).untimed)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..autotune.candidates import Candidate, committed
-from ..kernels.launch import CENTRE_BLOCK
-from .compiled import Compiled, compile_centre, compile_config
+from ..kernels.launch import MATRICES_BLOCK
+from .compiled import Compiled, compile_config, compile_matrices
 from .requirements import (
     SHARED_LIMIT,
     all_needs,
@@ -51,10 +51,10 @@ def rows(target: str) -> Iterator[tuple[CompiledConfig, list[str]]]:
                 for candidate in found:
                     yield _row(kernel, target, dtype, candidate)
     for dtype in ("float32", "float16", "bfloat16"):
-        code = compile_centre(CENTRE_BLOCK, target, dtype)
-        blocks = {"BLOCK_N": CENTRE_BLOCK, "BLOCK_K": CENTRE_BLOCK}
+        code = compile_matrices(MATRICES_BLOCK, target, dtype)
+        blocks = {"BLOCK_N": MATRICES_BLOCK, "BLOCK_K": MATRICES_BLOCK}
         config = {**blocks, "num_warps": 4}
-        row = _fill("centre", "pointer", None, dtype, config, target, code)
+        row = _fill("matrices", "pointer", None, dtype, config, target, code)
         yield row, resource_faults(target, code.resources)
 
 

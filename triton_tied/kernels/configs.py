@@ -171,7 +171,6 @@ def why_unreadable(
         blocks.add(config.BLOCK_N)
     if groups > 1 and any(group_channels % block for block in blocks):
         return (
-            f"a block of {max(blocks)} channels would reach beyond the "
-            f"{group_channels} of a group"
+            f"a block of {max(blocks)} channels would reach beyond the {group_channels} of a group"
         )
     return None

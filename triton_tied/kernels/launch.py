@@ -18,6 +18,7 @@ from .configs import Config, ConvConfig, WeightGradConfig
 from .matrices import matrices_kernel
 from .plans import Convolution, Launch, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
+from .stored_taps import are_matrices, stored_taps
 from .toolchain import explain
 
 MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a matrix
@@ -88,6 +89,19 @@ def unpack_matrices(
     matrices = _empty_matrices(layout, stored, dtype, packed.device)
     _matrices_call(packed, layout, matrices, precision).run()
     return matrices
+
+
+def read_weights(
+    packed: Tensor, layout: Layout, dtype: torch.dtype, precision: InputPrecision
+) -> Tensor:
+    """What a convolution in ``dtype`` reads of the weight; see :class:`Convolution`.
+
+    Raises:
+        ToolchainError: Triton can compile nothing on this machine.
+    """
+    if not are_matrices(layout, precision):
+        return packed.to(dtype).contiguous()
+    return unpack_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
 
 
 def compile_matrices(

@@ -53,9 +53,7 @@ def load_tap(
 
 
 @triton.jit
-def multiply_pixels(
-    first, second, acc, INPUT_PRECISION: tl.constexpr, ROUNDS: tl.constexpr
-):
+def multiply_pixels(first, second, acc, INPUT_PRECISION: tl.constexpr, ROUNDS: tl.constexpr):
     """acc + first^T second, a sum over pixels, for first [M, N] and second [M, K]. ROUNDS: first,
     to TF32; that is enough, see docs/kernels.md."""
     if ROUNDS:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -78,7 +79,7 @@ def _have_tangents(arguments: tuple) -> bool:
 def _adjoint(
     grad: Tensor,
     packed: Tensor,
-    centre: Tensor | None,
+    weights: Tensor | None,
     options: Sequence[Any],
     channels_last: bool,
 ) -> Tensor:
@@ -87,8 +88,8 @@ def _adjoint(
     if not circular:  # a wrapped border stays as it is
         padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
     return apply(
-        conv, grad, packed, centre, None, None, kernel_size, padding, dilation, groups, symmetry,
-        circular, SIGNS[symmetry] * alpha, channels_last,
+        conv, grad, packed, weights, None, None, kernel_size, padding, dilation, groups, symmetry,
+        circular, SIGNS[symmetry] * alpha, 1.0, channels_last,
     )  # fmt: skip
 
 
@@ -109,11 +110,12 @@ def _keep(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, packed, centre, _bias, _residual, *options, channels_last = inputs
+    x, packed, weights, bias, _residual, *options, beta, channels_last = inputs
     _keep(ctx, x, packed)
     # Not saved with them: a checkpoint may compute anew without it, and wants to save as many.
-    ctx.centre = centre
-    ctx.options, ctx.channels_last, ctx.shape = options, channels_last, output.shape
+    ctx.weights = weights
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
 
 def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
@@ -122,25 +124,34 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
     x, packed = ctx.saved_tensors
     needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     alpha = ctx.options[-1]
-    no_gradients = (None,) * (len(ctx.options) + 1)  # of the options and the memory format
+    no_gradients = (None,) * (len(ctx.options) + 2)  # of the options, beta, the memory format
     images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
     along_x = along_packed = along_bias = None
     if needs_x:  # in the format of the output: x may be a copy of the caller's image
-        along_x = _adjoint(images, packed, ctx.centre, ctx.options, ctx.channels_last)
-    if needs_packed:
-        along_packed = apply(weight_grad, x, images, *ctx.options)
-    if needs_bias:
-        along_bias = images.sum((0, 2, 3))
+        along_x = _adjoint(images, packed, ctx.weights, ctx.options, ctx.channels_last)
+    if needs_packed:  # in the dtype of packed, which may be wider than that of x
+        with_bias = needs_bias and ctx.bias_dtype == packed.dtype
+        both = apply(weight_grad, x, images, *ctx.options, packed.dtype, with_bias)
+        along_packed, along_bias = _split(both, packed)
+    if needs_bias and along_bias is None:
+        along_bias = images.sum((0, 2, 3), dtype=ctx.bias_dtype)
         along_bias = along_bias if alpha == 1 else along_bias * alpha
-    return (
-        along_x, along_packed, None, along_bias, grad if needs_residual else None, *no_gradients
-    )  # fmt: skip
+    along_residual = None
+    if needs_residual:
+        along_residual = grad if ctx.beta == 1 else grad * ctx.beta
+    return along_x, along_packed, None, along_bias, along_residual, *no_gradients
+
+
+def _split(both: Tensor, packed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients, or directions, of packed and of a bias that may follow it."""
+    size = packed.shape[0]
+    return (both, None) if both.shape[0] == size else (both[:size], both[size:])
 
 
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, grad, *options = inputs
+    x, grad, *options, dtype, has_bias = inputs
     _keep(ctx, x, grad)
-    ctx.options = options
+    ctx.options, ctx.dtype, ctx.bias_channels = options, dtype, has_bias * x.shape[1]
 
 
 def _weight_grad_backward(ctx: Any, direction: Tensor | None) -> tuple:
@@ -149,26 +160,29 @@ def _weight_grad_backward(ctx: Any, direction: Tensor | None) -> tuple:
     x, grad = ctx.saved_tensors
     needs_x, needs_grad, *_ = ctx.needs_input_grad
     along_x = along_grad = None
+    packed, bias = direction, None
+    if ctx.bias_channels:
+        packed, bias = direction.split([direction.shape[0] - ctx.bias_channels, ctx.bias_channels])
     if needs_x:
-        along_x = _adjoint(grad, direction, None, ctx.options, is_channels_last(2, x))
+        along_x = _adjoint(grad, packed, None, ctx.options, is_channels_last(2, x))
     if needs_grad:
         channels_last = is_channels_last(2, grad)
-        along_grad = apply(conv, x, direction, None, None, None, *ctx.options, channels_last)
-    return along_x, along_grad, *(None,) * len(ctx.options)
+        along_grad = apply(conv, x, packed, None, bias, None, *ctx.options, 1.0, channels_last)
+    return along_x, along_grad, *(None,) * (len(ctx.options) + 2)
 
 
 # ---- vmap: over images it is a larger batch, over weights one call after another
 
 
 def _vmap_conv(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-    x, packed, centre, bias, residual, *options = arguments
+    x, packed, weights, bias, residual, *options = arguments
     if any(dim is not None for dim in in_dims[1:4]) or in_dims[0] is None:
         return _one_by_one(conv, info, in_dims, arguments)
     x = x.movedim(in_dims[0], 0)
     batch = x.shape[:2]
     if residual is not None:
         residual = _expand_batch(residual, in_dims[4], batch[0]).flatten(0, 1)
-    y = apply(conv, x.flatten(0, 1), packed, centre, bias, residual, *options)
+    y = apply(conv, x.flatten(0, 1), packed, weights, bias, residual, *options)
     return y.unflatten(0, batch), 0
 
 
@@ -201,18 +215,18 @@ weight_grad.register_vmap(_vmap_weight_grad)
 
 def _conv_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
     along_x, along_packed, _, along_bias, along_residual, *_ = tangents
-    arguments = (None, None, *ctx.options, ctx.channels_last)  # no bias, no residual
+    arguments = (None, None, *ctx.options, 1.0, ctx.channels_last)  # no bias, no residual
     terms = []
     with _outer_tangents(ctx) as (x, packed):
         if along_x is not None:
-            terms.append(apply(conv, along_x, packed, ctx.centre, *arguments))
+            terms.append(apply(conv, along_x, packed, ctx.weights, *arguments))
         if along_packed is not None:
             terms.append(apply(conv, x, along_packed, None, *arguments))
         if along_bias is not None:
             alpha = ctx.options[-1]
             terms.append((along_bias * alpha).view(-1, 1, 1).expand(ctx.shape))
         if along_residual is not None:
-            terms.append(along_residual)
+            terms.append(ctx.beta * along_residual)
         return functools.reduce(torch.add, terms)
 
 
@@ -220,10 +234,12 @@ def _weight_grad_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
     along_x, along_grad, *_ = tangents
     terms = []
     with _outer_tangents(ctx) as (x, grad):
-        if along_x is not None:
-            terms.append(apply(weight_grad, along_x, grad, *ctx.options))
+        if along_x is not None:  # the bias does not see x
+            along = apply(weight_grad, along_x, grad, *ctx.options, ctx.dtype, False)
+            terms.append(F.pad(along, [0, ctx.bias_channels]))
         if along_grad is not None:
-            terms.append(apply(weight_grad, x, along_grad, *ctx.options))
+            has_bias = ctx.bias_channels > 0
+            terms.append(apply(weight_grad, x, along_grad, *ctx.options, ctx.dtype, has_bias))
         return functools.reduce(torch.add, terms)
 
 

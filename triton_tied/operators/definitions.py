@@ -20,17 +20,17 @@ from torch.library import custom_op
 
 from .. import reference
 from ..autotune import recording
-from ..autotune.problem import Centre
+from ..autotune.problem import problem_of
 from ..dispatch import why_reference
 from ..geometry import Geometry
-from ..memory_format import empty_image
-from ..packing import Layout, check_symmetry, expand, expand_centre
+from ..memory_format import Memory, empty_image
+from ..packing import Layout, check_symmetry, expand
 
 
 def compute_conv(
     x: Tensor,
     packed: Tensor,
-    centre: Tensor | None,
+    weights: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     kernel_size: Sequence[int],
@@ -40,16 +40,18 @@ def compute_conv(
     symmetry: str,
     circular: bool,
     alpha: float,
+    beta: float,
     channels_last: bool,
 ) -> Tensor:
-    """``alpha * (conv2d(x, unpack(packed)) + bias) + residual``, stride 1.
+    """``alpha * (conv2d(x, unpack(packed)) + bias) + beta * residual``, stride 1, in the dtype of
+    ``x``.
 
     Args:
         x: ``(N, C, H, W)`` of any strides.
-        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``.
-        centre: what :func:`unpack_centre` makes of ``packed``, or None to gather it on the way. It
-            is derived, so the gradient goes to ``packed`` alone.
-        bias: ``(C,)`` or None. residual: of the output's shape, or None.
+        packed: ``(packed_size(C, kernel_size, groups, symmetry),)``, of any dtype.
+        weights: what :func:`read_weights` makes of ``packed``, or None to make it now. It is
+            derived, so the gradient goes to ``packed`` alone.
+        bias: ``(C,)`` of any dtype, or None. residual: of the output's shape, or None.
         kernel_size, dilation: two numbers.
         padding: four numbers of any sign, in the order of ``F.pad``: before and after for width,
             then for height.
@@ -59,25 +61,24 @@ def compute_conv(
     layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype):
-        way: Centre = "gathered" if centre is None else "unpacked"
-        extras = recording.extras_of(bias, residual, channels_last)
-        recording.record("conv", layout, geometry, way, x, extras=extras)
-    else:
+    if why_reference(x.device, x.dtype) is None:
         from ..autotune import select
-        from ..kernels import launch
+        from ..kernels import launch, plans
 
-        packed = packed.contiguous()
+        weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
-        convolution = launch.Convolution(
-            x, packed, centre, bias, residual, layout, geometry, alpha, channels_last
+        convolution = plans.Convolution(
+            x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
         )
         plan = select.conv_plan(convolution)
         if plan is not None:
             return launch.run(plan, convolution)
-    y = reference.convolve(
-        x, expand(packed, layout), bias, geometry, groups, "zeros", alpha, residual
-    )
+    elif recording.is_recording():
+        output: Memory = "channels_last" if channels_last else "contiguous"
+        recording.record(problem_of("conv", layout, geometry, [x], output))
+    weight = expand(packed, layout).to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    y = reference.convolve(x, weight, bias, geometry, groups, "zeros", alpha, residual, beta)
     return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -94,41 +95,63 @@ def compute_weight_grad(
     symmetry: str,
     circular: bool,
     alpha: float,
+    dtype: torch.dtype,
+    has_bias: bool,
 ) -> Tensor:
-    """The gradient of ``packed`` in :func:`compute_conv`, for the output gradient ``grad``."""
+    """The gradient of ``packed`` in :func:`compute_conv`, for the output gradient ``grad``, in
+    ``dtype``; with ``has_bias`` followed by that of the bias."""
     layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype):
-        recording.record("weight_grad", layout, geometry, "none", x, grad)
-    else:
+    if why_reference(x.device, x.dtype) is None:
         from ..autotune import select
-        from ..kernels import launch
+        from ..kernels import launch, plans
 
-        gradient = launch.WeightGradient(x, grad, layout, geometry, alpha)
+        gradient = plans.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
         plan = select.weight_grad_plan(gradient)
         if plan is not None:
             return launch.run(plan, gradient)
-    return reference.weight_grad(x, grad, layout, geometry, alpha)
+    elif recording.is_recording():
+        recording.record(problem_of("weight_grad", layout, geometry, [x, grad], "channels_last"))
+    parts = [reference.weight_grad(x, grad, layout, geometry, alpha)]
+    if has_bias:
+        parts.append(grad.sum((0, 2, 3)) * alpha)
+    return torch.cat(parts).to(dtype)
 
 
 weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
 
 
-def compute_centre(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
-    """The centre tap ``(groups, c, c)`` of a packed vector with ``c`` channels in each group."""
-    layout = Layout(c * groups, (2 * pairs + 1,), groups, check_symmetry(symmetry))
-    if why_reference(packed.device, packed.dtype) is None:
-        from ..autotune import first_use
-        from ..kernels import launch
+def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """What the kernels read of a weight for a convolution in ``dtype``: ``packed`` in that dtype,
+    or the matrices of its first taps."""
+    from ..autotune import first_use
+    from ..kernels import launch
+    from ..kernels.precision import input_precision
+    from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 
-        packed = packed.contiguous()
-        if first_use.unpacks_centre(packed, layout):
-            return launch.unpack_centre(packed, layout, packed.dtype)
-    return expand_centre(packed, layout).clone()
+    precision = input_precision(dtype)
+    if not are_matrices(layout, precision) or first_use.unpacks_matrices(packed, layout, dtype):
+        return launch.read_weights(packed.contiguous(), layout, dtype, precision)
+    return expand_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
 
 
-unpack_centre = custom_op("triton_tied::unpack_centre", mutates_args=())(compute_centre)
+def weights_for(
+    dtype: torch.dtype, packed: Tensor, layout: Layout, weights: Tensor | None
+) -> Tensor:
+    """The weights that were made before, or made now if there are none, or if PyTorch's setting for
+    products of float32 has changed since."""
+    from ..kernels.precision import input_precision
+    from ..kernels.stored_taps import stored_taps
+
+    if weights is None:
+        return read_weights(packed, layout, dtype)
+    if dtype != torch.float32:
+        return weights
+    precision = input_precision(dtype)
+    stored = layout.pairs if weights.dim() == 1 else weights.shape[1]
+    same = stored == stored_taps(layout, precision) and layout.pairs > 0
+    return weights if same else read_weights(packed, layout, dtype)
 
 
 def geometry_of(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
@@ -177,7 +200,7 @@ def _wrap(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
 def _conv_shape(
     x: Tensor,
     packed: Tensor,
-    centre: Tensor | None,
+    weights: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     kernel_size: Sequence[int],
@@ -187,6 +210,7 @@ def _conv_shape(
     symmetry: str,
     circular: bool,
     alpha: float,
+    beta: float,
     channels_last: bool,
 ) -> Tensor:
     sizes = geometry_of(padding, dilation).output_size(x.shape[2:], kernel_size)
@@ -204,11 +228,8 @@ def _weight_grad_shape(
     symmetry: str,
     circular: bool,
     alpha: float,
+    dtype: torch.dtype,
+    has_bias: bool,
 ) -> Tensor:
     layout = Layout(int(x.shape[1]), tuple(kernel_size), groups, check_symmetry(symmetry))
-    return x.new_empty(layout.size)
-
-
-@unpack_centre.register_fake
-def _unpack_centre_shape(packed: Tensor, c: int, groups: int, pairs: int, symmetry: str) -> Tensor:
-    return packed.new_empty(groups, c, c)
+    return x.new_empty(layout.size + has_bias * layout.channels, dtype=dtype)

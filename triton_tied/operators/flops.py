@@ -31,7 +31,7 @@ def tell_counters() -> None:
 def _conv_flops(
     x_shape: Sequence[int],
     packed_shape: Sequence[int],
-    centre_shape: Sequence[int] | None,
+    weights_shape: Sequence[int] | None,
     bias_shape: Sequence[int] | None,
     residual_shape: Sequence[int] | None,
     kernel_size: Sequence[int],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ..geometry import Geometry
+from ..memory_format import Memory
 from ..packing import Layout, PreparedWeight
 from .autograd_and_vmap import apply
 from .definitions import conv
@@ -25,11 +26,13 @@ def convolve(
     padding_mode: str,
     alpha: float,
     residual: Tensor | None,
+    beta: float,
     channels_last: bool,
 ) -> Tensor:
-    """``alpha * (conv(input, packed) + bias) + residual`` for checked arguments in one dtype, but
-    for ``packed``, which may be of a wider one; one or two spatial dimensions, stride 1."""
-    from ..autotune import centre_tap, image_copy  # their tables of files are slow to import
+    """``alpha * (conv(input, packed) + bias) + beta * residual`` for checked arguments in one
+    dtype, but for ``packed`` and ``bias``, which may be of a wider one; one or two spatial
+    dimensions, stride 1."""
+    from ..autotune import image_copy  # its tables of files are slow to import
 
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         tell_counters()
@@ -42,16 +45,15 @@ def convolve(
         _check_wraps_once(input, geometry)
     layout, geometry = _as_row_image(layout, geometry)
     images = _with_rows(input, dims)
-    if image_copy.copying_pays(images, layout, geometry):
+    output_memory: Memory = "channels_last" if channels_last else "contiguous"
+    if image_copy.copying_pays(images, layout, geometry, output_memory):
         images = images.contiguous(memory_format=torch.channels_last)
-    numbers, centre = prepare(
-        packed, layout, input.dtype, lambda: centre_tap.unpacking_pays(images, layout, geometry)
-    )
+    numbers, weights = prepare(packed, layout, input.dtype)
     output = apply(
         conv,
         images,
         numbers,
-        centre,
+        weights,
         bias,
         None if residual is None else _with_rows(residual, dims),
         layout.kernel_size,
@@ -61,6 +63,7 @@ def convolve(
         layout.symmetry,
         circular,
         float(alpha),
+        float(beta),
         channels_last,
     )
     if dims == 1:

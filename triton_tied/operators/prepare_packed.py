@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..cached_weights import derived_from, is_caching
+from ..dispatch import why_reference
 from ..packing import Layout, PreparedWeight
-from .definitions import unpack_centre
+from .definitions import read_weights
 
 
 def prepare(
-    packed: Tensor | PreparedWeight,
-    layout: Layout,
-    dtype: torch.dtype,
-    unpacking_pays: Callable[[], bool],
+    packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """``packed`` in the compute dtype; and its centre, unpacked, if that pays for a single
-    convolution or if more may follow, else None."""
+    """``packed`` itself, to which the gradient goes, and what the kernels read of it."""
     if isinstance(packed, PreparedWeight):
-        centre = packed.centre
-        return packed.packed.to(dtype), None if centre is None else centre.to(dtype)
-    reused = is_caching(packed)
+        return packed.packed, packed.weights
 
     def make() -> tuple[Tensor, Tensor | None]:
-        cast = packed.to(dtype)
-        if reused:
-            cast = cast.view_as(cast)  # where the gradients of all applications meet
-        unpacks = _can_unpack(layout) and (reused or unpacking_pays())
-        return cast, centre_of(cast, layout) if unpacks else None
+        # where the gradients of all applications meet
+        shared = packed.view_as(packed) if is_caching(packed) else packed
+        return shared, weights_of(packed, layout, dtype)
 
-    return derived_from(packed, (layout, dtype, "kernels"), make)
+    return derived_from(packed, (layout, _setting(dtype), "kernels"), make)
 
 
-def centre_of(packed: Tensor, layout: Layout) -> Tensor | None:
-    """The unpacked centre tap, if there is one. It is derived from packed, so that no gradient goes
-    through it; saved, it serves the backward too."""
-    if not _can_unpack(layout):
+def weights_of(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor | None:
+    """What the kernels read in a convolution in ``dtype``; None where the operator makes it. It is
+    derived from packed, so that no gradient goes through it; saved, it serves the backward too."""
+    if not _is_plain(packed) or why_reference(packed.device, dtype):
         return None
-    c, groups = layout.group_channels, layout.groups
-    return unpack_centre(packed.detach(), c, groups, layout.pairs, layout.symmetry)
+    return read_weights(packed.detach(), layout, dtype)
 
 
-def _can_unpack(layout: Layout) -> bool:
-    """The tensors of a ``torch.func`` transform have no memory to unpack from, or to ask about."""
-    return layout.taps % 2 == 1 and not torch._C._are_functorch_transforms_active()
+def _is_plain(packed: Tensor) -> bool:
+    """Whether there are numbers to read: the compiler, a mode, a transform have none."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(packed) not in (Tensor, torch.nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.is_legacy_batchedtensor(packed)
+    )
+
+
+def _setting(dtype: torch.dtype) -> tuple:
+    """What tells apart what is derived: the dtype, and whether products of float32 are TF32."""
+    if dtype != torch.float32 or torch.compiler.is_compiling():
+        return (dtype,)
+    return dtype, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
