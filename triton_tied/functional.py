@@ -126,7 +126,7 @@ tied_conv1d = _over(1, tied_conv, "``tied_conv2d`` over ``(N, C, L)`` or ``(C, L
 tied_conv2d = _over(
     2,
     tied_conv,
-    """``alpha * (conv2d(input, W) + bias) + beta * residual`` where W is the tied weight of ``packed``.
+    """``alpha * (conv2d(input, W) + bias) + beta * residual``: W is the tied weight of ``packed``.
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float64, float32, float16 or bfloat16. The

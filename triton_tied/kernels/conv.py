@@ -139,7 +139,8 @@ def conv_kernel(
     first, last = STEPS * split // splits, STEPS * (split + 1) // splits
     if STORED > 0:
         acc = add_taps(
-            acc, first, tl.minimum(last, DIRECT_STEPS), x, weights, group, image, top, left, n_start,
+            acc, first, tl.minimum(last, DIRECT_STEPS),
+            x, weights, group, image, top, left, n_start,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             False, STORED, CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
             LOADER, ROLES, INPUT_PRECISION, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N, BLOCK_K,

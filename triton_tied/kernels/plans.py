@@ -1,4 +1,4 @@
-"""A problem and a config to launches: grids, descriptors, strides, scratch. No tensor is touched."""
+"""A problem and a config to launches: grids, descriptors, strides, scratch; no tensor is read."""
 
 from __future__ import annotations
 
