@@ -307,15 +307,21 @@ def _check_alpha(alpha: Any) -> float | Tensor:
     Raises:
         TypeError: anything else.
     """
-    if isinstance(alpha, Tensor) and not alpha.dim() and not alpha.is_complex():
-        if alpha.dtype != torch.bool:
-            return alpha
+    if _is_real_scalar(alpha):
+        return alpha
     number = _as_number(alpha)
     if number is None:
         raise TypeError(
             f"alpha must be a real number or a real tensor of no dimension, got {_named(alpha)}"
         )
     return number
+
+
+def _is_real_scalar(given: Any) -> bool:
+    """Whether it is a tensor of no dimension that holds a real number."""
+    if not isinstance(given, Tensor) or given.dim():
+        return False
+    return not given.is_complex() and given.dtype != torch.bool
 
 
 def _check_beta(beta: Any) -> float:

@@ -48,10 +48,7 @@ def add_taps(
     for step in tl.range(start, stop):
         stored = step // K_BLOCKS
         k_start = (step % K_BLOCKS) * BLOCK_K
-        if OPPOSITE:
-            tap = KERNEL_H * KERNEL_W - 1 - stored
-        else:
-            tap = stored
+        tap = KERNEL_H * KERNEL_W - 1 - stored if OPPOSITE else stored
         x_tap = load_pixels(
             x, image, top + tap // KERNEL_W * DILATION_H, left + tap % KERNEL_W * DILATION_W,
             group * CHANNELS + k_start, (group + 1) * CHANNELS, None,
