@@ -13,12 +13,14 @@ import torch
 from ptx_machine.memory import sparse_zeros
 from torch import Tensor
 
-from triton_tied.autotune import problem
 from triton_tied.autotune.candidates import Candidate
+from triton_tied.autotune.problem import Problem
+from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
-from triton_tied.kernels import launch
+from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import Config, ConvConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.plans import Convolution, WeightGradient
+from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
 
 Key = tuple[str, str, str]  # kernel, target, list
@@ -37,6 +39,11 @@ class Case:
         dtype: as the lists of configs name it; "float32" is TF32, "float32_ieee" exact.
         memory: of the images: "channels_last", "contiguous", "strided", or "far_apart": more
             than 2^30 elements from one to the next.
+        stored: convolution: the taps that are read as matrices, unpacked before; 0: none are. Of
+            the unpacking alone, those that it makes.
+        to_channels_last: convolution: how the output lies in memory.
+        bias: convolution: add one; weight gradient: give its gradient.
+        widens: weight gradient: into float32.
         wide: offsets take 64 bits, as if an image were larger than 2^31.
         seed: of the numbers.
     """
@@ -48,16 +55,20 @@ class Case:
     image: tuple[int, int, int]
     geometry: Geometry
     memory: str = "channels_last"
-    unpacked: bool = True
+    stored: int = 0
+    to_channels_last: bool = True
+    bias: bool = True
     residual: bool = False
     alpha: float = 1.0
+    beta: float = 1.0
+    widens: bool = False
     wide: bool = False
     seed: int = 0
 
     @property
     def kernel(self) -> str:
         if self.config is None:
-            return "centre"
+            return "matrices"
         return "conv" if isinstance(self.config, ConvConfig) else "weight_grad"
 
     @property
@@ -72,12 +83,14 @@ class Case:
     def __str__(self) -> str:
         h, w = self.layout.kernel_size
         what = f"{self.kernel} {self.target} {self.dtype} {self.layout.symmetry} {self.memory}"
-        form = " unpacked" * self.unpacked + " residual" * self.residual + " wide" * self.wide
+        names = ("to_channels_last", "bias", "residual", "widens", "wide")
+        form = "".join(f" {name}" for name in names if getattr(self, name))
         (top, _), (left, _) = self.geometry.padding
         return (
             f"{what} {self.image[0]}x{self.layout.channels}x{self.image[1]}x{self.image[2]} "
             f"kernel {h}x{w} padding {top},{left} dilation {self.geometry.dilation[0]} "
-            f"groups {self.layout.groups}{form} alpha {self.alpha} seed {self.seed}: {self.config}"
+            f"groups {self.layout.groups} stored {self.stored}{form} alpha {self.alpha} beta "
+            f"{self.beta} seed {self.seed}: {self.config}"
         )
 
 
@@ -96,7 +109,8 @@ def inputs_of(case: Case) -> Inputs:
     (n, h, w), channels = case.image, case.layout.channels
     shape, out_shape = (n, channels, h, w), (n, channels, *case.output[1:])
     images = [_place(_numbers(case, s), case.memory) for s in (shape, out_shape, out_shape)]
-    return Inputs(*images, _numbers(case, (case.layout.size,)), _numbers(case, (channels,)))
+    packed = torch.randn(case.layout.size).to(case.torch_dtype)
+    return Inputs(*images, packed, _numbers(case, (channels,)))
 
 
 def _numbers(case: Case, shape: tuple[int, ...]) -> Tensor:
@@ -140,22 +154,37 @@ def _amid_nan(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def run(case: Case, inputs: Inputs) -> Tensor:
     """Launches it, on Triton's active GPU; what is not written of the result stays NaN."""
-    layout, geometry, packed = case.layout, case.geometry, inputs.packed
     with _precision(case), _uninitialised_is_nan(), _offsets(case):
+        weights = inputs.packed
+        if case.stored:
+            precision = "tf32" if case.dtype == "float32" else "ieee"
+            weights = launch.unpack_matrices(
+                weights, case.layout, case.stored, case.torch_dtype, precision
+            )
         if case.config is None:
-            return launch.unpack_centre(packed, layout, case.torch_dtype)
-        if case.kernel == "weight_grad":
-            gradient = WeightGradient(inputs.x, inputs.grad, layout, geometry, case.alpha)
-            return launch.weight_grad(gradient, case.config)
-        centre = None
-        if layout.taps % 2 and case.unpacked:
-            centre = launch.unpack_centre(packed, layout, case.torch_dtype)
-        residual = inputs.residual if case.residual else None
-        last = case.memory == "channels_last"
-        convolution = Convolution(
-            inputs.x, packed, centre, inputs.bias, residual, layout, geometry, case.alpha, last
+            return weights
+        call = _call_of(case, inputs, weights)
+        return launch.run(plans.make_plan(call, case.config), call)
+
+
+def _call_of(case: Case, inputs: Inputs, weights: Tensor) -> Convolution | WeightGradient:
+    if case.kernel == "weight_grad":
+        dtype = torch.float32 if case.widens else case.torch_dtype
+        return WeightGradient(
+            inputs.x, inputs.grad, case.layout, case.geometry, case.alpha, dtype, case.bias
         )
-        return launch.conv(convolution, case.config)
+    return Convolution(
+        inputs.x,
+        inputs.packed,
+        weights,
+        inputs.bias if case.bias else None,
+        inputs.residual if case.residual else None,
+        case.layout,
+        case.geometry,
+        case.alpha,
+        case.beta,
+        case.to_channels_last,
+    )
 
 
 @contextlib.contextmanager
@@ -171,12 +200,12 @@ def _precision(case: Case) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offsets(case: Case) -> Iterator[None]:
-    before = launch._MAX_OFFSET
-    launch._MAX_OFFSET = 0 if case.wide else before
+    before = plans._MAX_OFFSET
+    plans._MAX_OFFSET = 0 if case.wide else before
     try:
         yield
     finally:
-        launch._MAX_OFFSET = before
+        plans._MAX_OFFSET = before
 
 
 @contextlib.contextmanager
@@ -193,22 +222,36 @@ def _uninitialised_is_nan() -> Iterator[None]:
 def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
     """The truth in float64, and how far off each number may be."""
     layout = case.layout
-    arguments = (layout.channels, layout.kernel_size, layout.groups, layout.symmetry)
+    packed = inputs.packed
+    if case.stored and case.dtype == "float32":  # the matrices are rounded
+        packed = _nearest_tf32(packed)
     if case.config is None:
-        c = layout.group_channels
-        weight = oracle.expand(inputs.packed.double(), *arguments).view(layout.groups, c, c, -1)
-        centre = weight[..., layout.taps // 2]
-        return oracle.Expected(centre, centre.abs(), torch.zeros_like(centre))
+        matrices = expand_matrices(packed, layout, case.stored, case.torch_dtype, "ieee").double()
+        return oracle.Expected(matrices, matrices.abs(), torch.zeros_like(matrices))
     convolution = oracle.Convolution(
-        arguments, {"dilation": case.geometry.dilation}, alpha=case.alpha
+        (layout.channels, layout.kernel_size, layout.groups, layout.symmetry),
+        {"dilation": case.geometry.dilation},
+        alpha=case.alpha,
     )
     x = torch.nn.functional.pad(inputs.x, case.geometry.flat_padding)
-    tensors = [x, inputs.packed, inputs.bias]
+    tensors = [x, packed]
+    if case.bias or case.residual:
+        tensors.append(inputs.bias if case.bias else torch.zeros_like(inputs.bias))
     if case.kernel == "weight_grad":
-        return oracle.expect(convolution, tensors, inputs.grad, reference=False)[2]
+        tensors.append(inputs.grad)
+        if case.widens:  # nothing is rounded to half
+            tensors = [tensor.float() for tensor in tensors]
+        *tensors, grad = tensors
+        _, _, *expected = oracle.expect(convolution, tensors, grad, reference=False)
+        return oracle.Expected(*(torch.cat(parts) for parts in zip(*expected, strict=True)))
     if case.residual:
-        tensors.append(inputs.residual)
+        tensors.append(case.beta * inputs.residual)  # exact: beta is a power of two
     return oracle.expect(convolution, tensors, reference=False)[0]
+
+
+def _nearest_tf32(tensor: Tensor) -> Tensor:
+    """Half up to the next of 2^13 float32 on, away from zero."""
+    return ((tensor.view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
 
 
 def draw(
@@ -218,8 +261,7 @@ def draw(
     not. ``needs``: exactly those that it asks of the compiled code."""
     kernel, target, list_name = key
     config = candidate.config
-    if kernel == "weight_grad":
-        config = replace(config, splits=chance.choice((1, 1, 2, 3)))
+    config = replace(config, splits=chance.choice((1, 1, 2, 3)))
     while True:
         case = _propose(target, list_name, config, chance)
         if case.layout.size and min(case.output) > 0:
@@ -230,14 +272,15 @@ def draw(
                 return case
 
 
-def draw_centre(target: str, chance: random.Random) -> Case:
-    """A centre tap to be unpacked."""
-    dtype = chance.choice(("float32", "float16", "bfloat16"))
+def draw_matrices(target: str, chance: random.Random) -> Case:
+    """Taps to be unpacked."""
+    dtype = chance.choice(("float32", "float32_ieee", "float16", "bfloat16"))
     symmetry = chance.choice(("self_adjoint", "skew_adjoint"))
     groups = chance.choice((1, 2, 3))
     layout = Layout(chance.choice((2, 3, 13, 64, 72)) * groups, (3, 3), groups, symmetry)
     geometry = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
-    return Case(target, dtype, None, layout, (1, 1, 1), geometry, seed=chance.randrange(2**31))
+    stored, seed = chance.choice((5, 9)), chance.randrange(2**31)
+    return Case(target, dtype, None, layout, (1, 1, 1), geometry, stored=stored, seed=seed)
 
 
 def _propose(target: str, list_name: str, config: Config, chance: random.Random) -> Case:
@@ -253,6 +296,10 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
     if whole:
         image = tuple(_whole(side, chance) for side in config.box)
+    memory = chance.choice(_MEMORIES[config.loader])
+    taps = kernel_size[0] * kernel_size[1]
+    stored = chance.choice((0, 0, (taps + 1) // 2, taps))
+    is_conv = isinstance(config, ConvConfig)
     return Case(
         target,
         chance.choice(("float16", "bfloat16")) if list_name == "half" else list_name,
@@ -262,10 +309,14 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         ),
         image,
         Geometry((1, 1), pairs, (dilation, dilation)),
-        chance.choice(_MEMORIES[config.loader]),
-        unpacked=chance.random() < 0.6,
-        residual=isinstance(config, ConvConfig) and chance.random() < 0.3,
+        memory,
+        stored=(taps if list_name == "float32" else stored) if is_conv else 0,
+        to_channels_last=chance.random() < 0.6,
+        bias=chance.random() < 0.5,
+        residual=is_conv and chance.random() < 0.3,
         alpha=chance.choice((1.0, 1.0, 0.5, -1.5)),
+        beta=chance.choice((1.0, 1.0, -0.5)),
+        widens=not is_conv and chance.random() < 0.3,
         wide=chance.random() < 0.2,
         seed=chance.randrange(2**31),
     )
@@ -276,11 +327,9 @@ def _whole(side: int, chance: random.Random) -> int:
     return side * chance.choice((1, 2, 3, 5) if side <= 2 else (1, 1, 2))
 
 
-def problem_of(case: Case) -> problem.Problem:
+def problem_of(case: Case) -> Problem:
     """As the choice of a config sees it."""
     inputs = inputs_of(case)
-    images = [inputs.x, inputs.grad] if case.kernel == "weight_grad" else [inputs.x]
-    centre: problem.Centre = "unpacked" if case.unpacked else "gathered"
     with _precision(case):
-        found = problem.problem_of(case.kernel, case.layout, case.geometry, centre, *images)
+        found = problem_of_call(_call_of(case, inputs, inputs.packed))
     return replace(found, wide=case.wide)

@@ -18,7 +18,7 @@ from ptx_machine.triton_gpu import skip_assembler
 
 from triton_tied.autotune import candidates
 
-from .cases import Case, draw, draw_centre
+from .cases import Case, draw, draw_matrices
 from .execution import Outcome, execute
 
 TARGETS = ("sm_80", "sm_90")  # that the machine knows
@@ -34,7 +34,7 @@ def drawn(seed: int) -> Iterator[Case]:
             if turn % len(found) == 0:
                 chance.shuffle(found)
             yield draw(key, found[turn % len(found)], chance)
-        yield draw_centre(TARGETS[turn % 2], chance)
+        yield draw_matrices(TARGETS[turn % 2], chance)
 
 
 def executed(cases: Iterator[Case], jobs: int, seconds: float = float("inf")) -> Iterator[Outcome]:

@@ -6,7 +6,7 @@ from executed.cases import Case
 from executed.execution import execute
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
-from triton_tied.kernels import launch
+from triton_tied.kernels import plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
@@ -25,5 +25,5 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kernel)
 def test_offsets_of_more_than_32_bits(case, compiler, monkeypatch):
     assert not execute(case).faults
-    monkeypatch.setattr(launch, "_MAX_OFFSET", 2**62)  # as if 32 bits were enough
+    monkeypatch.setattr(plans, "_MAX_OFFSET", 2**62)  # as if 32 bits were enough
     assert execute(case).faults
