@@ -23,7 +23,7 @@ from .compiled import TARGETS, Form, compile_config
 from .report import KERNELS, LISTS
 from .requirements import all_needs, demanding_form, faults_when_compiled, plain_form
 
-_DROPPED_FIRST = ("gathered_centre", "ragged_boxes", "scattered", "two_sums")
+_DROPPED_FIRST = ("scattered_output", "ragged_boxes", "scattered")
 # From here on, of 255, a part of what is served may spill although the whole does not: then
 # the smallest parts and the largest are compiled too.
 _NEARLY_ALL = 240
@@ -92,7 +92,7 @@ def examine(config: Config, target: str, list_name: str) -> Candidate | str:
 
     needs = _find_needs(all_needs(config), serves_parts)
     if needs is None:
-        return "spills with a residual"
+        return "spills"
     codes = []
     for dtype, form in forms(config, list_name, needs):
         found = faults_when_compiled(config, target, dtype, form)
