@@ -151,8 +151,9 @@ class _Work(NamedTuple):
 
 
 def _work(problem: Problem, config: Config) -> _Work:
-    is_conv = isinstance(config, ConvConfig)
-    return _conv_work(problem, config) if is_conv else _weight_grad_work(problem, config)
+    if isinstance(config, ConvConfig):
+        return _conv_work(problem, config)
+    return _weight_grad_work(problem, config)
 
 
 def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
