@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.out:
         head = {"predicted": "never timed", "gpu": asdict(gpu), "terms": asdict(TERMS)}
         head |= {"source": read_file()["source"], "triton": read_file()["triton"]}
-        given.out.write_text(json.dumps({**head, "summary": summary, "rows": rows}, indent=1) + "\n")
+        given.out.write_text(
+            json.dumps({**head, "summary": summary, "rows": rows}, indent=1) + "\n"
+        )
     return 0
 
 

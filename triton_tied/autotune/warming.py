@@ -1,8 +1,8 @@
-"""The kernels of a whole model compiled before its first step, side by side, into Triton's cache."""
+"""The kernels of a model compiled before its first step, side by side, into Triton's cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
