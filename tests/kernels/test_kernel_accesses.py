@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     not INTERPRETED, reason="watches the interpreter; on a GPU compute-sanitizer does"
 )
 BOX = (2, 4, 4)  # divides no side of 3 images of 5 x 6
-KERNELS = ["conv", "weight_grad", "unpack_centre"]
+KERNELS = ["conv", "split conv", "weight_grad", "matrices"]
 
 
 def run(kernel, symmetry, device):
@@ -32,12 +32,12 @@ def run(kernel, symmetry, device):
     layout = problem.layout
     x, grad = (place(integers(problem.shape, torch.float32, device, s), "gapped") for s in (0, 1))
     packed, bias = (embed(integers((size,), torch.float32, device)) for size in (layout.size, 34))
-    if kernel == "unpack_centre":
-        return launch.unpack_centre(packed, layout, torch.float32)
+    if kernel == "matrices":
+        return launch.unpack_matrices(packed, layout, layout.taps, torch.float32, "ieee")
     if kernel == "weight_grad":
         config = WeightGradConfig(BOX, 16, 32, splits=2)
-        return launch_weight_grad(x, grad, problem, config)
-    config = ConvConfig(BOX, 16, 32)
+        return launch_weight_grad(x, grad, problem, config, has_bias=True)
+    config = ConvConfig(BOX, 16, 32, splits=3 if kernel == "split conv" else 1)
     return launch_conv(x, packed, problem, config, bias=bias, residual=grad, last=False)
 
 

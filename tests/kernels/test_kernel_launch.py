@@ -1,5 +1,6 @@
-"""What a launch does around the kernels: memory it allocates, configs it refuses, the centre."""
+"""What a launch does around the kernels: memory it allocates, configs it refuses, matrices."""
 
+import math
 from dataclasses import replace
 
 import oracle
@@ -10,6 +11,7 @@ from problems import (
     SAME,
     SYMMETRIES,
     convolve,
+    embed,
     integers,
     launch_conv,
     launch_weight_grad,
@@ -19,9 +21,10 @@ from problems import (
 )
 
 from triton_tied.dispatch import INTERPRETED
-from triton_tied.kernels import launch
+from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.precision import input_precision
+from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from triton_tied.packing import Layout
 
 KERNELS = {
@@ -41,15 +44,22 @@ def apply(config, x, grad, problem):
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("shape, groups", [((3, 6, 5, 7), 2), ((1, 17, 9, 3), 1)])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_every_allocated_number_is_written(device, allocations, symmetry, shape, groups, splits):
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_every_allocated_number_is_written(
+    device, allocations, symmetry, shape, groups, splits, has_bias
+):
     problem = make_problem(shape, (3, 3), SAME, groups=groups, symmetry=symmetry)
+    n, c, h, w = shape
     x, grad = (integers(shape, torch.float32, device, seed) for seed in (0, 1))
     packed = integers((problem.layout.size,), torch.float32, device)
-    launch_conv(x, packed, problem, ConvConfig((2, 4, 8), 16, 16), unpacked=True)
-    launch_weight_grad(x, grad, problem, WeightGradConfig((2, 4, 8), 16, 16, splits))
+    launch_conv(x, packed, problem, ConvConfig((2, 4, 8), 16, 16, splits=splits), stored="half")
+    config = WeightGradConfig((2, 4, 8), 16, 16, splits)
+    launch_weight_grad(x, grad, problem, config, has_bias=has_bias)
+    size = problem.layout.size + c * has_bias
+    parts = [(splits, n * h * w, c), (splits, 1, size)] if splits > 1 else []
+    matrices = (groups, 5, c // groups, c // groups)
     shapes = [tuple(memory.shape) for memory in allocations]
-    centre = (groups, shape[1] // groups, shape[1] // groups)
-    assert shapes == [centre, shape, (splits, problem.layout.size)]
+    assert sorted(shapes, key=len) == sorted([matrices, shape, (size,), *parts], key=len)
     assert not any(memory.isnan().any() for memory in allocations)
 
 
@@ -57,7 +67,10 @@ def test_more_splits_than_boxes_are_not_made(device, allocations):
     problem = make_problem((1, 3, 4, 8), (3, 3), SAME)
     x = integers(problem.shape, torch.float32, device)
     launch_weight_grad(x, x, problem, WeightGradConfig((1, 4, 4), 16, 16, splits=7))
-    assert allocations[0].shape == (2, problem.layout.size)
+    assert [memory.shape for memory in allocations] == [
+        (problem.layout.size,),
+        (2, 1, problem.layout.size),
+    ]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -65,12 +78,24 @@ def test_more_splits_than_boxes_are_not_made(device, allocations):
     "memory, shape, options, reason",
     [
         ("gapped", (1, 16, 4, 8), {}, "contiguous in neither memory format"),
-        ("unaligned", (1, 16, 4, 8), {}, "pixels are not aligned to 16 bytes"),
-        ("channels_last", (1, 17, 4, 8), {}, "pixels are not aligned to 16 bytes"),
-        ("contiguous", (1, 16, 4, 7), {}, "rows are not aligned to 16 bytes"),
+        ("unaligned", (1, 16, 4, 8), {}, "its pixels, or the weight, are not aligned to 16 bytes"),
+        (
+            "channels_last",
+            (1, 17, 4, 8),
+            {},
+            "its pixels, or the weight, are not aligned to 16 bytes",
+        ),
+        ("contiguous", (1, 16, 4, 7), {}, "its rows, or the weight, are not aligned to 16 bytes"),
         ("contiguous", (1, 16, 4, 8), {"box": (1, 4, 4)}, "row of 4 pixels is less than 16 bytes"),
         ("contiguous", (2, 16, 4, 8), {"box": (2, 4, 4)}, "box of 2 images needs channels-last"),
         ("channels_last", (1, 48, 4, 8), {"groups": 2}, "beyond the 24 of a group"),
+        ("channels_last", (1, 24, 4, 8), {"groups": 2}, "a matrix of 12 channels are not aligned"),
+        (
+            "contiguous",
+            (1, 12, 4, 8),
+            {"box": (1, 2, 8)},
+            "a matrix of 12 channels are not aligned",
+        ),
     ],
 )
 def test_a_descriptor_that_cannot_read_the_image_is_refused(
@@ -85,7 +110,7 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
         loader="planar_descriptor" if planar else "channels_last_descriptor",
     )
     x = place(integers(shape, torch.float16, device), memory)
-    assert reason in launch.why_unreadable(problem.layout, config, x)
+    assert reason in plans.why_unreadable(problem.layout, config, [x])
     with pytest.raises(ValueError, match=reason):
         apply(config, x, x, problem)
 
@@ -97,7 +122,7 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
         ("contiguous", "channels_last", 8, "contiguous in neither memory format"),
         ("channels_last", "gapped", 8, "contiguous in neither memory format"),
         ("gapped", "channels_last", 8, "contiguous in neither memory format"),
-        ("channels_last", "unaligned", 8, "pixels are not aligned to 16 bytes"),
+        ("channels_last", "unaligned", 8, "its pixels, or the weight, are not aligned to 16 bytes"),
         ("contiguous", "channels_last", 1, "its memory is contiguous"),  # the former is both
     ],
 )
@@ -112,18 +137,17 @@ def test_one_descriptor_has_to_read_both_images_of_a_weight_gradient(
         launch_weight_grad(x, grad, problem, KERNELS["weight_grad"])
 
 
-def test_a_descriptor_serves_equal_blocks_only(device):
-    problem = make_problem((1, 32, 4, 8), (3, 3), SAME)
+def test_a_descriptor_does_not_read_a_weight_that_is_not_aligned(device):
+    problem = make_problem((1, 16, 4, 8), (3, 3), SAME)
     x = place(integers(problem.shape, torch.float16, device), "channels_last")
-    config = WeightGradConfig((1, 4, 4), 16, 32, loader="channels_last_descriptor")
-    with pytest.raises(ValueError, match="BLOCK_N must equal BLOCK_K"):
-        launch_weight_grad(x, x, problem, config)
+    packed = embed(integers((problem.layout.size,), torch.float16, device), offset=1)
+    with pytest.raises(ValueError, match="the weight, are not aligned to 16 bytes"):
+        launch_conv(x, packed, problem, KERNELS["conv"])
 
 
 def test_an_empty_batch_launches_nothing(device, monkeypatch):
     problem = make_problem((0, 4, 6, 5), (3, 3), ((0, 1), (2, 0)))
-    for kernel in ("conv_kernel", "weight_grad_kernel"):
-        monkeypatch.setattr(launch, kernel, None)
+    monkeypatch.setattr(plans, "conv_kernel", None)
     x, grad = (torch.ones(s, device=device) for s in (problem.shape, problem.out_shape))
     y = apply(ConvConfig((1, 4, 4), 16, 16), x, grad, problem)
     assert y.shape == (0, 4, 5, 5)
@@ -133,15 +157,63 @@ def test_an_empty_batch_launches_nothing(device, monkeypatch):
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("channels, groups", [(1, 1), (3, 3), (10, 2), (64, 1), (130, 2)])
-@pytest.mark.parametrize("kernel", [(1, 1), (1, 3)])
+@pytest.mark.parametrize("kernel, stored", [((1, 1), 1), ((1, 3), 2), ((1, 3), 3), ((2, 2), 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_centre_is_that_of_the_dense_weight(device, symmetry, channels, groups, kernel, dtype):
+def test_matrices_are_those_of_the_dense_weight(
+    device, symmetry, channels, groups, kernel, stored, dtype
+):
     layout = Layout(channels, kernel, groups, symmetry)
     packed = normal((layout.size,), torch.float32, device)
-    centre = launch.unpack_centre(packed, layout, dtype)
     weight = oracle.expand(packed, channels, kernel, groups, symmetry)
-    expected = weight[:, :, 0, kernel[1] // 2].view(groups, *[channels // groups] * 2)
-    assert torch.equal(centre, expected.to(dtype))
+    c = channels // groups
+    expected = weight.view(groups, c, c, layout.taps).movedim(-1, 1)[:, :stored].to(dtype)
+    assert torch.equal(launch.unpack_matrices(packed, layout, stored, dtype, "ieee"), expected)
+    assert torch.equal(expand_matrices(packed, layout, stored, dtype, "ieee"), expected)
+
+
+def test_matrices_in_tf32_are_the_nearest(device):
+    layout = Layout(3, (3, 3))
+    packed = normal((layout.size,), torch.float32, device)
+    packed[:4] = torch.tensor([math.inf, -math.inf, math.nan, 0.0])
+    matrices = expand_matrices(packed, layout, 9, torch.float32, "tf32")
+    weight = oracle.expand(packed, 3, (3, 3), 1, "self_adjoint").view(3, 3, 9).permute(2, 0, 1)
+    assert torch.equal(matrices[0].isfinite(), weight.isfinite())
+    special, numbers = ~weight.isfinite(), weight.isfinite()
+    torch.testing.assert_close(matrices[0][special], weight[special], equal_nan=True)
+    # 11 bits: the spacing below 2^e is 2^(e - 11), and the nearest is off by half of that at most
+    found, given = matrices[0][numbers].double(), weight[numbers].double()
+    spacing = 2.0 ** (torch.frexp(given).exponent - 11)
+    assert torch.equal(torch.round(found / spacing), found / spacing)
+    assert ((found - given).abs() <= spacing / 2).all()
+
+
+@pytest.mark.parametrize(
+    "channels, groups, kernel, precision, stored",
+    [
+        (64, 1, (3, 3), "ieee", 4),
+        (127, 1, (3, 3), "ieee", 4),
+        (128, 1, (3, 3), "ieee", 5),
+        (256, 2, (3, 3), "ieee", 5),
+        (256, 4, (3, 3), "ieee", 4),
+        (128, 1, (2, 2), "ieee", 2),
+        (128, 1, (1, 1), "ieee", 1),
+        (64, 1, (1, 1), "ieee", 0),
+        (3, 1, (3, 3), "tf32", 9),
+        (64, 1, (2, 2), "tf32", 4),
+    ],
+)
+def test_which_taps_are_read_as_matrices(channels, groups, kernel, precision, stored):
+    layout = Layout(channels, kernel, groups, "self_adjoint")
+    assert stored_taps(layout, precision) == stored
+    assert are_matrices(layout, precision) == (precision == "tf32" or stored > layout.pairs)
+
+
+def test_what_is_read_of_a_weight_that_needs_no_matrices_is_itself(device, allocations):
+    layout = Layout(64, (3, 3))
+    packed = normal((layout.size,), torch.float32, device)
+    assert launch.read_weights(packed, layout, torch.float32, "ieee") is packed
+    half = launch.read_weights(packed, layout, torch.float16, "ieee")
+    assert torch.equal(half, packed.half()) and not allocations
 
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="tf32 is NVIDIA's")

@@ -13,11 +13,25 @@ from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 import triton_tied as tt
-from triton_tied.autotune import centre_tap
-from triton_tied.kernels import launch
+from triton_tied.autotune import select
+from triton_tied.kernels import launch, stored_taps
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.conv import conv_kernel
+from triton_tied.kernels.matrices import matrices_kernel
+from triton_tied.kernels.plans import Convolution
+from triton_tied.kernels.sum_splits import sum_splits_kernel
+from triton_tied.kernels.weight_grad import weight_grad_kernel
 from triton_tied.memory_format import memory_of
 
 TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d}
+
+
+NAMES = {
+    conv_kernel: "conv",
+    weight_grad_kernel: "weight_grad",
+    sum_splits_kernel: "sum",
+    matrices_kernel: "matrices",
+}
 
 
 @pytest.fixture
@@ -25,20 +39,27 @@ def launches(monkeypatch):
     """How often each kernel is launched."""
     seen = collections.Counter()
 
-    def counted(name, function):
-        def call(*arguments):
-            seen[name] += 1
-            return function(*arguments)
+    def counted(call, run=launch._Call.run):
+        seen[NAMES[call.kernel]] += 1
+        return run(call)
 
-        return call
-
-    def run(plan, call, run=launch.run):
-        seen["conv" if isinstance(call, launch.Convolution) else "weight_grad"] += 1
-        return run(plan, call)
-
-    monkeypatch.setattr(launch, "run", run)
-    monkeypatch.setattr(launch, "unpack_centre", counted("unpack_centre", launch.unpack_centre))
+    monkeypatch.setattr(launch._Call, "run", counted)
     return seen
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+    """The centre is read as a matrix, however few the channels."""
+    monkeypatch.setattr(stored_taps, "_UNPACKED_FROM", 1)
+
+
+@pytest.fixture
+def unsplit():
+    """Sums are not shared among programs: as many launches whatever the problem."""
+    with select.using(
+        conv=ConvConfig((1, 8, 8), 16, 16), weight_grad=WeightGradConfig((1, 8, 8), 16, 16)
+    ):
+        yield
 
 
 def randn(*shape, device, dtype=torch.float32):
@@ -114,7 +135,7 @@ def test_errors_are_at_most_twice_those_of_dense(device):
             assert 0 < found.ratio((dtype, result)) <= 2
 
 
-def test_no_dense_convolution_runs_forward_or_backward(device, launches):
+def test_no_dense_convolution_runs_forward_or_backward(device, launches, unsplit):
     layer = tt.TiedConv2d(8, 3, padding=1, device=device)
     x = randn(2, 8, 6, 6, device=device).requires_grad_()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -152,7 +173,7 @@ def test_interpreter_is_not_asked_for_bfloat16(launches):
     assert not launches
 
 
-def test_twelve_applications_prepare_once_under_autograd(device, launches, monkeypatch):
+def test_twelve_applications_prepare_once_under_autograd(device, launches, unpacked, unsplit):
     packed = randn(tt.packed_size(4, 3), device=device) / 6
     packed.requires_grad_()
     x = randn(1, 4, 6, 6, device=device)
@@ -164,22 +185,21 @@ def test_twelve_applications_prepare_once_under_autograd(device, launches, monke
         (grad,) = torch.autograd.grad(y.square().sum(), packed)
         return grad
 
-    monkeypatch.setattr(centre_tap, "unpacking_pays", lambda *_: True)
     expected = gradient(packed)
-    assert launches == {"unpack_centre": 12, "conv": 12 + 11, "weight_grad": 12}
+    assert launches == {"matrices": 12, "conv": 12 + 11, "weight_grad": 12}
     launches.clear()
     with tt.cached():
         actual = gradient(packed)
-    assert launches == {"unpack_centre": 1, "conv": 12 + 11, "weight_grad": 12}
+    assert launches == {"matrices": 1, "conv": 12 + 11, "weight_grad": 12}
     assert torch.equal(actual, expected)
     launches.clear()
     prepared = tt.prepare(packed, 4, 3)
-    assert launches == {"unpack_centre": 1}
+    assert launches == {"matrices": 1}
     assert torch.equal(gradient(prepared), expected)
-    assert launches == {"unpack_centre": 1, "conv": 12 + 11, "weight_grad": 12}
+    assert launches == {"matrices": 1, "conv": 12 + 11, "weight_grad": 12}
 
 
-def test_prepared_centre_is_never_stale(device, launches):
+def test_prepared_matrices_are_never_stale(device, launches, unpacked):
     layer = tt.TiedConv2d(4, 3, padding=1, device=device)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
     x = randn(1, 4, 6, 6, device=device)
@@ -190,7 +210,7 @@ def test_prepared_centre_is_never_stale(device, launches):
                 x, layer.packed_weight, layer.bias, kernel_size=3, padding=1
             )
             torch.testing.assert_close(loss, y.square().sum())
-            assert launches["unpack_centre"] == step + 1
+            assert launches["matrices"] == step + 1
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -264,7 +284,7 @@ def memory_seen(monkeypatch):
     run = launch.run
 
     def spy(plan, call):
-        is_conv = isinstance(call, launch.Convolution)
+        is_conv = isinstance(call, Convolution)
         images = [call.x] if is_conv else [call.x, call.grad]
         seen.append(("conv" if is_conv else "weight_grad", memory_of(*images)))
         return run(plan, call)

@@ -19,7 +19,7 @@ from problems import (
 )
 
 from triton_tied.dispatch import INTERPRETED
-from triton_tied.kernels import launch
+from triton_tied.kernels import plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 
 FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
@@ -59,7 +59,7 @@ def run(role, far):
         return launch_weight_grad(x, grad, problem, WEIGHT_GRAD), truth
     truth = convolve(x.double(), packed.double(), problem) + residual.double()
     if role == "y":
-        launch.empty_image = lambda *_: far.fill_(torch.nan)
+        plans.empty_image = lambda *_: far.fill_(torch.nan)
     elif role == "x":
         x = far.copy_(x)
     else:
@@ -77,7 +77,7 @@ def run_dense(device):
         from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
         GridExecutor._restore_args_dev = lambda *_: None
-        kernel = launch.conv_kernel
+        kernel = plans.conv_kernel
 
         class Last:
             def __getitem__(self, grid):
@@ -87,7 +87,7 @@ def run_dense(device):
                 InterpreterBuilder.set_grid_idx = place
                 return kernel[(1,)]
 
-        launch.conv_kernel = Last()
+        plans.conv_kernel = Last()
     y = launch_conv(x, packed, problem, ConvConfig((1, 4, 4), 16, 16))
     small = make_problem((1, 16, 5, 5), (3, 3), SAME)
     truth = convolve(corner.double(), packed.double(), small)

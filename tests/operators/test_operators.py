@@ -2,6 +2,7 @@
 compute the reference, so that float64 holds their formulas to rounding; ``tests/kernels`` holds the
 kernels behind them."""
 
+import functools
 import math
 
 import oracle
@@ -13,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
 from triton_tied.dispatch import rehearsing
+from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.operators import definitions, flops
 from triton_tied.operators.autograd_and_vmap import apply
+from triton_tied.packing import Layout
 
-KERNEL, GROUPS, SYMMETRY, ALPHA = (3, 2), 2, "skew_adjoint", 0.7
+KERNEL, GROUPS, SYMMETRY, ALPHA, BETA = (3, 2), 2, "skew_adjoint", 0.7, -1.3
 PADDINGS = {"zeros": [1, 0, 2, -1], "circular": [1, 1, 2, 2]}  # as in F.pad: width, then height
 
 
@@ -45,7 +48,7 @@ def formula(x, packed, bias, residual, padding="zeros"):
     weight = oracle.expand(packed, 4, kernel, groups, symmetry)
     padded = F.pad(x, amounts, mode="circular" if circular else "constant")
     y = alpha * F.conv2d(padded, weight, bias, dilation=dilation, groups=groups)
-    return y if residual is None else y + residual
+    return y if residual is None else y + BETA * residual
 
 
 def conv(x, packed, bias, residual, padding="zeros"):
@@ -57,12 +60,28 @@ def conv(x, packed, bias, residual, padding="zeros"):
         bias,
         residual,
         *options(padding),
+        BETA,
         x.is_contiguous() is False,
     )
 
 
-def weight_grad(x, grad, padding="zeros"):
-    return apply(definitions.weight_grad, x, grad, *options(padding))
+def weight_grad(x, grad, padding="zeros", has_bias=False):
+    """The gradient of packed or, with ``has_bias``, [that of packed | that of the bias]."""
+    return apply(definitions.weight_grad, x, grad, *options(padding), x.dtype, has_bias)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_weight_gradient_is_that_of_the_formula_in_any_dtype(padding):
+    x, packed, bias, _, grad = tensors(padding)
+    leaves = [packed.requires_grad_(), bias.requires_grad_()]
+    expected = torch.autograd.grad(formula(x, *leaves, None, padding), leaves, grad)
+    torch.testing.assert_close(weight_grad(x, grad, padding), expected[0])
+    torch.testing.assert_close(weight_grad(x, grad, padding, True), torch.cat(expected))
+    wide = apply(
+        definitions.weight_grad, x.float(), grad.float(), *options(padding), torch.float64, True
+    )
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide, torch.cat(expected), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -85,9 +104,10 @@ def test_derivatives_of_both_operators_to_the_second_order(padding):
     pair = (leaves[0], grad.requires_grad_())
     first = {"check_forward_ad": True, "check_batched_forward_grad": True}
     second = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
-    for operator, inputs in ((conv, leaves), (weight_grad, pair)):
-        assert gradcheck(lambda *t, f=operator: f(*t, padding), inputs, **first)
-        assert gradgradcheck(lambda *t, f=operator: f(*t, padding), inputs, **second)
+    with_bias = functools.partial(weight_grad, has_bias=True)
+    for operator, inputs in ((conv, leaves), (weight_grad, pair), (with_bias, pair)):
+        assert gradcheck(lambda *t, f=operator: f(*t, padding=padding), inputs, **first)
+        assert gradgradcheck(lambda *t, f=operator: f(*t, padding=padding), inputs, **second)
 
 
 def test_third_derivative_is_that_of_the_formula():
@@ -104,14 +124,36 @@ def test_third_derivative_is_that_of_the_formula():
     torch.testing.assert_close(third(conv), third(formula))
 
 
-def test_gradient_goes_past_the_centre_to_the_packed_vector():
+def test_gradient_goes_past_the_matrices_to_the_packed_vector():
     x, packed, _, _, _ = tensors("circular")
     packed.requires_grad_()
-    centre = definitions.unpack_centre(packed.detach(), 2, GROUPS, 4, SYMMETRY)
-    y = definitions.conv(x, packed, centre, None, None, *options("circular"), False)
+    layout = Layout(4, (3, 3), GROUPS, SYMMETRY)
+    weights = expand_matrices(packed.detach(), layout, 5, x.dtype, "ieee")
+    y = definitions.conv(x, packed, weights, None, None, *options("circular"), 1.0, False)
     (actual,) = torch.autograd.grad(y.square().sum(), packed)
     z = formula(x, packed, None, None, "circular")
     torch.testing.assert_close(actual, torch.autograd.grad(z.square().sum(), packed)[0])
+
+
+WIDER = {torch.float16: torch.float32, torch.float32: torch.float64}
+
+
+@pytest.mark.parametrize("dtype", WIDER)
+@pytest.mark.parametrize("bias_is_wider", [True, False])
+def test_gradients_have_the_dtype_of_what_they_are_of(dtype, bias_is_wider):
+    x, packed, bias, _, grad = (tensor.to(dtype) for tensor in tensors())
+    packed = packed.to(WIDER[dtype]).requires_grad_()
+    bias = (bias.to(WIDER[dtype]) if bias_is_wider else bias).requires_grad_()
+    y = conv(x.requires_grad_(), packed, bias, None)
+    leaves = (x, packed, bias)
+    gradients = torch.autograd.grad(y, leaves, grad)
+    assert y.dtype == dtype
+    assert [g.dtype for g in gradients] == [leaf.dtype for leaf in leaves]
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    truth = torch.autograd.grad(formula(*doubles, None), doubles, grad.double())
+    tolerance = {torch.float16: 5e-3, torch.float32: 1e-5}[dtype]
+    for actual, expected in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=10 * tolerance)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -120,11 +162,14 @@ def test_operators_pass_opcheck(padding, channels_last):
     x, packed, bias, residual, grad = tensors(padding, channels_last)
     for tensor in (x, packed, bias, residual, grad):
         tensor.requires_grad_()
-    arguments = (x, packed, None, bias, residual, *options(padding), channels_last)
+    arguments = (x, packed, None, bias, residual, *options(padding), BETA, channels_last)
     torch.library.opcheck(definitions.conv, arguments)
-    torch.library.opcheck(definitions.weight_grad, (x, grad, *options(padding)))
-    odd = torch.randn(tt.packed_size(4, (3, 3), GROUPS, SYMMETRY))
-    torch.library.opcheck(definitions.unpack_centre, (odd, 2, GROUPS, 4, SYMMETRY))
+    for has_bias in (False, True):
+        arguments = (x, grad, *options(padding), torch.float64, has_bias)
+        torch.library.opcheck(definitions.weight_grad, arguments)
+    narrow = x.detach().float(), grad.detach().float()
+    arguments = (*narrow, *options(padding), torch.float64, True)
+    torch.library.opcheck(definitions.weight_grad, arguments)
 
 
 TRANSFORMED = {
@@ -291,7 +336,7 @@ def test_batch_may_be_dynamic_under_compilation():
     x, packed, bias, _, _ = tensors()
 
     def f(x):
-        return definitions.conv(x, packed, None, bias, None, *options(), False)
+        return definitions.conv(x, packed, None, bias, None, *options(), 1.0, False)
 
     compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (2, 3, 5):
@@ -304,7 +349,7 @@ def test_operations_are_counted_by_formula():
     leaves = [leaf.requires_grad_() for leaf in (x, packed)]
     with FlopCounterMode(display=False) as counter:
         flops.tell_counters()  # as the functions do before they call an operator
-        output = definitions.conv(*leaves, None, bias, residual, *options(), False)
+        output = definitions.conv(*leaves, None, bias, residual, *options(), BETA, False)
         torch.autograd.grad(output.sum(), leaves)
     forward = 2 * output.numel() * (4 // GROUPS) * math.prod(KERNEL)
     gradient_of_x = 2 * x.numel() * (4 // GROUPS) * math.prod(KERNEL)

@@ -62,6 +62,8 @@ def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Ten
     calls = [each for each in _bind(plan, call, output, partial) if each.programs]
 
     def launch() -> Tensor:
+        if not calls:
+            output.zero_()  # the gradient of no image
         for each in calls:
             each.run()
         return output
