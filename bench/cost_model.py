@@ -1,11 +1,12 @@
 """How well the cost model ranks the configs that were timed, from what tuning printed.
 
     python -m triton_tied tune --shape 32,128,28,28 --again --json > tune.json
-    python bench/cost_model.py [tune.json ...]
+    python bench/cost_model.py [--fit] [tune.json ...]
 
-Without files it reads those of bench/results. For each problem: Spearman's rho of predictions
-against medians, and the regret: how much longer the model's first choice took than the best. Only
-configs that ran count, and only problems of which two did.
+``--fit`` prints the terms of the cost model that would have predicted best. Without files it reads
+those of bench/results. For each problem: Spearman's rho of predictions against medians, and the
+regret: how much longer the model's first choice took than the best. Only configs that ran count,
+and only problems of which two did.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from triton_tied.autotune.candidates import Candidate, list_of
+from triton_tied.autotune.cost_model import TERMS, Terms, predict
+from triton_tied.autotune.gpus import GPU, KNOWN
+from triton_tied.autotune.problem import Problem
+from triton_tied.geometry import Geometry
+from triton_tied.packing import Layout
 
 COMMITTED = Path(__file__).with_name("results")
 
@@ -27,12 +36,15 @@ Pair = tuple[float, float]  # predicted and measured
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE")
-    files = parser.parse_args(arguments).files or sorted(COMMITTED.glob("tune-*.json"))
+    parser.add_argument("--fit", action="store_true", help="fit the terms of the cost model")
+    given = parser.parse_args(arguments)
+    files = given.files or sorted(COMMITTED.glob("tune-*.json"))
     if not files:
         print("nothing was measured yet: there is no tune-*.json in bench/results")
         return 0
     try:
         judged = [row for file in files for row in read(file)]
+        timed = [each for file in files for each in timed_in(file)] if given.fit else []
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"expected what `tune --json` prints: {error!r}", file=sys.stderr)
         return 2
@@ -41,7 +53,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kernel in dict.fromkeys(kernel for kernel, _, _ in judged):
         print(f"{f'all of {kernel}':<72} {_line([j for k, _, j in judged if k == kernel])}")
     print(f"{f'all {len(judged)} problems':<72} {_line([j for _, _, j in judged])}")
+    if timed:
+        fitted = fit(timed)
+        print(f"off by a factor of {math.exp(error_of(timed, TERMS) ** 0.5):.2f}, of ", end="")
+        print(f"{math.exp(error_of(timed, fitted) ** 0.5):.2f} with")
+        for name, value in asdict(fitted).items():
+            print(f"    {name}: float = {value:.3g}")
     return 0
+
+
+class Timed(NamedTuple):
+    """A config that was timed, and the median in microseconds."""
+
+    problem: Problem
+    gpu: GPU
+    candidate: Candidate
+    median_us: float
+
+
+def timed_in(file: Path) -> list[Timed]:
+    """Those of the committed list, on GPUs that the cost model knows."""
+    found = []
+    for row in json.loads(file.read_text()):
+        problem, gpu = _problem_of(row["problem"]), _gpu_named(row["origin"]["gpu"])
+        listed = list_of(problem.kernel, gpu.target, problem.dtype) if gpu else ()
+        known = {json.dumps(asdict(candidate.config)): candidate for candidate in listed}
+        for timed in row["candidates"]:
+            candidate = known.get(json.dumps({**timed["config"], "splits": 1}))
+            if gpu and candidate and timed["median_us"]:
+                config = replace(candidate.config, splits=timed["config"]["splits"])
+                candidate = candidate._replace(config=config)
+                found.append(Timed(problem, gpu, candidate, timed["median_us"]))
+    return found
+
+
+def error_of(timed: Sequence[Timed], terms: Terms) -> float:
+    """The mean square of the logarithms of prediction over median."""
+    ratios = (predict(t.problem, t.gpu, t.candidate, terms).total / t.median_us for t in timed)
+    return statistics.fmean(math.log(ratio) ** 2 for ratio in ratios)
+
+
+def fit(timed: Sequence[Timed]) -> Terms:
+    """The terms with the least error, found by changing one after another by less and less."""
+    best, least = TERMS, error_of(timed, TERMS)
+    for factor in (3.0, 1.5, 1.2, 1.05, 1.01):
+        improved = True
+        while improved:
+            improved = False
+            for name, value in asdict(best).items():
+                for scaled in (value * factor, value / factor):
+                    terms = replace(best, **{name: scaled})
+                    now = error_of(timed, terms)
+                    if now < least * (1 - 1e-6):
+                        best, least, improved = terms, now, True
+    return best
+
+
+def _problem_of(row: dict[str, Any]) -> Problem:
+    row = {name: value for name, value in row.items() if name not in ("key", "name")}
+    layout, geometry = row.pop("layout"), row.pop("geometry")
+    layout["kernel_size"] = tuple(layout["kernel_size"])
+    axes = {name: tuple(geometry[name]) for name in ("stride", "dilation")}
+    padding = tuple(tuple(pair) for pair in geometry["padding"])
+    image = tuple(row.pop("image"))
+    return Problem(
+        layout=Layout(**layout), geometry=Geometry(padding=padding, **axes), image=image, **row
+    )
+
+
+def _gpu_named(name: str) -> GPU | None:
+    plain = name.replace(" ", "").lower()
+    return next((gpu for known, gpu in KNOWN.items() if known.lower() in plain), None)
 
 
 def read(file: Path) -> list[tuple[str, str, Judged]]:

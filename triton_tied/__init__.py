@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .autotune.recording import problems_of as problems_of
     from .autotune.tuned_configs import config_for as config_for
     from .autotune.tuning import tune as tune
+    from .autotune.warming import warm as warm
 
 __all__ = [
     "PreparedWeight",
@@ -48,6 +49,7 @@ _TUNER = {
     "config_for": ".autotune.tuned_configs",
     "problems_of": ".autotune.recording",
     "tune": ".autotune.tuning",
+    "warm": ".autotune.warming",
 }
 if HAS_TRITON:
     __all__ += list(_TUNER)

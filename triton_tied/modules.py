@@ -199,9 +199,14 @@ class _TiedConv(nn.Module):
             super().__setattr__(name, value)
 
     def forward(
-        self, input: Tensor, *, alpha: float | Tensor = 1.0, residual: Tensor | None = None
+        self,
+        input: Tensor,
+        *,
+        alpha: float | Tensor = 1.0,
+        residual: Tensor | None = None,
+        beta: float = 1.0,
     ) -> Tensor:
-        """``alpha * (conv(input, weight) + bias) + residual``, as in ``tied_conv2d``."""
+        """``alpha * (conv(input, weight) + bias) + beta * residual``, as in ``tied_conv2d``."""
         if self._channels_last:
             input = as_channels_last(self.dims, input)
             residual = None if residual is None else as_channels_last(self.dims, residual)
@@ -213,6 +218,7 @@ class _TiedConv(nn.Module):
             symmetry=self.symmetry,
             alpha=alpha,
             residual=residual,
+            beta=beta,
             **options_of(self),
         )
 

@@ -3,11 +3,19 @@
 import importlib.util
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from triton_tied.autotune import gpus, shortlist
+from triton_tied.autotune.candidates import list_of
+from triton_tied.autotune.cost_model import TERMS, predict
+from triton_tied.autotune.problem import Problem
+from triton_tied.geometry import resolve
+from triton_tied.packing import Layout
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "cost_model.py"
 
@@ -106,3 +114,31 @@ def test_script_refuses_other_files(script, tmp_path, capsys, text):
     file.write_text(text)
     assert script.main([str(file)]) == 2
     assert "expected what `tune --json` prints" in capsys.readouterr().err
+
+
+def test_the_fit_finds_terms_that_explain_what_was_timed(tmp_path):
+    gpu = gpus.KNOWN["H100"]
+    truth = replace(
+        TERMS, bulk_latency=2.5 * TERMS.bulk_latency, cache_bytes=0.6 * TERMS.cache_bytes
+    )
+    rows = []
+    for channels, side in ((32, 64), (64, 28), (128, 14), (256, 7)):
+        layout = Layout(channels, (3, 3))
+        problem = Problem("conv", "bfloat16", layout, (32, side, side), resolve((3, 3), 1, 1, 1))
+        shown = shortlist.make_shortlist(problem, gpu)
+        listed = {c.config: c for c in list_of("conv", "sm_90", "bfloat16")}
+        timed = [
+            {"config": asdict(config), "predicted_us": 1.0, "median_us": predict(
+                problem, gpu, listed[replace(config, splits=1)]._replace(config=config), truth
+            ).total}
+            for config, _ in shown.candidates
+        ]  # fmt: skip
+        named = {"key": problem.key, "name": "", **asdict(problem)}
+        rows.append({"problem": named, "origin": {"gpu": "NVIDIA H100 80GB"}, "candidates": timed})
+    file = tmp_path / "tune-x.json"
+    file.write_text(json.dumps(rows))
+    timed = cost_model.timed_in(file)
+    assert len(timed) == sum(len(row["candidates"]) for row in rows)
+    before = cost_model.error_of(timed, TERMS)
+    assert cost_model.error_of(timed, cost_model.fit(timed)) < before / 100
+    assert cost_model.error_of(timed, truth) == pytest.approx(0, abs=1e-12)

@@ -151,7 +151,7 @@ def test_autocast_and_cached_weights(gpu):
     assert y.dtype == torch.bfloat16
     assert oracle.relative_error(y, z) < 1e-2
     assert oracle.relative_error(layer.packed_weight.grad, expected) < 1e-2
-    assert gpu.launches["centre_kernel"] <= 1
+    assert not gpu.launches["matrices_kernel"]  # the centre is gathered
 
 
 def test_a_kernel_that_computes_wrongly_is_found_out_and_another_serves(gpu, monkeypatch):

@@ -40,13 +40,16 @@ _CONFIGS: dict[str, type[ConvConfig] | type[WeightGradConfig]] = {
 
 
 class Candidate(NamedTuple):
-    """A config; the needs that it does not serve (where it would spill registers); and the most
-    registers per thread and bytes of shared memory per program of what it does serve."""
+    """A config; the needs that it does not serve (where it would spill registers); the most
+    registers per thread and bytes of shared memory per program of what it does serve; and the
+    barriers, and the waits for wgmma, in its loop."""
 
     config: Config
     not_for: frozenset[str]
     registers: int
     shared_bytes: int
+    barriers: int = 0
+    waits: int = 0
 
 
 def list_of(kernel: Kernel, target: Target, dtype: Dtype) -> tuple[Candidate, ...]:
@@ -66,9 +69,8 @@ def committed() -> dict[tuple[str, str, str], tuple[Candidate, ...]]:
         key = row["kernel"], row["target"], row["list"]
         box = tuple(row["config"]["box"])
         config = _CONFIGS[row["kernel"]](**{**row["config"], "box": box})
-        candidate = Candidate(
-            config, frozenset(row["not_for"]), row["registers"], row["shared_bytes"]
-        )
+        numbers = (row[name] for name in ("registers", "shared_bytes", "barriers", "waits"))
+        candidate = Candidate(config, frozenset(row["not_for"]), *numbers)
         found[key] = (*found.get(key, ()), candidate)
     return found
 

@@ -1,26 +1,72 @@
-"""How long a config should take: a roofline with a few guesses.
+"""How long a config should take: arithmetic on what its compiled code moves and multiplies.
 
-Everything here is arithmetic on a :class:`Problem` and a :class:`GPU`; nothing runs. The constants
-are guesses until measurements replace them: they rank, they do not predict.
+Everything here is computed from a :class:`Problem`, a :class:`GPU` and what is known of a
+:class:`Candidate`; nothing runs. The terms are guesses until ``python bench/cost_model.py --fit``
+has fitted them to measurements: they rank, they do not predict.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..kernels.configs import Config, ConvConfig, count_boxes
+from ..kernels.stored_taps import stored_taps
 from .candidates import Candidate
 from .gpus import GPU
 from .problem import Problem
 
-_LAUNCH_US = 3.0
-_LATENCY_US = 0.7  # of a load; as many are on their way as there are stages, less the one in use
-# Of the peak of the matrix units, by how a tile is read; smaller tiles reach less.
-_BULK_COPY_EFFICIENCY = 0.75
-_POINTER_EFFICIENCY = 0.5
-_SCATTERED_EFFICIENCY = 0.2  # by single elements
-_FULL_TILE = 128  # rows and columns from which on a tile is large enough
+
+@dataclass(frozen=True)
+class Terms:
+    """What is not in a data sheet. Cycles are those of a multiprocessor.
+
+    Sources: [1] reported speeds of cuBLAS's matrix products on an H100, 800 of 989 and 400 of 494
+    TFLOP/s; [2] published microbenchmarks of the H100's caches; [3] CUDA's documentation; [4] a
+    guess.
+    """
+
+    matrix_share: float = 0.81  # of the peak of the matrix units that products reach [1]
+    warp_products_share: float = 0.62  # of that by mma.sync on a GPU that has wgmma [4]
+    cache_bytes: float = 56.0  # a cycle, from the last-level cache into one multiprocessor [2]
+    narrow_share: float = 0.2  # of that by loads of single numbers [4]
+    shared_bytes: float = 128.0  # a cycle, of shared memory [3]
+    bulk_latency: float = 700.0  # cycles of a bulk copy out of the last-level cache [2]
+    load_latency: float = 1200.0  # and of loads and asynchronous copies [2]
+    start: float = 2200.0  # cycles to fill the pipeline and to write the result [4]
+    gather: float = 1200.0  # cycles to gather a tile of the centre [4]
+    barrier: float = 30.0  # cycles of each barrier or wait of a loop [4]
+    launch_us: float = 3.0  # of a launch [3]
+
+
+TERMS = Terms()
+
+
+class Prediction(NamedTuple):
+    """Microseconds of what keeps the launch busy. Those before ``start`` overlap."""
+
+    products: float
+    shared: float
+    multiprocessor_cache: float
+    cache: float
+    memory: float
+    chain: float
+    start: float
+    sum: float
+    launches: float
+
+    @property
+    def bound(self) -> str:
+        """Which of those that overlap is the longest."""
+        overlapping = self._asdict() | {"start": 0.0, "sum": 0.0, "launches": 0.0}
+        return max(overlapping, key=lambda name: overlapping[name])
+
+    @property
+    def total(self) -> float:
+        """They overlap imperfectly: the nearer they come to the longest, the more is added."""
+        overlapped = sum(term**4 for term in self[:6]) ** 0.25
+        return overlapped + self.start + self.sum + self.launches
 
 
 def live_share(problem: Problem, config: Config) -> float:
@@ -28,41 +74,59 @@ def live_share(problem: Problem, config: Config) -> float:
     return math.prod(problem.output) / (count_boxes(problem.output, config) * config.BLOCK_M)
 
 
-def floor_us(problem: Problem, gpu: GPU) -> float:
+def busy_share(problem: Problem, gpu: GPU, config: Config) -> float:
+    """Of the multiprocessors, over the rounds that the programs need."""
+    programs = count_programs(problem, config)
+    return programs / (math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors)
+
+
+def floor_us(problem: Problem, gpu: GPU, terms: Terms = TERMS) -> float:
     """The roofline: neither fewer operations nor fewer bytes will do."""
-    compute = problem.flops / (gpu.tflops(problem.dtype) * 1e6)
+    compute = problem.flops / (gpu.tflops(problem.dtype) * terms.matrix_share * 1e6)
     return max(compute, problem.least_bytes / (gpu.memory_gbs * 1e3))
-
-
-def unpack_us(problem: Problem, gpu: GPU) -> float:
-    """Of unpacking a convolution's centre: a launch that reads a triangle and writes a square."""
-    layout = problem.layout
-    numbers = 1.5 * layout.groups * layout.group_channels**2
-    return _LAUNCH_US + problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
 
 
 def copy_us(problem: Problem, gpu: GPU) -> float:
     """Of copying a convolution's image into another memory format."""
     numbers = problem.layout.channels * math.prod(problem.image)
-    return _LAUNCH_US + 2 * problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
+    return TERMS.launch_us + 2 * problem.itemsize * numbers / (gpu.memory_gbs * 1e3)
 
 
 def predict_us(problem: Problem, gpu: GPU, candidate: Candidate) -> float:
-    """Microseconds: the slowest of the products, the cache, the memory, and a chain of steps; of
-    the others the more, the nearer they come, since they overlap imperfectly. Then the splits are
-    summed."""
+    """Microseconds of a config."""
+    return predict(problem, gpu, candidate).total
+
+
+def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TERMS) -> Prediction:
+    """What a config should take, by what it waits for."""
     config = candidate.config
     work = _work(problem, config)
-    resident = _programs_at_once(gpu, candidate)
+    cycle_us = 1e-3 / gpu.clock_ghz
     rounds = math.ceil(work.programs / gpu.multiprocessors)  # on the busiest multiprocessor
-    rate = gpu.tflops(problem.dtype) * 1e6 / gpu.multiprocessors * _efficiency(problem, config)
-    compute = rounds * work.flops / rate
-    step = _LATENCY_US / max(config.num_stages - 1, 1)
-    chain = math.ceil(rounds / resident) * work.steps * step
-    cache = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
-    memory = (problem.least_bytes + work.scratch_bytes) / (gpu.memory_gbs * 1e3)
-    overlapped = sum(t**4 for t in (compute, chain, cache, memory)) ** 0.25  # the 4-norm
-    return _LAUNCH_US * work.launches + overlapped + work.scratch_bytes / (gpu.memory_gbs * 1e3)
+    waves = math.ceil(rounds / _programs_at_once(gpu, candidate))
+    products = (
+        rounds * work.steps * work.step_flops / _flops_a_cycle(problem, gpu, candidate, terms)
+    )
+    shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
+    narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
+    through_one = rounds * work.read_bytes / (terms.cache_bytes * narrow)
+    latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
+    step = latency / max(config.num_stages - 1, 1)
+    step += (candidate.barriers + candidate.waits) * terms.barrier
+    start = terms.start + work.gathers * terms.gather
+    cache_us = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
+    scratch_us = work.scratch_bytes / (gpu.cache_gbs * 1e3)
+    return Prediction(
+        products * cycle_us,
+        shared * cycle_us,
+        through_one * cycle_us,
+        cache_us + scratch_us,
+        problem.least_bytes / (gpu.memory_gbs * 1e3),
+        waves * work.steps * step * cycle_us,
+        waves * start * cycle_us,
+        scratch_us,
+        work.launches * terms.launch_us,
+    )
 
 
 def count_programs(problem: Problem, config: Config) -> int:
@@ -71,37 +135,84 @@ def count_programs(problem: Problem, config: Config) -> int:
 
 
 class _Work(NamedTuple):
-    """What a launch does: of one program the steps of its loop, its operations and the bytes that
-    it reads, but for dead pixels; of all programs the scratch that is written, and read again by
-    the sum that follows."""
+    """What a launch does: of one program the steps of its loops, in each its operations and the
+    bytes of shared memory that it writes and reads; the bytes that a program reads in all, but for
+    dead pixels, and the tiles of the centre that it gathers; of all programs the scratch that is
+    written, and read again by the sum that follows."""
 
     programs: int
     steps: int
-    flops: int
+    step_flops: int
+    shared_bytes: float
     read_bytes: float
-    scratch_bytes: int = 0
-    launches: int = 1
+    gathers: int
+    scratch_bytes: int
+    launches: int
 
 
 def _work(problem: Problem, config: Config) -> _Work:
+    if isinstance(config, ConvConfig):
+        return _conv_work(problem, config)
+    return _weight_grad_work(problem, config)
+
+
+def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
     boxes, live = count_boxes(problem.output, config), live_share(problem, config)
-    if isinstance(config, ConvConfig):
-        products = layout.taps * k_blocks
-        one_tile = k_blocks == 1 and n == k
-        tiles = (layout.pairs if one_tile else 2 * layout.pairs) + layout.taps % 2
-        read = (live * products * m * k + tiles * k_blocks * n * k) * problem.itemsize
-        steps = (layout.pairs + layout.taps % 2) * k_blocks
-        return _Work(boxes * n_blocks * layout.groups, steps, 2 * products * m * n * k, read)
+    stored = stored_taps(layout, "tf32" if problem.dtype == "float32" else "ieee")
+    gathers = k_blocks if layout.taps % 2 and stored == layout.pairs else 0
+    steps = math.ceil(layout.taps * k_blocks / config.splits)
+    first, second = (m, n) if config.roles == "pixels_first" else (n, m)
+    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
+    return _Work(
+        boxes * n_blocks * layout.groups * config.splits,
+        steps,
+        2 * m * n * k,
+        _through_shared(first, second, k, config) * problem.itemsize,
+        steps * (live * m + n) * k * problem.itemsize,
+        gathers,
+        scratch if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+    )
+
+
+def _weight_grad_work(problem: Problem, config: Config) -> _Work:
+    layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
+    n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
+    boxes, live = count_boxes(problem.output, config), live_share(problem, config)
+    is_one_tile = n_blocks == 1 and n == k
     steps = math.ceil(boxes / config.splits)
-    matrices = (layout.taps + 1) // 2
-    images = 2 * n + (1 if n_blocks == 1 and n == k else 2) * k
-    read = live * steps * m * images * problem.itemsize
-    programs = matrices * n_blocks * k_blocks * layout.groups * config.splits
-    scratch = 4 * layout.size * config.splits if config.splits > 1 else 0
-    launches = 1 if config.splits == 1 else 3  # the sum, and its cast
-    return _Work(programs, steps, 4 * steps * m * n * k, read, scratch, launches)
+    read = live * steps * m * (3 * n if is_one_tile else 2 * (n + k))
+    return _Work(
+        (layout.taps + 1) // 2 * n_blocks * k_blocks * layout.groups * config.splits,
+        steps if is_one_tile else 2 * steps,
+        2 * m * n * k * (2 if is_one_tile else 1),
+        _through_shared(n, k, m, config) * (2 if is_one_tile else 1) * problem.itemsize,
+        read * problem.itemsize,
+        0,
+        4 * layout.size * config.splits if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+    )
+
+
+_WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
+
+
+def _through_shared(first: int, second: int, depth: int, config: Config) -> float:
+    """Numbers that a product of first x depth and depth x second writes into shared memory, and
+    reads from it."""
+    rows = _WARP_GROUP_ROWS if config.loader != "pointer" else 32
+    return depth * (2 * first + second + second * math.ceil(first / rows))
+
+
+def _flops_a_cycle(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms) -> float:
+    """Of one multiprocessor."""
+    peak = gpu.tflops(problem.dtype) * 1e3 / (gpu.clock_ghz * gpu.multiprocessors)
+    if problem.dtype == "float32_ieee" and gpu.target != "gfx942":
+        return peak * terms.matrix_share
+    by_warps = gpu.target == "sm_90" and not candidate.waits
+    return peak * terms.matrix_share * (terms.warp_products_share if by_warps else 1.0)
 
 
 def _programs_at_once(gpu: GPU, candidate: Candidate) -> int:
@@ -110,13 +221,3 @@ def _programs_at_once(gpu: GPU, candidate: Candidate) -> int:
     by_registers = gpu.registers // (max(candidate.registers, 16) * threads)
     by_shared = gpu.shared_bytes // max(candidate.shared_bytes, 1)
     return max(1, min(by_registers, by_shared, gpu.max_programs))
-
-
-def _efficiency(problem: Problem, config: Config) -> float:
-    """The share of the peak that the products of one tile reach; guessed."""
-    rows = config.BLOCK_M if isinstance(config, ConvConfig) else config.BLOCK_K
-    size = min(1.0, math.sqrt(rows * config.BLOCK_N) / _FULL_TILE)
-    if config.loader != "pointer":
-        return _BULK_COPY_EFFICIENCY * size**0.5
-    scattered = problem.memory != "channels_last" or problem.layout.channels % 8
-    return (_SCATTERED_EFFICIENCY if scattered else _POINTER_EFFICIENCY) * size**0.5

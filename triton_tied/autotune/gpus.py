@@ -17,6 +17,7 @@ class GPU:
         shared_bytes: shared memory of a multiprocessor; ``block_shared_bytes``: of one program.
         half_tflops, tf32_tflops, float32_tflops: dense products, 10^12 operations a second.
         memory_gbs, cache_gbs: GB/s of the memory and of the last-level cache.
+        clock_ghz: of the multiprocessors, at which the peaks are reached.
         registers, max_programs: of a multiprocessor, and how many programs it holds at once.
     """
 
@@ -30,6 +31,7 @@ class GPU:
     float32_tflops: float
     memory_gbs: float
     cache_gbs: float
+    clock_ghz: float
     registers: int = 65536
     max_programs: int = 32
     warp_size: int = 32
@@ -41,22 +43,31 @@ class GPU:
         return peaks.get(list_dtype, self.half_tflops)
 
 
-# The cache's rate is no datum of theirs: a guess, from microbenchmarks that others published.
+# The caches' rates are no data of theirs: guesses, from microbenchmarks that others published. The
+# memories of H100 and H200 are not at their peak but as fast as others measured them.
 KNOWN = {
     gpu.name: gpu
     for gpu in (
-        GPU("H200", "sm_90", 132, 233472, 232448, 989, 494, 67, 4800, 5500, has_descriptors=True),
-        GPU("H100", "sm_90", 132, 233472, 232448, 989, 494, 67, 3350, 5500, has_descriptors=True),
-        GPU("A100", "sm_80", 108, 167936, 166912, 312, 156, 19.5, 2039, 4000),
         GPU(
-            "B200", "sm_100", 148, 233472, 232448, 2250, 1125, 75, 8000, 9000, has_descriptors=True
+            "H200", "sm_90", 132, 233472, 232448, 989, 494, 67, 4300, 7000, 1.755,
+            has_descriptors=True,
         ),
         GPU(
-            "MI300X", "gfx942", 304, 65536, 65536, 1307, 163, 163, 5300, 11000, 131072, warp_size=64
+            "H100", "sm_90", 132, 233472, 232448, 989, 494, 67, 3000, 7000, 1.755,
+            has_descriptors=True,
         ),
-        GPU("RTX4090", "sm_80", 128, 102400, 101376, 165, 83, 83, 1008, 4500),
+        GPU("A100", "sm_80", 108, 167936, 166912, 312, 156, 19.5, 1800, 4500, 1.41),
+        GPU(
+            "B200", "sm_100", 148, 233472, 232448, 2250, 1125, 75, 7200, 10000, 1.85,
+            has_descriptors=True,
+        ),
+        GPU(
+            "MI300X", "gfx942", 304, 65536, 65536, 1307, 163, 163, 4800, 11000, 2.1, 131072,
+            warp_size=64,
+        ),
+        GPU("RTX4090", "sm_80", 128, 102400, 101376, 165, 83, 83, 920, 5000, 2.52),
     )
-}
+}  # fmt: skip
 # The one whose limits the configs of a target are held to; unknown GPUs count as like it.
 MODEL_OF = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
 

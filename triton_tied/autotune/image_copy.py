@@ -17,6 +17,7 @@ from ..packing import Layout
 from . import gpus
 from .cost_model import copy_us
 from .problem import WITH_MEMORY, Problem, key_of, problem_of
+from .shortlist import make_shortlist
 from .tuned_configs import entry_for, remember, remembered
 
 _WIDEST_ACCESS = 16  # bytes
@@ -24,8 +25,7 @@ _WIDEST_ACCESS = 16  # bytes
 
 def copying_pays(x: Tensor, layout: Layout, geometry: Geometry, output: Memory) -> bool:
     """Whether a convolution of ``(N, C, H, W)`` into such memory should copy its image first: as
-    the tables say where they hold both ways, else wherever a pixel then is a multiple of 16
-    bytes."""
+    the tables or the cost model say; only where a pixel then is a multiple of 16 bytes."""
     if torch._C._are_functorch_transforms_active():  # of several images no memory is known
         return False
     if not _helps(memory_of(x), x.shape[1] * x.element_size()):
@@ -52,8 +52,11 @@ def _helps(memory: Memory, pixel_bytes: int) -> bool:
 
 
 def _is_faster_copied(problem: Problem, device: torch.device) -> bool:
-    there = entry_for(problem, device)
-    copied = entry_for(as_copied(problem), device)
-    if there is None or copied is None:
-        return True
-    return copied.median_us + copy_us(problem, gpus.of_device(device)) < there.median_us
+    """As the tables say where they hold both ways, else as the cost model does."""
+    copied, gpu = as_copied(problem), gpus.of_device(device)
+    entries = [entry_for(each, device) for each in (copied, problem)]
+    if all(entries):
+        after, before = (entry.median_us for entry in entries if entry)
+    else:
+        after, before = (make_shortlist(each, gpu).untimed_us for each in (copied, problem))
+    return after + copy_us(problem, gpu) < before

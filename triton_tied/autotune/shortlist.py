@@ -5,6 +5,7 @@ Hard limits first, then the cost model's predictions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from .gpus import GPU
 from .problem import Problem
 
 MAX_TIMED = 20  # configs of a problem
-MAX_SPLITS = 64  # programs that share the pixels of one tile of the weight gradient
+MAX_SPLITS = 256  # programs that share the pixels of one tile of the weight gradient
+MAX_CONV_SPLITS = 16  # programs that share the taps and channels of one tile of the output
 _MAX_WAVES = 4  # splits that just fill the multiprocessors are tried up to so many times
 _HOPELESS_RATIO = 4.0  # of a prediction to the best one: it is not timed
 _GOOD_SHARE = 0.75  # of live pixels; where there are fewer, the reason says so
@@ -47,11 +49,20 @@ class Shortlist:
     candidates: tuple[Predicted, ...]
     fallen: tuple[Fallen, ...]
     floor_us: float
-    ranked: tuple[Config, ...]
+    safe: tuple[Predicted, ...]
+
+    @property
+    def ranked(self) -> tuple[Config, ...]:
+        """What may be taken where nothing is timed."""
+        return tuple(p.config for p in self.safe)
 
     @property
     def untimed(self) -> Config:
-        return self.ranked[0]
+        return self.safe[0].config
+
+    @property
+    def untimed_us(self) -> float:
+        return self.safe[0].predicted_us
 
 
 def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortlist:
@@ -73,8 +84,7 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
     fallen += [
         Fallen(p.config, _why_slow(problem, p, best, most)) for p in predicted if p not in kept
     ]
-    ranked = tuple(p.config for p in safe)
-    return Shortlist(tuple(kept), tuple(fallen), floor_us(problem, gpu), ranked)
+    return Shortlist(tuple(kept), tuple(fallen), floor_us(problem, gpu), tuple(safe))
 
 
 def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
@@ -102,7 +112,7 @@ def _why_slow(problem: Problem, p: Predicted, best_us: float, most: int) -> str:
 
 def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
     """Whether a config, of any number of splits, is in the committed list and within the limits."""
-    plain = config if isinstance(config, ConvConfig) else replace(config, splits=1)
+    plain = replace(config, splits=1)
     listed = list_of(problem.kernel, gpu.target, problem.dtype)
     found = [candidate for candidate in listed if candidate.config == plain]
     return bool(found) and why_unfit(problem, gpu, found[0]) is None
@@ -111,8 +121,10 @@ def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
 def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
     config = candidate.config
     if isinstance(config, ConvConfig):
-        return Predicted(config, predict_us(problem, gpu, candidate))
-    most = min(MAX_SPLITS, count_boxes(problem.output, config))
+        steps = problem.layout.taps * math.ceil(problem.layout.group_channels / config.BLOCK_K)
+        most = min(MAX_CONV_SPLITS, steps)
+    else:
+        most = min(MAX_SPLITS, count_boxes(problem.output, config))
     programs = count_programs(problem, config)
     # Powers of two, and what just fills the multiprocessors a few times.
     full = [waves * gpu.multiprocessors // programs for waves in range(1, _MAX_WAVES + 1)]

@@ -5,28 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 
-import torch
 from tqdm import tqdm
 from triton import knobs
 
-from ..autotune import gpus, tuned_configs
-from ..autotune.compile_ahead import Compilers, Job, usable_cpus
-from ..autotune.image_copy import as_copied
-from ..autotune.problem import Problem
-from ..autotune.shortlist import make_shortlist
+from ..autotune.compile_ahead import Compilers, usable_cpus
+from ..autotune.warming import CAPABILITIES, jobs_of
 from .problems import add_problem_arguments, problems_asked_for
 from .tune_report import name_of
-
-_CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_problem_arguments(parser)
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--target", choices=_CAPABILITIES, help="of a GPU that need not be here (default: this one)"
+        "--target", choices=CAPABILITIES, help="of a GPU that need not be here (default: this one)"
     )
     how.add_argument(
         "--processes", type=int, metavar="N", help="that compile (default: one for each CPU)"
@@ -36,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """The exit status: 1 if something did not compile, 2 for a request that makes no sense."""
     try:
-        jobs = list(dict.fromkeys(_jobs(given)))
+        if not (given.shape or given.model):
+            raise ValueError("expected --shape or --model")
+        jobs = jobs_of(problems_asked_for(given), given.target)
         if given.processes is not None and given.processes < 1:
             raise ValueError(f"expected at least one process, got {given.processes}")
     except (ValueError, RuntimeError) as error:
@@ -55,20 +50,3 @@ def run(given: argparse.Namespace) -> int:
         f"{knobs.cache.dir}"
     )
     return 1 if faults else 0
-
-
-def _jobs(given: argparse.Namespace) -> Iterator[Job]:
-    if not (given.shape or given.model):
-        raise ValueError("expected --shape or --model")
-    if given.target is None and not torch.cuda.is_available():
-        raise ValueError(f"there is no GPU here: name one with --target {'|'.join(_CAPABILITIES)}")
-    for problem in problems_asked_for(given):
-        yield _job(as_copied(problem), given.target)
-
-
-def _job(problem: Problem, target: str | None) -> Job:
-    if target is None:
-        major, minor = torch.cuda.get_device_capability()
-        return Job(10 * major + minor, problem, tuned_configs.config_for(problem))
-    gpu = gpus.KNOWN[gpus.MODEL_OF[target]]
-    return Job(_CAPABILITIES[target], problem, make_shortlist(problem, gpu).untimed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import re
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
 from ..kernels.weight_grad import weight_grad_kernel
 from ..packing import Layout
+from .loops import layout_changes, loops_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -91,22 +93,31 @@ class Instructions:
         matrix_instructions: wgmma (sm_90), tcgen05.mma (sm_100), and mma on both for small tiles
             and on sm_80; mfma (gfx942).
         bulk_copies, async_copies_16b: TMA loads; 16-byte cp.async.
-        matrix_waits: for wgmma, sm_90 only.
         register_operands: wgmma whose first operand comes from registers, sm_90 only.
+        loop_barriers, loop_fences, loop_waits, narrow_accesses: the most in a loop with products;
+            see :class:`.loops.Loops`.
+        layout_changes: of tiles of float32 in loops.
+        redundancy: products of such a loop over those of a tile; 0 where no loop was found.
     """
 
     matrix_instructions: int
     bulk_copies: int = 0
     async_copies_16b: int = 0
-    matrix_waits: int | None = None
     register_operands: int = 0
+    loop_barriers: int = 0
+    loop_fences: int = 0
+    loop_waits: int = 0
+    narrow_accesses: int = 0
+    layout_changes: int = 0
+    redundancy: float = 0.0
 
 
 class Compiled:
     """A kernel as Triton compiled it for a target, read when asked."""
 
-    def __init__(self, compiled: Any, target: str):
-        self._compiled, self._target = compiled, target
+    def __init__(self, compiled: Any, target: str, products: int = 1):
+        """``products``: multiplications of a tile."""
+        self._compiled, self._target, self._products = compiled, target, products
 
     @functools.cached_property
     def resources(self) -> Resources:
@@ -124,14 +135,19 @@ class Compiled:
         if "amdgcn" in self._compiled.asm:
             return Instructions(len(re.findall(matrix, self._compiled.asm["amdgcn"])))
         sass = self._cuobjdump("-sass")
-        waits = len(re.findall(r"\bWARPGROUP\.DEPBAR", sass))
+        loops = loops_of(sass, self._compiled.metadata.num_warps)
         firsts = re.findall(r"ttng\.warp_group_dot .* : (\S+)", self._compiled.asm["ttgir"])
         return Instructions(
             matrix_instructions=len(re.findall(matrix, sass)),
             bulk_copies=len(re.findall(r"\bUTMALDG", sass)),
             async_copies_16b=len(re.findall(r"\bLDGSTS\.\S*128", sass)),
-            matrix_waits=waits if self._target == "sm_90" else None,
             register_operands=sum(not first.startswith("!ttg.memdesc") for first in firsts),
+            loop_barriers=loops.barriers,
+            loop_fences=loops.fences,
+            loop_waits=loops.waits,
+            narrow_accesses=loops.narrow_accesses,
+            layout_changes=layout_changes(self._compiled.asm["ttgir"]),
+            redundancy=round(loops.multiplications / self._products, 2),
         )
 
     def _metadata(self, name: str) -> int:
@@ -166,9 +182,8 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
 
 def compile_matrices(block: int, target: str, dtype: str) -> Compiled:
     """Compiles the kernel that unpacks matrices, for tiles of ``block`` squared."""
-    names = {"CHANNELS": 2 * block, "GROUPS": 1, "SIGN": 1, "TAPS": 9, "STORED": 9}
-    blocks = {"BLOCK_N": block, "BLOCK_K": block, "ROUNDS": False}
-    return _compile(matrices_kernel, {**names, **blocks}, dtype, target, {})
+    compiled_in = {"SIGN": -1, "ROUNDS": dtype == "float32" and target != "gfx942", "BLOCK": block}
+    return _compile(matrices_kernel, compiled_in, dtype, target, {})
 
 
 def _compile(
@@ -192,7 +207,18 @@ def _compile(
     except Exception as error:
         words = str(error).strip().splitlines() or [""]
         raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
-    return Compiled(compiled, target)
+    return Compiled(compiled, target, _products(compiled_in))
+
+
+def _products(compiled_in: dict[str, Any]) -> int:
+    """Multiplications of one step of a kernel's loop; 1 of a kernel without products."""
+    if "BLOCK_K" not in compiled_in:
+        return 1
+    blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]
+    n, k = blocks[-2:]
+    # where one tile covers the channels, the weight gradient's loop has both products
+    both = "MASKED" in compiled_in and n == k >= compiled_in["CHANNELS"]
+    return math.prod(blocks) * (2 if both else 1)
 
 
 def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:

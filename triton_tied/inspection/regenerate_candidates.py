@@ -23,7 +23,7 @@ from .compiled import TARGETS, Form, compile_config
 from .report import KERNELS, LISTS
 from .requirements import all_needs, demanding_form, faults_when_compiled, plain_form
 
-_DROPPED_FIRST = ("gathered_centre", "ragged_boxes", "scattered", "two_sums")
+_DROPPED_FIRST = ("scattered_output", "ragged_boxes", "scattered")
 # From here on, of 255, a part of what is served may spill although the whole does not: then
 # the smallest parts and the largest are compiled too.
 _NEARLY_ALL = 240
@@ -73,18 +73,19 @@ def forms(config: Config, list_name: str, needs: Collection[str]) -> Iterator[tu
 
 def examine(config: Config, target: str, list_name: str) -> Candidate | str:
     """What may be committed of a config, or why nothing may."""
-    dtype = "bfloat16" if list_name == "half" else list_name
-    found = faults_when_compiled(config, target, dtype, plain_form(config))
+    plain_dtype = "bfloat16" if list_name == "half" else list_name
+    found = faults_when_compiled(config, target, plain_dtype, plain_form(config))
     if found:
         return "; ".join(found)
 
     def serves(needs: Collection[str]) -> bool:
-        return not faults_when_compiled(config, target, dtype, demanding_form(config, needs))
+        form = demanding_form(config, needs)
+        return not faults_when_compiled(config, target, plain_dtype, form)
 
     def serves_parts(needs: Collection[str]) -> bool:
         if not serves(needs):
             return False
-        whole = compile_config(config, target, dtype, demanding_form(config, needs))
+        whole = compile_config(config, target, plain_dtype, demanding_form(config, needs))
         if whole.resources.registers < _NEARLY_ALL:
             return True
         sizes = {len(needs) - 1, 1, 0} - {-1, len(needs)}
@@ -92,18 +93,21 @@ def examine(config: Config, target: str, list_name: str) -> Candidate | str:
 
     needs = _find_needs(all_needs(config), serves_parts)
     if needs is None:
-        return "spills with a residual"
+        return "spills"
     codes = []
     for dtype, form in forms(config, list_name, needs):
         found = faults_when_compiled(config, target, dtype, form)
         if found:
             return f"{'; '.join(found)} in {dtype} for {form}"
         codes.append(compile_config(config, target, dtype, form).resources)
+    loop = compile_config(config, target, plain_dtype, plain_form(config)).instructions
     return Candidate(
         config,
         all_needs(config) - needs,
         max(code.registers for code in codes),
         max(code.shared_bytes for code in codes),
+        loop.loop_barriers,
+        loop.loop_waits,
     )
 
 

@@ -38,7 +38,13 @@ class CompiledConfig(NamedTuple):
     matrix_instructions: int
     bulk_copies: int
     async_copies_16b: int
-    matrix_waits: int | None
+    register_operands: int
+    loop_barriers: int
+    loop_fences: int
+    loop_waits: int
+    narrow_accesses: int
+    layout_changes: int
+    redundancy: float
 
 
 def rows(target: str) -> Iterator[tuple[CompiledConfig, list[str]]]:
@@ -52,8 +58,7 @@ def rows(target: str) -> Iterator[tuple[CompiledConfig, list[str]]]:
                     yield _row(kernel, target, dtype, candidate)
     for dtype in ("float32", "float16", "bfloat16"):
         code = compile_matrices(MATRICES_BLOCK, target, dtype)
-        blocks = {"BLOCK_N": MATRICES_BLOCK, "BLOCK_K": MATRICES_BLOCK}
-        config = {**blocks, "num_warps": 4}
+        config = {"BLOCK_N": MATRICES_BLOCK, "BLOCK_K": MATRICES_BLOCK, "num_warps": 4}
         row = _fill("matrices", "pointer", None, dtype, config, target, code)
         yield row, resource_faults(target, code.resources)
 
@@ -81,7 +86,6 @@ def _fill(
     code: Compiled,
 ) -> CompiledConfig:
     measured = asdict(code.resources) | asdict(code.instructions)
-    measured.pop("register_operands")
     return CompiledConfig(
         kernel, loader, roles, dtype, config, shared_limit=SHARED_LIMIT[target], **measured
     )

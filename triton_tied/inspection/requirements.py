@@ -8,10 +8,21 @@ from dataclasses import replace
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
 from ..kernels.configs import Config, ConvConfig
-from .compiled import Compiled, DoesNotCompile, Form, Resources, compile_config
+from ..kernels.stored_taps import UNPACKED_FROM
+from .compiled import (
+    Compiled,
+    DoesNotCompile,
+    Form,
+    Instructions,
+    Resources,
+    compile_config,
+)
 
 SHARED_LIMIT = {target: KNOWN[name].block_shared_bytes for target, name in MODEL_OF.items()}
-MAX_MATRIX_WAITS = 6  # for wgmma, in the code of a config for large problems
+# In a loop with products of a config for large problems. A barrier each for what was read, what is
+# copied next and what has arrived; of the weight gradient's two products one more.
+MAX_LOOP_BARRIERS = 4
+MAX_LOOP_WAITS = 1
 
 
 def is_for_large_problems(config: Config) -> bool:
@@ -47,14 +58,32 @@ def faults(config: Config, target: str, dtype: str, code: Compiled) -> list[str]
     if target == "sm_90" and dtype in ("float16", "bfloat16") and is_for_large_problems(config):
         if holds.register_operands:
             found.append(f"{holds.register_operands} products read registers")
-        if not 0 < (holds.matrix_waits or 0) <= MAX_MATRIX_WAITS:
-            found.append(f"{holds.matrix_waits} waits")
+        found += _loop_faults(holds)
+    return found
+
+
+def _loop_faults(holds: Instructions) -> list[str]:
+    """What keeps the matrix units waiting."""
+    found = []
+    if holds.redundancy != 1:
+        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
+    if not 0 < holds.loop_waits <= MAX_LOOP_WAITS:
+        found.append(f"{holds.loop_waits} waits in a loop")
+    if holds.loop_barriers > MAX_LOOP_BARRIERS:
+        found.append(f"{holds.loop_barriers} barriers in a loop")
+    if holds.layout_changes:
+        found.append(f"{holds.layout_changes} changes of layout in loops")
+    if holds.narrow_accesses or holds.loop_fences:
+        found.append(
+            f"{holds.narrow_accesses} narrow accesses, {holds.loop_fences} fences in a loop"
+        )
     return found
 
 
 def plain_form(config: Config) -> Form:
-    """The memory that its loader likes best, aligned, two tiles of channels."""
-    return Form(2 * max(config.BLOCK_N, config.BLOCK_K))
+    """The memory that its loader likes best, aligned, two tiles of channels or more, so many that
+    the centre is not gathered."""
+    return Form(max(2 * max(config.BLOCK_N, config.BLOCK_K), UNPACKED_FROM))
 
 
 def demanding_form(config: Config, needs: Collection[str], one_tile: bool = False) -> Form:

@@ -58,12 +58,12 @@ def add_taps(
         matrix = group * STORED + stored
         if OPPOSITE:
             w_tap = load_matrix(
-                weights, matrix, k_start, n_start, LOADER, CHANNELS, WIDE, BLOCK_K, BLOCK_N
+                weights, matrix, k_start, n_start, CHANNELS, LOADER, WIDE, BLOCK_K, BLOCK_N
             )
             w_tap = tl.trans(w_tap)
         else:
             w_tap = load_matrix(
-                weights, matrix, n_start, k_start, LOADER, CHANNELS, WIDE, BLOCK_N, BLOCK_K
+                weights, matrix, n_start, k_start, CHANNELS, LOADER, WIDE, BLOCK_N, BLOCK_K
             )
         acc = multiply(x_tap, w_tap, acc, ROLES, INPUT_PRECISION)  # w_tap is [N, K]
     return acc

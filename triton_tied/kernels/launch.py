@@ -227,14 +227,13 @@ def _matrices_call(
     arguments = {
         "packed": packed,
         "matrices": matrices,
-        "CHANNELS": c,
-        "GROUPS": groups,
+        "channels": c,
+        "groups": groups,
+        "taps": layout.taps,
+        "stored": stored,
         "SIGN": layout.sign,
-        "TAPS": layout.taps,
-        "STORED": stored,
         "ROUNDS": rounds_operands(precision),
-        "BLOCK_N": MATRICES_BLOCK,
-        "BLOCK_K": MATRICES_BLOCK,
+        "BLOCK": MATRICES_BLOCK,
     }
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
     return _Call(matrices_kernel, programs, arguments, packed.device)

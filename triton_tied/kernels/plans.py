@@ -216,7 +216,7 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     if partial is None:
         return Plan(main, None, descriptors, output, None, config)
     vector = output.view(1, size, 1, 1)
-    written = {"bias_channels": 0, **_strides(False, r=vector, y=vector)}
+    written = {"bias_channels": 0, **_strides(True, r=vector, y=vector)}  # only that of channels
     total = _sum((1, 1), partial, _SUM_VECTOR, written)
     return Plan(main, total, descriptors, output, partial, config)
 

@@ -10,7 +10,7 @@ from .precision import InputPrecision
 
 # Of a group, from which on the centre is unpacked by a launch of its own: each program would gather
 # more than one tile of it from its triangle, number by number. A guess until a GPU has timed it.
-_UNPACKED_FROM = 128
+UNPACKED_FROM = 128
 _TF32_STEP = 1 << 13  # of the bits of a float32, between neighbours in TF32
 
 
@@ -23,7 +23,7 @@ def stored_taps(layout: Layout, precision: InputPrecision) -> int:
     """
     if precision == "tf32":
         return layout.taps
-    if layout.group_channels >= _UNPACKED_FROM:
+    if layout.group_channels >= UNPACKED_FROM:
         return layout.pairs + layout.taps % 2
     return layout.pairs
 

@@ -4,7 +4,11 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["pixels", "out_h", "out_w", "splits", "bias_channels"])
+@triton.jit(
+    do_not_specialize=[
+        "pixels", "channels", "out_h", "out_w", "stride_split", "splits", "bias_channels",
+    ]
+)  # fmt: skip
 def sum_splits_kernel(
     partial, bias, residual, y,
     pixels, channels, out_h, out_w, stride_split,

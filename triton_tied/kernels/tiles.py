@@ -110,7 +110,7 @@ def load_pixels(
 
 @triton.jit
 def load_matrix(
-    matrices, matrix, row, column, LOADER: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    matrices, matrix, row, column, channels, LOADER: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """A tile of one of many C x C matrices, [row, column]; zero outside it. LOADER: that of the
@@ -119,8 +119,8 @@ def load_matrix(
         rows = widen(row + tl.arange(0, BLOCK_ROW), WIDE)
         columns = column + tl.arange(0, BLOCK_COLUMN)
         matrix = widen(matrix, WIDE)
-        mask = (rows < CHANNELS)[:, None] & (columns < CHANNELS)[None, :]
-        offsets = (matrix * CHANNELS * CHANNELS + rows * CHANNELS)[:, None] + columns[None, :]
+        mask = (rows < channels)[:, None] & (columns < channels)[None, :]
+        offsets = (matrix * channels * channels + rows * channels)[:, None] + columns[None, :]
         tile = tl.load(matrices + offsets, mask=mask, other=0.0)
     else:
         tile = tl.reshape(matrices.load([matrix, row, column]), (BLOCK_ROW, BLOCK_COLUMN))
@@ -136,9 +136,9 @@ def round_to_tf32(tile):
 
 
 @triton.jit
-def triangle_size(CHANNELS: tl.constexpr, SIGN: tl.constexpr):
+def triangle_size(channels, SIGN: tl.constexpr):
     """Free numbers in the centre of one group."""
-    return CHANNELS * (CHANNELS + SIGN) // 2
+    return channels * (channels + SIGN) // 2
 
 
 @triton.jit
@@ -156,16 +156,16 @@ def triangle_offsets(rows, columns, SIGN: tl.constexpr):
 
 @triton.jit
 def load_centre(
-    triangles, group, row, column, CHANNELS: tl.constexpr, SIGN: tl.constexpr, WIDE: tl.constexpr,
+    triangles, group, row, column, channels, SIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROW: tl.constexpr, BLOCK_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """A tile of the centre matrix of a group, gathered from its lower triangle."""
     rows = (row + tl.arange(0, BLOCK_ROW))[:, None]
     columns = (column + tl.arange(0, BLOCK_COLUMN))[None, :]
-    mask = (rows < CHANNELS) & (columns < CHANNELS)
+    mask = (rows < channels) & (columns < channels)
     if SIGN < 0:
         mask = mask & (rows != columns)
-    start = widen(group, WIDE) * triangle_size(CHANNELS, SIGN)
+    start = widen(group, WIDE) * triangle_size(channels, SIGN)
     offsets = start + triangle_offsets(rows, columns, SIGN)
     tile = tl.load(triangles + offsets, mask=mask, other=0.0)
     if SIGN < 0:
