@@ -52,7 +52,7 @@ def launches(monkeypatch):
 @pytest.fixture
 def unpacked(monkeypatch):
     """The centre is read as a matrix, however few the channels."""
-    monkeypatch.setattr(stored_taps, "_UNPACKED_FROM", 1)
+    monkeypatch.setattr(stored_taps, "UNPACKED_FROM", 1)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_autocast_computes_in_half_from_a_float32_packed_vector(device, launches
         assert oracle.relative_error(parameter.grad, expected) < 5e-3  # y, dy in half, twice
 
 
-TOO_MANY = [2**12 + 1, 2**17 - 1]  # float16 rounds the former, and ends before the latter
+TOO_MANY = [2**12 + 1, 70_001]  # float16 rounds the former, and ends before the latter
 
 
 @pytest.mark.parametrize("total", TOO_MANY)
@@ -258,7 +258,7 @@ def test_autocast_rounds_no_gradient_of_a_parameter_to_half(device, total, needs
         gradients = torch.autograd.grad(y, leaves, grad)
     # each is the sum of grad: the image is one everywhere
     assert [(g.dtype, g.item()) for g in gradients] == [(torch.float32, total)] * len(leaves)
-    assert torch.tensor(float(total)).half() != total
+    assert torch.tensor(float(total)).half().float() != total
 
 
 def test_autocast_rounds_no_bias_to_half(device, launches):
@@ -411,7 +411,7 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("splits", [1, 2])
-def test_launches_of_a_training_step(name, splits, device, launches, monkeypatch):
+def test_launches_of_a_training_step(name, splits, device, monkeypatch):
     channels, autocast, dtype, needs_x, casts = STEPS[name]
     parameters = torch.float32 if autocast else dtype
     layer = tt.TiedConv2d(channels, 3, padding=1, device=device, dtype=parameters)
@@ -419,7 +419,8 @@ def test_launches_of_a_training_step(name, splits, device, launches, monkeypatch
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(needs_x)
     grad = randn(*x.shape, device=device, dtype=torch.float16 if autocast else dtype)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    # counted alone: interpreted, they would call PyTorch
+    monkeypatch.undo()  # of memory that is filled and held, which PyTorch then copies
+    launches = collections.Counter()  # counted alone: interpreted, they would call PyTorch
     monkeypatch.setattr(launch._Call, "run", lambda call: launches.update([NAMES[call.kernel]]))
 
     def step():
@@ -538,10 +539,17 @@ def test_a_setting_that_changes_is_followed_by_every_launch(
         assert torch.equal(actual.double(), wanted)
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-@pytest.mark.parametrize("beta", [0, -1.5, 2])
-@pytest.mark.parametrize("alpha", [1.0, 0.5, "tensor"])
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(
+    "dims, beta, alpha, splits",
+    [
+        (1, 0, 1.0, 1),
+        (2, 0, 0.5, 2),
+        (2, 0, "tensor", 1),
+        (1, -1.5, 1.0, 2),
+        (2, 2, 0.5, 1),
+        (1, -1.5, "tensor", 1),
+    ],
+)
 def test_beta_scales_the_residual_and_its_gradient(dims, beta, alpha, splits, device, launches):
     dtype = KERNEL_DTYPES[1]
     x, residual = (randn(2, 6, *[5] * dims, device=device, dtype=dtype) for _ in range(2))
@@ -563,7 +571,7 @@ def test_beta_scales_the_residual_and_its_gradient(dims, beta, alpha, splits, de
         return float(factor) * y + beta * residual
 
     tensors = (x, packed, bias, residual)
-    with select.using(conv=ConvConfig((1, 4, 4), 16, 16, splits=splits)):
+    with select.using(conv=ConvConfig((2, 8, 8), 16, 16, splits=splits)):
         actual = run(ours, tensors)
     expected = run(truth, [tensor.double() for tensor in tensors])
     assert launches["conv"] == 2
