@@ -66,7 +66,7 @@ def store_triangle(
     tile, target, row, column, CHANNELS: tl.constexpr, SIGN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile [N, K] of a matrix the lower triangle, its diagonal halved. By 32 columns at a time:
+    """Of a tile [N, K] of a matrix the lower triangle, its diagonal halved. By 32 columns at once:
     its rows start at odd places, and the addresses of all would not fit into the registers."""
     if BLOCK_K > 32:
         halves = tl.permute(tl.reshape(tile, (BLOCK_N, 2, BLOCK_K // 2)), (0, 2, 1))
