@@ -3,11 +3,11 @@
     python bench/gpu.py FOLDER [--rehearse]
 
 Kernels compiled ahead, the GPU's tests, ``check``, some tests under compute-sanitizer (where it is
-installed), the claims that a GPU can falsify, tuning for the benchmarks' workloads, how well the cost model ranks what was timed, the
-benchmarks, and the tuned table. Each is a process with a share of the time and a group of its own:
-what one of them dies of, an illegal memory access say, does not reach the next, and what it started
-ends with it. Each writes its output to the folder as it goes, and ``summary.json`` says how those
-ended that have. The exit status is 1 if any of them failed.
+installed), the claims that a GPU can falsify, tuning for the benchmarks' workloads, how well the
+cost model ranks what was timed, the benchmarks, and the tuned table. Each is a process with a share
+of the time and a group of its own: what one of them dies of, an illegal memory access say, does not
+reach the next, and what it started ends with it. Each writes its output to the folder as it goes,
+and ``summary.json`` says how those ended that have. The exit status is 1 if any of them failed.
 
 ``--rehearse`` goes the same way without a GPU, in a few minutes: few tests, in Triton's
 interpreter; a clock that says what the cost model says; benchmarks of the CPU.
