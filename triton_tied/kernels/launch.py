@@ -156,6 +156,8 @@ class _Call(NamedTuple):
             broken = explain(error)
             if broken:
                 raise broken from error
+            if "out of memory" in str(error):  # to load it: that says nothing of the code
+                return None
             return f"{type(error).__name__}: {error}"
         spilled = 4 * compiled.n_spills
         return f"spills {spilled} bytes of registers" if spilled else None
