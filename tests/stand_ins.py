@@ -35,17 +35,15 @@ def convolution_of(x, layout, geometry, channels_last=True):
     """What the kernel is given for an image."""
     from triton_tied.kernels.plans import Convolution
 
-    packed = torch.zeros(layout.size, dtype=x.dtype)
-    return Convolution(
-        x, packed, packed, None, None, layout, geometry, 1.0, 1.0, channels_last, "ieee"
-    )
+    packed = torch.zeros(layout.size, dtype=x.dtype, device=x.device)
+    return Convolution(x, packed, packed, None, None, layout, geometry, 1.0, 1.0, channels_last)
 
 
 def gradient_of(x, grad, layout, geometry, **options):
     """What the kernel of the weight gradient is given."""
     from triton_tied.kernels.plans import WeightGradient
 
-    gradient = WeightGradient(x, grad, layout, geometry, 1.0, x.dtype, False, "ieee")
+    gradient = WeightGradient(x, grad, layout, geometry, 1.0, x.dtype, False)
     return gradient._replace(**options)
 
 
