@@ -109,8 +109,8 @@ def conv_kernel(
     opposite_weights: the same, for tiles of BLOCK_K x BLOCK_N, None where weights does.
     triangles: packed, for the centre of each group.
     bias: bias_channels is 0 where there is none; residual: beta is 0 where there is none.
-    splits: so many programs, no more than a loop has steps, share a sum, each part of which goes to a
-    y of its own, stride_split apart. CHANNELS: of one group. LOADER, ROLES: see load_pixels, multiply.
+    splits: so many programs, no more than a loop has steps, share a sum, and write a y each,
+    stride_split apart. CHANNELS: of one group. LOADER, ROLES: see load_pixels, multiply.
     DENSE: x is (N, H, W, C) without gaps; DENSE_OUTPUT: residual and y are. WIDE: offsets take 64
     bits."""
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
