@@ -25,6 +25,7 @@ ROOMS = [  # from the ground up
     "operators",
     "functional",
     "prepare",
+    "spectral_norm",
     "read_only_weight",
     "nearest",
     "dense_layers",

@@ -14,6 +14,7 @@ from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import PreparedWeight, pack, packed_size, unpack
 from .prepare import prepare
+from .spectral_norm import spectral_norm
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "packed_size",
     "prepare",
     "reference",
+    "spectral_norm",
     "tie",
     "tied_conv1d",
     "tied_conv2d",
