@@ -38,6 +38,7 @@ Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 # Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
 _MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
+_BLOCK = 128  # rows and columns that a CPU mirrors at once
 _MAX_TABLE_BYTES = 2**24  # of all tables together
 _tables: dict[tuple, Tensor] = {}  # the one used last stands last
 
@@ -495,14 +496,16 @@ def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> 
 def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
     """``(group, triangle)`` -> the full centre ``(group, out, in)``."""
     c, sign = layout.group_channels, layout.sign
-    if _goes_by_rows(triangle, c):
-        pieces, zeros = (
-            triangle.split(_row_lengths(c, sign), 1),
-            triangle.new_zeros(len(triangle), c),
-        )
-        rows = [part for row in pieces for part in (row, zeros[:, row.shape[1] :])]
-        lower = torch.cat(rows, 1).view(-1, c, c)
-        return torch.add(lower, lower.tril(-1).mT, alpha=sign)
+    if _goes_without_table(triangle, c):
+        mask = torch.ones(c, c, dtype=torch.bool, device=triangle.device).tril_(min(sign, 0))
+        centre = triangle.new_zeros(layout.groups, c, c).masked_scatter_(mask, triangle)
+        for rows, columns in _lower_blocks(centre):
+            lower = centre[:, rows, columns]
+            if rows == columns:
+                lower.add_(lower.tril(-1).mT, alpha=sign)
+            else:
+                torch.mul(lower.mT, sign, out=centre[:, columns, rows])
+        return centre
     source = triangle
     if sign < 0:
         zero = triangle.new_zeros(layout.groups, 1)
@@ -514,20 +517,25 @@ def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
 def _triangle_of(centre: Tensor, layout: Layout) -> Tensor:
     """The full centre ``(group, out, in)`` -> ``(group, triangle)``."""
     c, sign = layout.group_channels, layout.sign
-    if _goes_by_rows(centre, c):
-        lengths = _row_lengths(c, sign)
+    if _goes_without_table(centre, c):
+        lengths = [row + (sign > 0) for row in range(c)]
         return torch.cat([row[:, :n] for row, n in zip(centre.unbind(1), lengths, strict=True)], 1)
     index = _table(centre, _build_triangle_index, c, sign)
     return centre.reshape(layout.groups, -1).index_select(1, index)
 
 
-def _goes_by_rows(centre: Tensor, c: int) -> bool:
-    """A large centre is copied row by row: its tables would take three times its memory."""
+def _goes_without_table(centre: Tensor, c: int) -> bool:
+    """Tables of a large centre would take three times its memory."""
     return c * c > _MAX_GATHERED_CENTRE and not _is_transformed(centre)
 
 
-def _row_lengths(c: int, sign: int) -> list[int]:
-    return [row + (sign > 0) for row in range(c)]
+def _lower_blocks(centre: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of the blocks on and below the diagonal. On a CPU they are so small that its
+    cache holds one and its mirror image, since a large matrix is slow to transpose at once."""
+    size = centre.shape[-1]
+    step = _BLOCK if centre.device.type == "cpu" else size
+    ranges = [slice(start, start + step) for start in range(0, size, step)]
+    return [(rows, columns) for i, rows in enumerate(ranges) for columns in ranges[: i + 1]]
 
 
 def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
@@ -541,7 +549,13 @@ def _fold_centre(taps: Tensor, layout: Layout) -> Tensor | None:
     if layout.taps % 2 == 0:
         return None
     centre = taps.select(1, layout.pairs)
-    both = torch.add(centre, centre.mT, alpha=layout.sign)
+    if _goes_without_table(centre, layout.group_channels):
+        both = torch.empty_like(centre, memory_format=torch.contiguous_format)
+        for rows, columns in _lower_blocks(centre):  # no other is read
+            lower, upper = centre[:, rows, columns], centre[:, columns, rows]
+            torch.add(lower, upper.mT, alpha=layout.sign, out=both[:, rows, columns])
+    else:
+        both = torch.add(centre, centre.mT, alpha=layout.sign)
     both.diagonal(dim1=1, dim2=2).copy_(centre.diagonal(dim1=1, dim2=2))
     return both
 
