@@ -325,6 +325,20 @@ def dense_weight(
     )[0]
 
 
+def tied_matrix(
+    packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype
+) -> Tensor:
+    """The dense weight of a kernel of one tap without that, ``(channels, channels // groups)``.
+
+    A small one that is not kept is left to PyTorch's own autograd: a function of ours takes more
+    time than the rest of it.
+    """
+    is_kept = isinstance(packed, PreparedWeight) or is_caching(packed)
+    if is_kept or not _is_small(layout) or is_distributed(packed):
+        return dense_weight(packed, layout, dtype, False).flatten(1)
+    return _gather(packed.to(dtype), layout, False).view(layout.channels, layout.group_channels)
+
+
 @overridable
 def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
@@ -467,11 +481,15 @@ def _expand_everywhere(packed: Any, layout: Layout, channels_last: bool) -> Tens
 
 
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    return _as_weight(_gather(packed, layout, channels_last), layout, channels_last)
+
+
+def _gather(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    """The numbers of the dense weight in memory order."""
     source = packed
     if layout.sign < 0:
         source = torch.cat([packed, packed.neg(), packed.new_zeros(1)])
-    index = _table(packed, _build_gather_index, layout, channels_last)
-    return _as_weight(source.index_select(0, index), layout, channels_last)
+    return source.index_select(0, _table(packed, _build_gather_index, layout, channels_last))
 
 
 def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor:
