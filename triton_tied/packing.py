@@ -175,11 +175,11 @@ def make_layout(
     )
 
 
-def expected_length(layout: Layout, packed_shape: Sequence[int]) -> str:
+def expected_length(layout: Layout, packed_shape: Sequence[int], name: str = "packed") -> str:
     """What packed should have been."""
     return (
-        f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
-        f"but got packed of size {list(packed_shape)}"
+        f"expected {name} to be 1-dimensional with {layout.size} elements for {layout}, "
+        f"but got {name} of size {list(packed_shape)}"
     )
 
 
@@ -211,6 +211,19 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         raise NotImplementedError(
             f"{function} is not implemented for {name} of dtype {tensor.dtype} and layout {kind}: "
             f"expected strided float64, float32, float16 or bfloat16"
+        )
+
+
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises RuntimeError unless both tensors are of one device and one dtype."""
+    if tensor.device != other.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but {name} is on {tensor.device} "
+            f"and {other_name} is on {other.device}"
+        )
+    if tensor.dtype != other.dtype:
+        raise RuntimeError(
+            f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
         )
 
 
@@ -325,16 +338,18 @@ def dense_weight(
     )[0]
 
 
-def tied_matrix(
-    packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype
-) -> Tensor:
+def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype) -> Tensor:
     """The dense weight of a kernel of one tap without that, ``(channels, channels // groups)``.
 
     A small one that is not kept is left to PyTorch's own autograd: a function of ours takes more
     time than the rest of it.
     """
-    is_kept = isinstance(packed, PreparedWeight) or is_caching(packed)
-    if is_kept or not _is_small(layout) or is_distributed(packed):
+    if (
+        isinstance(packed, PreparedWeight)
+        or is_caching(packed)
+        or is_distributed(packed)
+        or not _is_small(layout)
+    ):
         return dense_weight(packed, layout, dtype, False).flatten(1)
     return _gather(packed.to(dtype), layout, False).view(layout.channels, layout.group_channels)
 
@@ -400,7 +415,7 @@ def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
 
 def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
     """The centre tap alone: ``(groups, C, C)`` of C = channels/groups."""
-    return _expand_centre(_split(packed, layout)[1], layout)
+    return _expand_centre(split_parts(packed, layout)[1], layout)
 
 
 class _ExpandFunction(torch.autograd.Function):
@@ -502,7 +517,7 @@ def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor
 
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
-    pairs, triangle = _split(packed, layout)
+    pairs, triangle = split_parts(packed, layout)
     # ONNX knows transpose, but not mT.
     opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
@@ -532,7 +547,7 @@ def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
     return source.index_select(1, index).view(layout.groups, c, c)
 
 
-def _triangle_of(centre: Tensor, layout: Layout) -> Tensor:
+def triangle_of(centre: Tensor, layout: Layout) -> Tensor:
     """The full centre ``(group, out, in)`` -> ``(group, triangle)``."""
     c, sign = layout.group_channels, layout.sign
     if _goes_without_table(centre, c):
@@ -583,13 +598,23 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
     pairs = taps[:, : layout.pairs].reshape(-1)
     if centre is None:
         return pairs
-    return torch.cat([pairs, _triangle_of(centre, layout).reshape(-1)])
+    return torch.cat([pairs, triangle_of(centre, layout).reshape(-1)])
 
 
-def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
+def split_parts(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """``packed`` as views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
     pairs, triangle = packed.split_with_sizes(layout.part_sizes)
     return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle_size)
+
+
+def diagonal_places(layout: Layout, device: torch.device) -> Tensor:
+    """Where in ``packed`` the diagonals of the centres lie: these numbers have one place in the
+    dense weight, all others two. None is there for s = -1 and without a centre."""
+    has_diagonal = layout.triangle_size and layout.sign > 0
+    row = torch.arange(layout.group_channels if has_diagonal else 0, device=device)
+    group = torch.arange(layout.groups, device=device)
+    first = layout.part_sizes[0] + group * layout.triangle_size
+    return (first[:, None] + row * (row + 3) // 2).flatten()
 
 
 def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
@@ -614,14 +639,14 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
     """:func:`_fold_plainly` with each part written once, in its place."""
     taps = _tap_matrices(dense, layout)
     packed = dense.new_empty(layout.size)
-    pairs, triangle = _split(packed, layout)
+    pairs, triangle = split_parts(packed, layout)
     if layout.pairs:
         opposite = taps.mT.unbind(1)[layout.taps - layout.pairs :]
         torch.stack(opposite[::-1], 1, out=pairs)
         torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
     centre = _fold_centre(taps, layout)
     if centre is not None:
-        triangle.copy_(_triangle_of(centre, layout))
+        triangle.copy_(triangle_of(centre, layout))
     return packed
 
 
