@@ -13,7 +13,6 @@ from torch import Tensor
 from .packing import (
     Layout,
     Symmetry,
-    check_alike,
     check_supported,
     diagonal_places,
     expected_length,
@@ -54,7 +53,7 @@ def inner(
     layout = make_layout(channels, kernel_size, groups, symmetry)
     _check_packed("inner", "p", p, layout)
     _check_packed("inner", "q", q, layout)
-    check_alike("p", p, "q", q)
+    _check_alike("p", p, "q", q)
     wide = _wide(p.dtype)
     return (_places(p, layout) * p.to(wide) * q.to(wide)).sum().to(p.dtype)
 
@@ -216,7 +215,19 @@ def _check_factors(
             f"expected factors to be 1-dimensional with {size} elements, one for each of the "
             f"{what}, but got factors of size {list(factors.shape)}"
         )
-    check_alike("packed", packed, "factors", factors)
+    _check_alike("packed", packed, "factors", factors)
+
+
+def _check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but {name} is on {tensor.device} "
+            f"and {other_name} is on {other.device}"
+        )
+    if tensor.dtype != other.dtype:
+        raise RuntimeError(
+            f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
+        )
 
 
 def _check_gamma(gamma: Any) -> float | Tensor:

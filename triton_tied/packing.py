@@ -214,19 +214,6 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raises RuntimeError unless both tensors are of one device and one dtype."""
-    if tensor.device != other.device:
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but {name} is on {tensor.device} "
-            f"and {other_name} is on {other.device}"
-        )
-    if tensor.dtype != other.dtype:
-        raise RuntimeError(
-            f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
-        )
-
-
 def check_symmetry(symmetry: str) -> Symmetry:
     """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
     if not isinstance(symmetry, str) or symmetry not in SIGNS:
@@ -537,7 +524,7 @@ def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
             if rows == columns:
                 lower.add_(lower.tril(-1).mT, alpha=sign)
             else:
-                torch.mul(lower.mT, sign, out=centre[:, columns, rows])
+                centre[:, columns, rows] = lower.mT if sign > 0 else lower.mT.neg()
         return centre
     source = triangle
     if sign < 0:

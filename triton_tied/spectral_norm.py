@@ -32,7 +32,6 @@ from .packing import (
     Layout,
     PreparedWeight,
     Symmetry,
-    check_alike,
     check_supported,
     dense_weight,
     make_layout,
@@ -183,7 +182,7 @@ def power_iteration(
     if vector is None:
         vector = torch.randn(channels, *sizes, dtype=dtype, device=numbers.device)
     else:
-        _check_vector(vector, (channels, *sizes), numbers.to(dtype))
+        _check_vector(vector, (channels, *sizes), dtype, numbers.device)
     if not isinstance(packed, PreparedWeight):
         packed = prepare(packed, channels, layout.kernel_size, groups, symmetry, dtype=dtype)
     apply = functools.partial(
@@ -337,10 +336,16 @@ def _check_steps(tolerance: float, max_steps: int) -> int:
     return as_integer("max_steps", max_steps)
 
 
-def _check_vector(vector: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+def _check_vector(
+    vector: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     check_supported("power_iteration", "vector", vector)
     if vector.shape != shape:
         raise ValueError(
             f"expected vector of size {list(shape)}, but got vector of size {list(vector.shape)}"
         )
-    check_alike("packed", like, "vector", vector)
+    if vector.dtype != dtype or vector.device != device:
+        raise RuntimeError(
+            f"expected vector of {dtype} on {device}, but got vector of {vector.dtype} on "
+            f"{vector.device}"
+        )
