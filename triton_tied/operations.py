@@ -17,6 +17,7 @@ from .packing import (
     diagonal_places,
     expected_length,
     make_layout,
+    single_or_wider,
     split_parts,
     triangle_of,
 )
@@ -54,7 +55,7 @@ def inner(
     _check_packed("inner", "p", p, layout)
     _check_packed("inner", "q", q, layout)
     _check_alike("p", p, "q", q)
-    wide = _wide(p.dtype)
+    wide = single_or_wider(p.dtype)
     return (_places(p, layout) * p.to(wide) * q.to(wide)).sum().to(p.dtype)
 
 
@@ -82,7 +83,7 @@ def norm(
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
     _check_packed("norm", "packed", packed, layout)
-    scaled = packed.to(_wide(packed.dtype)) * _places(packed, layout).sqrt()
+    scaled = packed.to(single_or_wider(packed.dtype)) * _places(packed, layout).sqrt()
     return torch.linalg.vector_norm(scaled).to(packed.dtype)
 
 
@@ -182,7 +183,7 @@ def shift_diagonal(
 
 def _places(packed: Tensor, layout: Layout) -> Tensor:
     """In how many places of the dense weight each free number stands."""
-    twice = packed.new_full(packed.shape, 2, dtype=_wide(packed.dtype))
+    twice = packed.new_full(packed.shape, 2, dtype=single_or_wider(packed.dtype))
     return twice.index_fill(0, diagonal_places(layout, packed.device), 1)
 
 
@@ -193,10 +194,6 @@ def _scale(packed: Tensor, by: Tensor, layout: Layout) -> Tensor:
     if not layout.triangle_size:
         return scaled
     return torch.cat([scaled, (triangle * triangle_of(by, layout)).flatten()])
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_packed(function: str, name: str, packed: Tensor, layout: Layout) -> None:

@@ -214,6 +214,11 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def single_or_wider(dtype: torch.dtype) -> torch.dtype:
+    """float32 for the half types, in which sums round, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def check_symmetry(symmetry: str) -> Symmetry:
     """Returns ``symmetry``; raises ValueError unless ``symmetry`` is one of the two known."""
     if not isinstance(symmetry, str) or symmetry not in SIGNS:
@@ -372,7 +377,7 @@ def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
     # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
     # no wider dtype is needed, which not every device has, but for half types, whose sums round.
-    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    taps = _tap_matrices(weight.to(single_or_wider(weight.dtype)), layout)
     opposite = layout.sign * taps.flip(1).mT
     twice = taps + opposite
     nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)

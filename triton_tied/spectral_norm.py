@@ -36,6 +36,7 @@ from .packing import (
     dense_weight,
     make_layout,
     numbers_of,
+    single_or_wider,
 )
 from .prepare import prepare
 from .tracing import overridable
@@ -109,7 +110,7 @@ def spectral_norm(
             f"but got method={method!r} and image_size={image_size!r}"
         )
     sizes = None if image_size is None else _check_image_size(image_size, layout)
-    weight = dense_weight(packed, layout, _wide(numbers.dtype), False)
+    weight = dense_weight(packed, layout, single_or_wider(numbers.dtype), False)
     c = layout.group_channels
     grouped = weight.reshape(layout.groups, c, c, *layout.kernel_size)
     if sizes is None:
@@ -178,7 +179,7 @@ def power_iteration(
     same = resolve(layout.kernel_size, 1, "same", dilations)
     check_own_transpose(layout.kernel_size, same, padding_mode)
     max_steps = _check_steps(tolerance, max_steps)
-    dtype = numbers.dtype if isinstance(packed, PreparedWeight) else _wide(numbers.dtype)
+    dtype = numbers.dtype if isinstance(packed, PreparedWeight) else single_or_wider(numbers.dtype)
     if vector is None:
         vector = torch.randn(channels, *sizes, dtype=dtype, device=numbers.device)
     else:
@@ -309,10 +310,6 @@ def _norm_on_a_torus(
     matrices = symbols.movedim((1, 2), (-2, -1))
     hermitian = matrices if sign > 0 else 1j * matrices
     return torch.linalg.eigvalsh(hermitian).abs().amax()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_image_size(image_size: IntOrInts, layout: Layout) -> tuple[int, ...]:
