@@ -330,20 +330,19 @@ def dense_weight(
     )[0]
 
 
-def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype) -> Tensor:
+def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
     """The dense weight of a kernel of one tap without that, ``(channels, channels // groups)``.
 
     A small one that is not kept is left to PyTorch's own autograd: a function of ours takes more
     time than the rest of it.
     """
-    if (
-        isinstance(packed, PreparedWeight)
-        or is_caching(packed)
-        or is_distributed(packed)
-        or not _is_small(layout)
-    ):
-        return dense_weight(packed, layout, dtype, False).flatten(1)
-    return _gather(packed.to(dtype), layout, False).view(layout.channels, layout.group_channels)
+    if isinstance(packed, PreparedWeight):
+        return dense_weight(packed, layout, packed.packed.dtype, False).flatten(1)
+    c = layout.group_channels
+    small = layout.channels * c <= _MAX_GATHERED
+    if not small or is_caching(packed) or is_distributed(packed):
+        return dense_weight(packed, layout, packed.dtype, False).flatten(1)
+    return _gather(packed, layout, False).view(layout.channels, c)
 
 
 @overridable
@@ -654,10 +653,11 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     if once or not plain or torch._C._len_torch_dispatch_stack():
         return build(*place[1:])
     table = _tables.pop(place, None)
-    if table is None:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
-            table = build(*place[1:])
-    _tables[place] = table
+    if table is not None:
+        _tables[place] = table
+        return table
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        table = _tables[place] = build(*place[1:])
     excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
     for oldest in list(_tables):
         if excess <= 0:
