@@ -28,10 +28,8 @@ def tied_linear(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""``F.linear`` with a symmetric or antisymmetric matrix, of which ``packed`` is the lower
-    triangle: a tied convolution with one tap, on the last axis of the input.
-
-    .. math:: y = x W^T + b, \qquad W = s \, W^T
+    """``x @ W.T + bias``, as ``F.linear``, with a symmetric or antisymmetric matrix W of which
+    ``packed`` is the lower triangle: a tied convolution with one tap, on the last axis.
 
     It is plain PyTorch on every device. A matrix that is applied many times, as in a recurrent net,
     is made once by ``prepare(packed, channels, (1,), ...)``, or inside a ``cached()`` block.

@@ -33,12 +33,10 @@ def inner(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The Frobenius inner product of two dense weights, from their packed vectors.
+    """The Frobenius inner product of two dense weights, ``sum(V * W)``, from their packed vectors.
 
-    .. math:: \langle V, W \rangle = \sum_{i,j,a,b} V[i,j,a,b] \, W[i,j,a,b] = \sum_n m_n \, p_n q_n
-
-    where a free number counts as often as it stands in the dense weight: twice, or once on the
-    centre's diagonal. Differentiable.
+    That is ``sum(places * p * q)``, where a free number has two places in the dense weight, and one
+    on the centre's diagonal. Differentiable.
 
     Args:
         p, q: ``(packed_size(...),)`` of one dtype. Half types are summed in float32.
@@ -67,9 +65,9 @@ def norm(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The Frobenius norm of the dense weight, from its packed vector: the root of ``inner`` with
-    itself. (It is :math:`\sqrt 2 \, |packed|` where there is no diagonal: for "skew_adjoint", and
-    for even kernels.) Differentiable; at zero the gradient is zero.
+    """The Frobenius norm of the dense weight, from its packed vector: the root of ``inner`` with
+    itself. (It is sqrt(2) times that of ``packed`` where there is no diagonal: for "skew_adjoint",
+    and for even kernels.) Differentiable; at zero the gradient is zero.
 
     Args:
         packed, channels, kernel_size, groups, symmetry: as in ``unpack``. Half types are summed in
@@ -96,9 +94,8 @@ def scale_channels(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The packed vector of ``D W D``: each channel scaled, as an input and as an output.
-
-    .. math:: W'[i,j,a,b] = d_i \, W[i,j,a,b] \, d_j
+    """The packed vector of ``D W D``: each channel scaled, as an input and as an output, so that
+    ``W[i,j,a,b]`` becomes ``d[i] * W[i,j,a,b] * d[j]``.
 
     Scaling the outputs alone, or the inputs alone, would break the tie. Differentiable.
 
@@ -150,7 +147,7 @@ def shift_diagonal(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The packed vector of a weight with :math:`\gamma I` added to its centre tap: with "same"
+    """The packed vector of a weight with ``gamma * I`` added to its centre tap: with "same"
     padding the convolution of x becomes ``conv(x) + gamma * x``. Differentiable.
 
     Args:

@@ -1,13 +1,11 @@
-r"""The largest singular value of a tied convolution, seen as a linear map of images.
+"""The largest singular value of a tied convolution, seen as a linear map of images.
 
-With ``W_t`` the matrix of tap t, the convolution multiplies each frequency w of an image by
-
-.. math:: F(w) = \sum_t W_t \, e^{i \langle w, t \rangle}
-
-On a torus (circular padding that keeps the size) the frequencies are those of the image's size. Of
-an infinite image they are all w, and a convolution with zero padding of any width and any stride is
-a part of that map, so that its norm is at most the supremum of ``|F(w)|``. (Reflect and replicate
-padding show a pixel several times, and no bound here holds for them.)
+With W_t the matrix of tap t, the convolution multiplies each frequency w of an image by ``F(w)``,
+the sum over t of ``W_t exp(i <w, t>)``. On a torus (circular padding that keeps the size) the
+frequencies are those of the image's size. Of an infinite image they are all w, and a convolution
+with zero padding of any width and any stride is a part of that map, so that its norm is at most the
+supremum of ``|F(w)|``. (Reflect and replicate padding show a pixel several times, and no bound here
+holds for them.)
 
 The tie says that ``F(w)``, with the middle of the kernel as its origin, is Hermitian for s = +1 and
 skew-Hermitian for s = -1, so its singular values are the magnitudes of its eigenvalues.
@@ -56,25 +54,28 @@ def spectral_norm(
     image_size: IntOrInts | None = None,
     dilation: IntOrInts = 1,
 ) -> Tensor:
-    r"""The spectral norm of the convolution: an upper bound of it, or its exact value on a torus.
+    """The spectral norm of the convolution: an upper bound of it, or its exact value on a torus.
 
     **"bound"** is an upper bound for images of every size, zero padding of any width, circular
     padding that keeps the size, every stride and dilation. It is the least norm of the matrices
     into which the weight can be reshaped, times the root of the number of taps,
 
-    .. math:: \|A\| \le \sqrt{K_H K_W} \, \min(\|T\|, \|R\|),
-        \quad T_{i, (j, a, b)} = R_{(i, a), (j, b)} = W[i, j, a, b]
+        |A| <= sqrt(KH * KW) * min(|T|, |R|),    T[i, (j,a,b)] = R[(i,a), (j,b)] = W[i,j,a,b]
 
     (Singla and Feizi, Fantastic Four: differentiable bounds on singular values of convolution
     layers, ICLR 2021). They have two more matrices, with rows and columns the other way round; of a
     tied weight those are the transposes of the two, up to the sign and the order of the taps, and
-    have the same norms. In one dimension T is alone, in three there are four matrices. The largest
-    one to be decomposed has C K_H rows, which takes long for many channels.
+    have the same norms. In one dimension T is alone, in three there are four matrices. R has C * KH
+    rows, and with many channels its decomposition takes long.
 
-    **"circular"** is the exact norm with circular padding that keeps an image of ``image_size``:
-    the largest ``|F(w)|`` over its frequencies (Sedghi, Gupta and Long, The singular values of
-    convolutional layers, ICLR 2019). It is also an upper bound for zero "same" padding and images
-    that are smaller by ``dilation * (kernel_size // 2)`` along each axis, or more; a tight one.
+    **"circular"** is the exact norm with circular padding that keeps an image of ``image_size``,
+    the largest ``|F(w)|`` of its frequencies w, where W_t is the matrix of tap t and
+
+        F(w) = sum over t of W_t exp(i <w, t>)
+
+    (Sedghi, Gupta and Long, The singular values of convolutional layers, ICLR 2019). It is also an
+    upper bound, and a tight one, for zero "same" padding and images that are smaller along each
+    axis by ``dilation * (kernel_size // 2)`` or more.
 
     There is a third way, ``power_iteration``, apart from these: it is an estimate from below, and
     carries a vector from call to call.
@@ -135,16 +136,15 @@ def power_iteration(
     tolerance: float = 1e-4,
     max_steps: int = 1000,
 ) -> tuple[Tensor, Tensor]:
-    r"""An estimate from below of the spectral norm for one size of images, by power iteration.
+    """An estimate from below of the spectral norm for one size of images, by power iteration.
 
-    With "same" padding and an odd kernel :math:`A^T = s A`, so that no transpose is needed: each
-    step is one convolution,
+    With "same" padding and an odd kernel the convolution A is its own transpose, up to the sign, so
+    that each step is one convolution and no transpose is needed:
 
-    .. math:: v \leftarrow A v / \|A v\|, \qquad \|A v\| \le \|A\|
+        v <- A v / |A v|,    |A v| <= |A|
 
-    and the estimate grows from step to step. How fast depends on the gap between the largest
-    singular values; how far it still is from the norm is not known. For a bound see
-    ``spectral_norm``.
+    The estimate grows from step to step. How fast depends on the gap between the largest singular
+    values; how far it still is from the norm is not known. For a bound see ``spectral_norm``.
 
     In training, hand the vector of the last call to the next: weights that move little need few
     steps, and ``tolerance=0, max_steps=1`` waits for no result of the device.
