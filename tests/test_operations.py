@@ -129,6 +129,35 @@ def test_under_vmap_and_grad(symmetry):
     close(gradient, leaf.grad)
 
 
+def test_the_compiler_takes_all_in_one_graph():
+    layout = (4, (3, 3), 2, "self_adjoint")
+    packed, d, x = random_packed(layout), torch.randn(4).double(), torch.randn(3, 4).double()
+    triangle = torch.randn(tt.packed_size(4, (1,))).double()
+    vector = torch.randn(4, 5, 5, dtype=torch.float64)
+
+    def everything(packed, triangle):
+        step = {"vector": vector, "tolerance": 0, "max_steps": 2}
+        yield tt.inner(packed, 2 * packed, *layout)
+        yield tt.norm(packed, *layout)
+        yield tt.scale_channels(packed, d, *layout)
+        yield tt.scale_groups(packed, d[:2], *layout)
+        yield tt.shift_diagonal(packed, d[0], *layout)
+        yield tt.spectral_norm(packed, *layout)
+        yield tt.spectral_norm(packed, *layout, "circular", image_size=5)
+        yield tt.power_iteration(packed, *layout, image_size=5, **step)[0]
+        yield tt.tied_linear(x, triangle)
+
+    def total(packed, triangle):
+        return sum([result.sin().sum() for result in everything(packed, triangle)])
+
+    leaves = [packed.requires_grad_(), triangle.requires_grad_()]
+    compiled = torch.compile(total, fullgraph=True, backend="eager")(*leaves)
+    close(compiled, total(*leaves))
+    found, expected = (torch.autograd.grad(y, leaves) for y in (compiled, total(*leaves)))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 def test_methods_of_the_layers(symmetry):
     kind = {"kernel_size": 3, "groups": 2, "symmetry": symmetry, "dtype": torch.float64}

@@ -280,7 +280,7 @@ def _reshaped(grouped: Tensor) -> Iterator[Tensor]:
         rows = [axis for axis, chosen in zip(long[1:], with_rows, strict=True) if chosen]
         columns = [axis for axis in long if axis not in rows]
         matrix = grouped.permute(0, 1, *rows, 2, *columns, *short)
-        yield matrix.reshape(g, c * math.prod(grouped.shape[axis] for axis in rows), -1)
+        yield matrix.reshape(g, c * math.prod([grouped.shape[axis] for axis in rows]), -1)
 
 
 def _largest_singular_values(matrices: Tensor) -> Tensor:
