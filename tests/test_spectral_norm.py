@@ -237,6 +237,19 @@ def test_half_types_are_computed_in_float32(dtype):
     assert estimate.dtype == dtype and vector.dtype == torch.float32
 
 
+@pytest.mark.parametrize("method, options", [("bound", {}), ("circular", {"image_size": 4})])
+def test_autocast_changes_nothing(method, options):
+    layout = (4, (3, 3), 2, "skew_adjoint")
+    packed = random_packed(layout).float()
+    vector = torch.randn(4, 5, 5)
+    power = {"image_size": 5, "vector": vector, "tolerance": 0, "max_steps": 3}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tt.spectral_norm(packed, *layout, method, **options)
+        estimate, _ = tt.power_iteration(packed, *layout, **power)
+    assert torch.equal(found, tt.spectral_norm(packed, *layout, method, **options))
+    assert torch.equal(estimate, tt.power_iteration(packed, *layout, **power)[0])
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 def test_methods_of_the_layers(symmetry):
     layer = tt.TiedConv2d(

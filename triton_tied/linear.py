@@ -32,7 +32,7 @@ def tied_linear(
     ``packed`` is the lower triangle: a tied convolution with one tap, on the last axis.
 
     It is plain PyTorch on every device. A matrix that is applied many times, as in a recurrent net,
-    is made once by ``prepare(packed, channels, (1,), ...)``, or inside a ``cached()`` block.
+    is made once inside a ``cached()`` block.
 
     Args:
         input: ``(..., C)``; float64, float32, float16 or bfloat16.
@@ -59,10 +59,10 @@ def tied_linear(
     """
     layout = _check(input, packed, bias, groups, symmetry)
     matrix = tied_matrix(packed, layout)
-    if groups == 1:
+    if layout.groups == 1:
         return F.linear(input, matrix, bias)
-    blocks = matrix.view(groups, layout.group_channels, layout.group_channels)
-    grouped = input.unflatten(-1, (groups, layout.group_channels))
+    blocks = matrix.view(layout.groups, layout.group_channels, layout.group_channels)
+    grouped = input.unflatten(-1, (layout.groups, layout.group_channels))
     output = torch.einsum("...gi,goi->...go", grouped, blocks).flatten(-2)
     return output if bias is None else output + bias.to(output.dtype)
 

@@ -13,11 +13,13 @@ skew-Hermitian for s = -1, so its singular values are the magnitudes of its eige
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from numbers import Real
 from typing import Literal, get_args
 
@@ -88,8 +90,8 @@ def spectral_norm(
         dilation: likewise; "bound" does not depend on it.
 
     Returns:
-        A tensor of no dimension, of the dtype of ``packed``; half types are computed in float32.
-        Differentiable, with a gradient of zero at zero. (A second derivative is there where the
+        A tensor of no dimension, of the dtype of ``packed``; half types are computed in float32,
+        under autocast too. Differentiable, with a gradient of zero at zero. (A second derivative is there where the
         largest singular value is simple.)
 
     Raises:
@@ -114,10 +116,11 @@ def spectral_norm(
     weight = dense_weight(packed, layout, single_or_wider(numbers.dtype), False)
     c = layout.group_channels
     grouped = weight.reshape(layout.groups, c, c, *layout.kernel_size)
-    if sizes is None:
-        norm = _reshaping_bound(grouped)
-    else:
-        norm = _norm_on_a_torus(grouped, layout.sign, sizes, dilations)
+    with _without_autocast(weight.device):
+        if sizes is None:
+            norm = _reshaping_bound(grouped)
+        else:
+            norm = _norm_on_a_torus(grouped, layout.sign, sizes, dilations)
     return norm.to(numbers.dtype)
 
 
@@ -155,8 +158,8 @@ def power_iteration(
         image_size: an int or one for each axis.
         padding_mode: "zeros" or "circular"; the padding is "same".
         dilation: an int or one for each axis.
-        vector: an image ``(channels, *image_size)`` of the dtype of ``packed`` to begin with; None
-            for a random one.
+        vector: an image ``(channels, *image_size)`` to begin with, of the dtype of ``packed``, or
+            float32 for half types; None for a random one.
         tolerance: stops when a step has raised the estimate by no more than this share of it. 0
             takes ``max_steps`` steps.
         max_steps: at most so many, with a warning if the tolerance was not reached.
@@ -196,24 +199,8 @@ def power_iteration(
         groups=groups,
         symmetry=symmetry,
     )
-    with torch.no_grad():
-        vector = vector / torch.linalg.vector_norm(vector)
-        last = 0.0
-        for _ in range(max_steps - 1):
-            estimate, vector = _step(apply, vector)
-            if tolerance:
-                now = estimate.item()
-                if now - last <= tolerance * now:
-                    break
-                last = now
-        else:
-            if tolerance:
-                warnings.warn(
-                    f"power_iteration: after max_steps={max_steps} the estimate still grew by more "
-                    f"than tolerance={tolerance} a step",
-                    stacklevel=3,
-                )
-    estimate, vector = _step(apply, vector)
+    with _without_autocast(numbers.device):
+        estimate, vector = _iterate(apply, vector, tolerance, max_steps)
     return estimate.to(numbers.dtype), vector
 
 
@@ -254,6 +241,29 @@ def check_own_transpose(
         f"kernel_size={kernel_size}, stride={geometry.stride}, "
         f"padding={geometry.padding} (before and after), padding_mode={padding_mode!r}"
     )
+
+
+def _iterate(
+    apply: Callable[[Tensor], Tensor], vector: Tensor, tolerance: float, max_steps: int
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        vector = vector / torch.linalg.vector_norm(vector)
+        last = 0.0
+        for _ in range(max_steps - 1):
+            estimate, vector = _step(apply, vector)
+            if tolerance:
+                now = estimate.item()
+                if now - last <= tolerance * now:
+                    break
+                last = now
+        else:
+            if tolerance:
+                warnings.warn(
+                    f"power_iteration: after max_steps={max_steps} the estimate still grew by more "
+                    f"than tolerance={tolerance} a step",
+                    stacklevel=4,
+                )
+    return _step(apply, vector)  # the last one alone has a gradient
 
 
 def _step(apply: Callable[[Tensor], Tensor], vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,6 +320,13 @@ def _norm_on_a_torus(
     matrices = symbols.movedim((1, 2), (-2, -1))
     hermitian = matrices if sign > 0 else 1j * matrices
     return torch.linalg.eigvalsh(hermitian).abs().amax()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """In a half type neither a bound would be one, nor an estimate come from below."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_image_size(image_size: IntOrInts, layout: Layout) -> tuple[int, ...]:
