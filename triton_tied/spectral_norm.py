@@ -91,8 +91,8 @@ def spectral_norm(
 
     Returns:
         A tensor of no dimension, of the dtype of ``packed``; half types are computed in float32,
-        under autocast too. Differentiable, with a gradient of zero at zero. (A second derivative is there where the
-        largest singular value is simple.)
+        under autocast too. Differentiable, with a gradient of zero at zero. (A second derivative is
+        there where the largest singular value is simple.)
 
     Raises:
         TypeError, ValueError, NotImplementedError: as ``unpack``; an unknown method; an image size
