@@ -205,8 +205,8 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     }  # fmt: skip
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
-    programs = (layout.taps + 1) // 2 * tiles * layout.groups if layout.size else 0
-    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups
+    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits if size else 0
     descriptors = {}
     if config.loader != "pointer":
         descriptors["x"] = _describe(config, config.BLOCK_K, x)
