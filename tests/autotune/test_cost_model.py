@@ -16,7 +16,7 @@ GPUS = pytest.mark.parametrize("gpu", gpus.KNOWN.values(), ids=gpus.KNOWN)
 
 
 def weight_grad(c, image=(32, 28, 28)):
-    return Problem("weight_grad", "bfloat16", Layout(c, (3, 3)), image, GEOMETRY, centre="none")
+    return Problem("weight_grad", "bfloat16", Layout(c, (3, 3)), image, GEOMETRY)
 
 
 def splits_of(problem, gpu):
@@ -82,7 +82,7 @@ def test_a_deeper_pipeline_is_no_worse(gpu):
 
 def test_what_is_well_predicted_but_not_timed_says_why():
     layout = Layout(128, (3, 3))
-    problem = Problem("conv", "bfloat16", layout, (32, 28, 28), GEOMETRY, centre="unpacked")
+    problem = Problem("conv", "bfloat16", layout, (32, 28, 28), GEOMETRY)
     found = make_shortlist(problem, gpus.KNOWN["A100"])
     best = found.candidates[0].predicted_us
     late = [reason for _, reason in found.fallen if reason.startswith("predicted")]

@@ -16,7 +16,7 @@ from triton_tied.autotune.race import race
 from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.toolchain import ToolchainError, explain
 from triton_tied.packing import Layout
 

@@ -14,7 +14,7 @@ from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.verdict import excess_of
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.toolchain import ToolchainError
 from triton_tied.packing import Layout, expand
 

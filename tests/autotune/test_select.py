@@ -25,7 +25,7 @@ from triton_tied.autotune.recording import recording
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.tuned_configs import config_for
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.launch import WeightGradient
+from triton_tied.kernels.plans import WeightGradient
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.usefixtures("absent_h200")

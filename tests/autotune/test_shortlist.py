@@ -21,7 +21,7 @@ from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.packing import Layout
 
 LIST_DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]

@@ -15,7 +15,7 @@ from triton_tied.packing import Layout
 def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
     before = torch.get_rng_state()
     made = trial.Trial(
-        Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY, centre="none"), "cpu"
+        Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY), "cpu"
     )
     assert torch.equal(torch.get_rng_state(), before)
     numbers = made.call.grad if kernel == "weight_grad" else made.call.packed
@@ -29,7 +29,7 @@ def test_a_trial_computes_float32_as_the_problem_says(
 ):
     other = "ieee" if wanted == "tf32" else "tf32"
     convolution_precision.fp32_precision = other
-    problem = Problem(kernel, dtype, Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    problem = Problem(kernel, dtype, Layout(16, (2, 2)), (1, 4, 4), GEOMETRY)
     seen = {}
 
     class Kernel:
@@ -45,7 +45,7 @@ def test_a_trial_computes_float32_as_the_problem_says(
 
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 def test_a_trial_launches_again_what_it_prepared_once(monkeypatch, kernel):
-    problem = Problem(kernel, "float32", Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    problem = Problem(kernel, "float32", Layout(16, (2, 2)), (1, 4, 4), GEOMETRY)
     launched = []
 
     class Kernel:
