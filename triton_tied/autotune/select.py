@@ -71,7 +71,9 @@ def conv_plan(convolution: Convolution) -> Plan | None:
     """
     call = convolution
     residual = None if call.residual is None else _place_of(call.residual)
-    others = (_place_of(call.weights), call.bias is None, residual, call.channels_last)
+    bias = call.packed if call.bias is None else call.bias  # whose place it takes
+    bias_code = (call.bias is None, bias.dtype, bias.data_ptr() % 16)
+    others = (_place_of(call.weights), *bias_code, residual, call.channels_last)
     return _plan(call, (call.x,), others)
 
 
