@@ -14,9 +14,7 @@ from triton_tied.packing import Layout
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
     before = torch.get_rng_state()
-    made = trial.Trial(
-        Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY), "cpu"
-    )
+    made = trial.Trial(Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY), "cpu")
     assert torch.equal(torch.get_rng_state(), before)
     numbers = made.call.grad if kernel == "weight_grad" else made.call.packed
     assert made.call.x.std() > 0.5 and numbers.std() > 0.5
