@@ -11,9 +11,12 @@ from .cached_weights import cached
 from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
+from .linear import tied_linear
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
+from .operations import inner, norm, scale_channels, scale_groups, shift_diagonal
 from .packing import PreparedWeight, pack, packed_size, unpack
 from .prepare import prepare
+from .spectral_norm import power_iteration, spectral_norm
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -31,14 +34,22 @@ __all__ = [
     "TiedConv3d",
     "cached",
     "init",
+    "inner",
+    "norm",
     "pack",
     "packed_size",
+    "power_iteration",
     "prepare",
     "reference",
+    "scale_channels",
+    "scale_groups",
+    "shift_diagonal",
+    "spectral_norm",
     "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
+    "tied_linear",
     "unpack",
     "untie",
 ]

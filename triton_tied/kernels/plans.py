@@ -16,6 +16,7 @@ from . import configs
 from .configs import Config, ConvConfig, WeightGradConfig, count_boxes
 from .conv import conv_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
+from .stored_taps import most_splits
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
 
@@ -142,8 +143,9 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
     partial = None
-    if config.splits > 1:
-        shape = (config.splits, pixels, layout.channels)
+    splits = min(config.splits, most_splits(layout, call.stored, config.BLOCK_K))
+    if splits > 1:
+        shape = (splits, pixels, layout.channels)
         partial = torch.empty(shape, dtype=torch.float32, device="meta")
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
@@ -156,14 +158,14 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
         **_strides(memory_of(x) == "channels_last", x=x), **biased,
         "stride_split": pixels * layout.channels, "padding_h": padding_h, "padding_w": padding_w,
-        "splits": config.splits,
+        "splits": splits,
         **_constants(
             config, layout, call.geometry, call.precision, [x], [y, call.weights, residual],
             stored=call.stored, dense_output=dense_output,
         ),
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
-    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * config.splits
+    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
     descriptors = {}
     if config.loader != "pointer":
         descriptors["x"] = _describe(config, config.BLOCK_K, x)
@@ -203,8 +205,8 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     }  # fmt: skip
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
-    programs = (layout.taps + 1) // 2 * tiles * layout.groups if layout.size else 0
-    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups
+    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits if size else 0
     descriptors = {}
     if config.loader != "pointer":
         descriptors["x"] = _describe(config, config.BLOCK_K, x)
