@@ -25,6 +25,7 @@ ROOMS = [  # from the ground up
     "operators",
     "functional",
     "prepare",
+    "exponential",
     "read_only_weight",
     "nearest",
     "dense_layers",
