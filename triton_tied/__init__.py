@@ -7,13 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import init, reference
+from .antisymmetric import AntisymmetricResidual2d
 from .cached_weights import cached
 from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
+from .exponential import exp_error_bound, exp_terms, tied_exp
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 from .packing import PreparedWeight, pack, packed_size, unpack
 from .prepare import prepare
+from .skew_orthogonal import SkewOrthogonalConv2d
+from .spectral_norm import spectral_norm
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -23,21 +27,27 @@ if TYPE_CHECKING:
     from .autotune.tuning import tune as tune
 
 __all__ = [
+    "AntisymmetricResidual2d",
     "PreparedWeight",
+    "SkewOrthogonalConv2d",
     "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
     "cached",
+    "exp_error_bound",
+    "exp_terms",
     "init",
     "pack",
     "packed_size",
     "prepare",
     "reference",
+    "spectral_norm",
     "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
+    "tied_exp",
     "unpack",
     "untie",
 ]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .functional import BY_DIMENSIONS, check_padding_mode, compute_dtype
-from .geometry import IntOrInts, PaddingMode, as_number
+from .argument_checks import check_circular_or_zeros, check_odd
+from .functional import BY_DIMENSIONS, compute_dtype
+from .geometry import IntOrInts, PaddingMode, as_number, as_positive
 from .memory_format import CHANNELS_LAST, is_channels_last
 from .packing import (
     Layout,
@@ -28,6 +29,7 @@ from .packing import (
     numbers_of,
 )
 from .prepare import prepare
+from .spectral_norm import spectral_norm
 from .tracing import overridable
 
 _MAX_TERMS = 100  # a series of more has lost all digits to cancellation before
@@ -55,7 +57,7 @@ def exp_error_bound(norm: float | Tensor, terms: int, symmetry: Symmetry = "self
         >>> exp_error_bound(1.0, 5, "skew_adjoint")  # 1 / 6!
         0.001388888888888889
     """
-    norm, terms = as_number("norm", norm), check_terms("terms", terms)
+    norm, terms = as_number("norm", norm), as_positive("terms", terms)
     left_out = math.prod(norm / power for power in range(1, terms + 2))
     if check_symmetry(symmetry) == "skew_adjoint":
         return left_out
@@ -133,9 +135,7 @@ def tied_exp(
     keeps_all = not recompute or torch._C._are_functorch_transforms_active()
     if keeps_all or not torch.is_grad_enabled():
         return series(input, packed, terms)
-    return checkpoint(  # type: ignore[no-any-return]
-        series, input, packed, terms, use_reentrant=False, preserve_rng_state=False
-    )
+    return checkpoint(series, input, packed, terms, use_reentrant=False, preserve_rng_state=False)
 
 
 def _series(
@@ -192,34 +192,6 @@ def _checked_layout(
     return layout
 
 
-def check_odd(function: str, kernel_size: tuple[int, ...]) -> None:
-    """Raises ValueError for an even size: only the map of an odd one is its own transpose."""
-    if any(size % 2 == 0 for size in kernel_size):
-        raise ValueError(f"{function} needs an odd kernel_size, got {kernel_size}")
-
-
-def check_circular_or_zeros(function: str, padding_mode: str) -> None:
-    """Raises ValueError for the others, with which the map is not its own transpose."""
-    check_padding_mode(padding_mode)
-    if padding_mode not in ("zeros", "circular"):
-        raise ValueError(
-            f"{function} needs padding_mode 'zeros' or 'circular', got {padding_mode!r}"
-        )
-
-
-def check_terms(name: str, terms: int) -> int:
-    """A positive number of terms.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if isinstance(terms, bool) or not isinstance(terms, int):
-        raise TypeError(f"{name} must be an int, but got {terms!r}")
-    if terms < 1:
-        raise ValueError(f"{name} should be positive, got {name}={terms}")
-    return terms
-
-
 def _checked_tolerance(tolerance: float) -> float:
     tolerance = as_number("tolerance", tolerance)
     if tolerance == 0:
@@ -238,12 +210,13 @@ def _number_of_terms(
     if terms is not None:
         if tolerance is not None:
             raise ValueError(f"give terms or a tolerance: got terms={terms}, tolerance={tolerance}")
-        return check_terms("terms", terms)
+        return as_positive("terms", terms)
     if tolerance is None:
         tolerance = torch.finfo(compute_dtype(input)).eps
     tolerance = _checked_tolerance(tolerance)
     if torch.compiler.is_compiling():
         raise RuntimeError("terms=None reads the weight's norm: under torch.compile give terms")
-    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
-    norm = _norm_bound(numbers.detach(), layout)
+    with torch.no_grad():
+        sizes = layout.channels, layout.kernel_size, layout.groups, layout.symmetry
+        norm = spectral_norm(packed, *sizes, method="bound")
     return exp_terms(norm, tolerance, layout.symmetry)

@@ -112,6 +112,19 @@ def as_integer(name: str, value: Any, shown: Any = None) -> int:
     raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
 
 
+def as_positive(name: str, value: Any) -> int:
+    """``value`` as an int of at least one.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is less.
+    """
+    number = as_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} should be positive, got {name}={number}")
+    return number
+
+
 def as_number(name: str, value: Any) -> float:
     """``value`` as a float, if it is a finite number that is not negative: a real one, or a tensor
     of one element.
