@@ -55,8 +55,10 @@ class SkewOrthogonalConv2d(nn.Module):
         packed_weight: the free numbers of the skew-adjoint W.
         bias: ``(out_channels,)`` or None.
 
-    The normalisation is the published one: a power method, one step of it in each training step,
-    whose vectors are buffers. It is scale free, so the size of W decides only how fast it turns.
+    The normalisation is the published one: a power method, one step of it in each forward in
+    training mode, whose vectors are buffers. ``normalized(iterations=50)`` brings them nearer to
+    their limit, before an evaluation for instance. The scale of W does not change the output.
+
     The published layers hold a whole filter R and use ``(R - flip(R)^T) / 2``. Their state dicts,
     with "random_conv_filter" (2021) or "weight" (2022), are loaded. Plain SGD trains as theirs does
     with half of their learning rate, since a packed number sits in two places of W.
@@ -243,10 +245,11 @@ class SkewOrthogonalConv2d(nn.Module):
             except (TypeError, ValueError, NotImplementedError) as error:
                 error_msgs.append(f"While loading {published!r}: {error}")
                 return
+        known = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if published is not None:
+        if published is not None and len(error_msgs) == known:
             self._restart()
 
     def _from_published(
