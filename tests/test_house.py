@@ -25,6 +25,8 @@ ROOMS = [  # from the ground up
     "operators",
     "functional",
     "prepare",
+    "linear",
+    "operations",
     "spectral_norm",
     "argument_checks",
     "exponential",

@@ -21,7 +21,6 @@ from .dense_layers import options_of
 from .functional import tied_conv2d
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive
 from .modules import TiedConv2d
-from .spectral_norm import spectral_norm
 
 Method = Literal["euler", "verlet"]
 
@@ -142,9 +141,7 @@ class AntisymmetricResidual2d(nn.Module):
     @torch.no_grad()
     def stable_step(self) -> float:
         """The largest stable step, with ``spectral_norm(..., "bound")`` for the norm of A."""
-        conv = self.conv
-        sizes = conv.channels, conv.kernel_size, conv.groups, conv.symmetry
-        norm = float(spectral_norm(conv.packed_weight, *sizes, method="bound"))
+        norm = float(self.conv.spectral_norm("bound"))
         if self.method == "verlet":
             return 2 / norm if norm else math.inf
         return 2 * self.gamma / (self.gamma**2 + norm**2) if self.gamma else 0.0

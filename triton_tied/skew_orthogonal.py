@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .argument_checks import check_circular_or_zeros, check_image, check_odd
 from .exponential import exp_error_bound, tied_exp
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive, per_axis
+from .operations import scale_groups
 from .packing import make_layout, pack, unpack
 from .spectral_norm import spectral_norm
 
@@ -166,9 +167,12 @@ class SkewOrthogonalConv2d(nn.Module):
         """The packed vector of A, after so many steps of the power method."""
         sigma = self._sigma(iterations)
         scale = self.correction / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
-        parts = self.packed_weight.to(scale.dtype).split(self._layout.part_sizes)
-        scaled = [part.view(self.groups, -1) * scale[:, None] for part in parts]
-        return torch.cat([part.flatten() for part in scaled]).to(self.packed_weight.dtype)
+        packed = self.packed_weight.to(scale.dtype)
+        if self.groups == 1:
+            scaled = packed * scale
+        else:
+            scaled = scale_groups(packed, scale, self._layout.channels, *self._sizes)
+        return scaled.to(self.packed_weight.dtype)
 
     @torch.no_grad()
     def lipschitz_bound(self) -> float:
