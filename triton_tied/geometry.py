@@ -136,7 +136,7 @@ def as_number(name: str, value: Any) -> float:
     if isinstance(value, bool | str):
         raise TypeError(f"{name} must be a number, but got {value!r}")
     try:
-        number = float(value)
+        number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError):
         given = reprlib.repr(value)
         raise TypeError(f"{name} must be a number, but got {given}") from None
