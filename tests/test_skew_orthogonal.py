@@ -80,8 +80,6 @@ def layers(draw):
     stride, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     in_channels = draw(st.integers(1, 3)) * (groups if stride == 1 else 1)
     out_channels = draw(st.integers(1, 3)) * groups
-    if in_channels * stride**2 < out_channels:
-        out_channels = max(out_channels, in_channels * stride**2)
     options = {
         "kernel_size": draw(st.sampled_from([1, 3, (3, 1), (1, 5)])),
         "stride": stride,
@@ -246,6 +244,7 @@ def test_wrong_checkpoints_are_refused():
     filter = torch.randn(4, 4, 3, 3, dtype=DTYPE)
     for state, message in (
         ({"random_conv_filter": filter, "correction": torch.ones(1)}, "correction=1.*0.7"),
+        ({"random_conv_filter": filter, **layer.state_dict()}, "packed_weight.*too: which"),
         ({"random_conv_filter": filter[:3]}, r"got weight of size \[3, 4, 3, 3\]"),
         ({"random_conv_filter": filter[:3, :3]}, "size mismatch for packed_weight"),
         ({"random_conv_filter": filter.tolist()}, "must be Tensor, not list"),

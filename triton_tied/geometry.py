@@ -119,7 +119,10 @@ def as_positive(name: str, value: Any) -> int:
         TypeError: it is no integer.
         ValueError: it is less.
     """
-    number = as_integer(name, value)
+    try:
+        number = as_integer(name, value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, but got {value!r}") from None
     if number < 1:
         raise ValueError(f"{name} should be positive, got {name}={number}")
     return number

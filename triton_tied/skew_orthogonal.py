@@ -58,7 +58,8 @@ class SkewOrthogonalConv2d(nn.Module):
 
     The normalisation is the published one: a power method, one step of it in each forward in
     training mode, whose vectors are buffers. ``normalized(iterations=50)`` brings them nearer to
-    their limit, before an evaluation for instance. The scale of W does not change the output.
+    their limit, before an evaluation for instance. The scale of W does not change the output. The
+    vectors count as constants, so a second derivative by the weight alone would not be right.
 
     The published layers hold a whole filter R and use ``(R - flip(R)^T) / 2``. Their state dicts,
     with "random_conv_filter" (2021) or "weight" (2022), are loaded. Plain SGD trains as theirs does
@@ -259,6 +260,8 @@ class SkewOrthogonalConv2d(nn.Module):
     def _from_published(
         self, state_dict: dict[str, Any], prefix: str, published: str
     ) -> dict[str, Any]:
+        if prefix + "packed_weight" in state_dict:
+            raise ValueError(f"there is {prefix + 'packed_weight'!r}, too: which is meant?")
         correction = state_dict.get(prefix + "correction", self.correction)
         if not math.isclose(correction, self.correction, rel_tol=1e-6):
             raise ValueError(
@@ -292,7 +295,8 @@ def _power_method(matrices: Tensor, right: Tensor, iterations: int) -> Tensor:
     """Estimates of the norms of ``[group, rows, columns]``, never above them. ``right`` holds the
     right singular vectors, and is improved."""
     with torch.no_grad():
-        fixed, vectors = matrices.detach(), right.to(matrices.dtype, copy=True)[..., None]
+        fixed = matrices.detach()
+        vectors = F.normalize(right.to(matrices.dtype)[..., None], dim=1)
         left = F.normalize(fixed @ vectors, dim=1)
         for _ in range(iterations):
             vectors = F.normalize(fixed.mT @ left, dim=1)
