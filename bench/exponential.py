@@ -68,7 +68,7 @@ class PublishedLayer(nn.Module):
                 ((c, 1, h, w), (1, c, 1, 1)),
             )
         ]
-        self.normalized(1000)
+        self.normalized(300)
 
     def normalized(self, steps: int) -> Tensor:
         weight = half_difference(self.filter)
@@ -114,7 +114,7 @@ def measure(batch: int, channels: int, side: int, seconds: float) -> list[str]:
     packed = tt.pack(filter.detach(), symmetry=SKEW).requires_grad_()
     layer = tt.SkewOrthogonalConv2d(channels, channels, 3, bias=False)
     layer.load_state_dict({"random_conv_filter": published.filter.detach()}, strict=False)
-    layer.normalized(1000)
+    layer.normalized(300)
 
     def exponential(recompute: bool) -> Peer:
         options = {"kernel_size": 3, "symmetry": SKEW, "recompute": recompute}
