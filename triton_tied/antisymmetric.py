@@ -26,25 +26,25 @@ Method = Literal["euler", "verlet"]
 
 
 class AntisymmetricResidual2d(nn.Module):
-    r"""One step of a residual net whose convolution is skew-adjoint.
+    """One step of a residual net whose convolution A is skew-adjoint.
 
     "euler" steps forward: ``x + step * activation(A x - gamma * x + b)``.
 
     "verlet" splits the channels into two halves y and z, which drive each other by a convolution of
-    half the channels, with :math:`A^T = -A`. It has no damping, and ``inverse`` undoes it:
-
-    .. math:: z \leftarrow z - h \, \sigma(A^T y + b), \qquad y \leftarrow y + h \, \sigma(A z + b)
+    half the channels: ``z - step * activation(A^T y + b)`` is the new z, and with that
+    ``y + step * activation(A z + b)`` the new y. It has no damping, and ``inverse`` undoes it.
 
     **Stability.** Let the activation be zero at zero, with slopes between 0 and 1 (tanh, relu,
-    identity). Steps of one and the same layer are stable, however many, where ``step`` is at most
+    identity). Steps of one and the same layer are stable, however many, where
 
-    .. math:: h \le \frac{2 \gamma}{\gamma^2 + \|A\|^2} \text{ ("euler")}, \qquad
-        h < \frac{2}{\|A\|} \text{ ("verlet")}.
+    - ``step <= 2 * gamma / (gamma**2 + norm**2)`` for "euler", with the spectral norm of A. Then
+      the sum of ``S(A x - gamma * x + b)`` never grows, where S is the activation's integral: log
+      cosh for tanh. Without damping, gamma = 0, forward Euler is unstable for every step, if
+      slowly.
+    - ``step < 2 / norm`` for "verlet". Then the linear steps, and so the steps near a state of
+      rest, stay bounded.
 
-    For "euler" the sum of :math:`S(A x - \gamma x + b)` then never grows, where S is the
-    activation's integral: log cosh for tanh. Without damping, gamma = 0, forward Euler is unstable
-    for every step, if slowly. For "verlet" the linear steps, and so the steps near a state of rest,
-    stay bounded. ``stable_step()`` computes the limit. It falls as the weight grows in training.
+    ``stable_step()`` computes the limit. It falls as the weight grows in training.
 
     Args:
         channels: of input and output; for "verlet" even.
