@@ -28,13 +28,11 @@ def tied_linear(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""``F.linear`` with a symmetric or antisymmetric matrix, of which ``packed`` is the lower
-    triangle: a tied convolution with one tap, on the last axis of the input.
-
-    .. math:: y = x W^T + b, \qquad W = s \, W^T
+    """``x @ W.T + bias``, as ``F.linear``, with a symmetric or antisymmetric matrix W of which
+    ``packed`` is the lower triangle: a tied convolution with one tap, on the last axis.
 
     It is plain PyTorch on every device. A matrix that is applied many times, as in a recurrent net,
-    is made once by ``prepare(packed, channels, (1,), ...)``, or inside a ``cached()`` block.
+    is made once inside a ``cached()`` block.
 
     Args:
         input: ``(..., C)``; float64, float32, float16 or bfloat16.
@@ -59,12 +57,12 @@ def tied_linear(
         >>> packed = torch.randn(packed_size(8, (1,), symmetry="skew_adjoint"))
         >>> y = tied_linear(torch.randn(5, 8), packed, symmetry="skew_adjoint")
     """
-    layout, dtype = _check(input, packed, bias, groups, symmetry)
-    matrix = tied_matrix(packed, layout, dtype)
-    if groups == 1:
+    layout = _check(input, packed, bias, groups, symmetry)
+    matrix = tied_matrix(packed, layout)
+    if layout.groups == 1:
         return F.linear(input, matrix, bias)
-    blocks = matrix.view(groups, layout.group_channels, layout.group_channels)
-    grouped = input.unflatten(-1, (groups, layout.group_channels))
+    blocks = matrix.view(layout.groups, layout.group_channels, layout.group_channels)
+    grouped = input.unflatten(-1, (layout.groups, layout.group_channels))
     output = torch.einsum("...gi,goi->...go", grouped, blocks).flatten(-2)
     return output if bias is None else output + bias.to(output.dtype)
 
@@ -75,8 +73,8 @@ def _check(
     bias: Tensor | None,
     groups: int,
     symmetry: Symmetry,
-) -> tuple[Layout, torch.dtype]:
-    """All that needs no values. Returns the layout and the dtype to compute in."""
+) -> Layout:
+    """All that needs no values."""
     numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
     tensors = {"input": input, "packed": numbers}
     if bias is not None:
@@ -90,14 +88,13 @@ def _check(
             f"expected input to tied_linear to be of size [..., channels], "
             f"but got input of size {shape}"
         )
-    dtype = compute_dtype(input)
     for name, tensor in tensors.items():
         if tensor.device != input.device:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but input is on {input.device} "
                 f"and {name} is on {tensor.device}"
             )
-        if tensor.dtype != input.dtype and compute_dtype(tensor) != dtype:
+        if tensor.dtype != input.dtype and compute_dtype(tensor) != compute_dtype(input):
             raise RuntimeError(
                 f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
             )
@@ -118,4 +115,4 @@ def _check(
             f"1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} "
             f"instead"
         )
-    return layout, dtype
+    return layout

@@ -186,7 +186,8 @@ class _TiedConv(nn.Module):
     def spectral_norm(
         self, method: Method = "bound", *, image_size: IntOrInts | None = None
     ) -> Tensor:
-        """An upper bound of the layer's Lipschitz constant; as ``triton_tied.spectral_norm``.
+        """The spectral norm of the convolution, as ``triton_tied.spectral_norm``, which says for
+        what images: "bound" is an upper bound of the layer's Lipschitz constant for all.
 
         Raises:
             ValueError: for reflect or replicate padding, and circular padding that does more than

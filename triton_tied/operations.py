@@ -13,11 +13,11 @@ from torch import Tensor
 from .packing import (
     Layout,
     Symmetry,
-    check_alike,
     check_supported,
     diagonal_places,
     expected_length,
     make_layout,
+    single_or_wider,
     split_parts,
     triangle_of,
 )
@@ -33,12 +33,10 @@ def inner(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The Frobenius inner product of two dense weights, from their packed vectors.
+    """The Frobenius inner product of two dense weights, ``sum(V * W)``, from their packed vectors.
 
-    .. math:: \langle V, W \rangle = \sum_{i,j,a,b} V[i,j,a,b] \, W[i,j,a,b] = \sum_n m_n \, p_n q_n
-
-    where a free number counts as often as it stands in the dense weight: twice, or once on the
-    centre's diagonal. Differentiable.
+    That is ``sum(places * p * q)``, where a free number has two places in the dense weight, and one
+    on the centre's diagonal. Differentiable.
 
     Args:
         p, q: ``(packed_size(...),)`` of one dtype. Half types are summed in float32.
@@ -54,8 +52,8 @@ def inner(
     layout = make_layout(channels, kernel_size, groups, symmetry)
     _check_packed("inner", "p", p, layout)
     _check_packed("inner", "q", q, layout)
-    check_alike("p", p, "q", q)
-    wide = _wide(p.dtype)
+    _check_alike("p", p, "q", q)
+    wide = single_or_wider(p.dtype)
     return (_places(p, layout) * p.to(wide) * q.to(wide)).sum().to(p.dtype)
 
 
@@ -67,9 +65,9 @@ def norm(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The Frobenius norm of the dense weight, from its packed vector: the root of ``inner`` with
-    itself. (It is :math:`\sqrt 2 \, |packed|` where there is no diagonal: for "skew_adjoint", and
-    for even kernels.) Differentiable; at zero the gradient is zero.
+    """The Frobenius norm of the dense weight, from its packed vector: the root of ``inner`` with
+    itself. (It is sqrt(2) times that of ``packed`` where there is no diagonal: for "skew_adjoint",
+    and for even kernels.) Differentiable; at zero the gradient is zero.
 
     Args:
         packed, channels, kernel_size, groups, symmetry: as in ``unpack``. Half types are summed in
@@ -83,7 +81,7 @@ def norm(
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
     _check_packed("norm", "packed", packed, layout)
-    scaled = packed.to(_wide(packed.dtype)) * _places(packed, layout).sqrt()
+    scaled = packed.to(single_or_wider(packed.dtype)) * _places(packed, layout).sqrt()
     return torch.linalg.vector_norm(scaled).to(packed.dtype)
 
 
@@ -96,9 +94,8 @@ def scale_channels(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The packed vector of ``D W D``: each channel scaled, as an input and as an output.
-
-    .. math:: W'[i,j,a,b] = d_i \, W[i,j,a,b] \, d_j
+    """The packed vector of ``D W D``: each channel scaled, as an input and as an output, so that
+    ``W[i,j,a,b]`` becomes ``d[i] * W[i,j,a,b] * d[j]``.
 
     Scaling the outputs alone, or the inputs alone, would break the tie. Differentiable.
 
@@ -150,7 +147,7 @@ def shift_diagonal(
     groups: int = 1,
     symmetry: Symmetry = "self_adjoint",
 ) -> Tensor:
-    r"""The packed vector of a weight with :math:`\gamma I` added to its centre tap: with "same"
+    """The packed vector of a weight with ``gamma * I`` added to its centre tap: with "same"
     padding the convolution of x becomes ``conv(x) + gamma * x``. Differentiable.
 
     Args:
@@ -183,7 +180,7 @@ def shift_diagonal(
 
 def _places(packed: Tensor, layout: Layout) -> Tensor:
     """In how many places of the dense weight each free number stands."""
-    twice = packed.new_full(packed.shape, 2, dtype=_wide(packed.dtype))
+    twice = packed.new_full(packed.shape, 2, dtype=single_or_wider(packed.dtype))
     return twice.index_fill(0, diagonal_places(layout, packed.device), 1)
 
 
@@ -194,10 +191,6 @@ def _scale(packed: Tensor, by: Tensor, layout: Layout) -> Tensor:
     if not layout.triangle_size:
         return scaled
     return torch.cat([scaled, (triangle * triangle_of(by, layout)).flatten()])
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_packed(function: str, name: str, packed: Tensor, layout: Layout) -> None:
@@ -216,7 +209,19 @@ def _check_factors(
             f"expected factors to be 1-dimensional with {size} elements, one for each of the "
             f"{what}, but got factors of size {list(factors.shape)}"
         )
-    check_alike("packed", packed, "factors", factors)
+    _check_alike("packed", packed, "factors", factors)
+
+
+def _check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but {name} is on {tensor.device} "
+            f"and {other_name} is on {other.device}"
+        )
+    if tensor.dtype != other.dtype:
+        raise RuntimeError(
+            f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
+        )
 
 
 def _check_gamma(gamma: Any) -> float | Tensor:

@@ -214,17 +214,9 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raises RuntimeError unless both tensors are of one device and one dtype."""
-    if tensor.device != other.device:
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but {name} is on {tensor.device} "
-            f"and {other_name} is on {other.device}"
-        )
-    if tensor.dtype != other.dtype:
-        raise RuntimeError(
-            f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
-        )
+def single_or_wider(dtype: torch.dtype) -> torch.dtype:
+    """float32 for the half types, in which sums round, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def check_symmetry(symmetry: str) -> Symmetry:
@@ -338,20 +330,19 @@ def dense_weight(
     )[0]
 
 
-def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype) -> Tensor:
+def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
     """The dense weight of a kernel of one tap without that, ``(channels, channels // groups)``.
 
     A small one that is not kept is left to PyTorch's own autograd: a function of ours takes more
     time than the rest of it.
     """
-    if (
-        isinstance(packed, PreparedWeight)
-        or is_caching(packed)
-        or is_distributed(packed)
-        or not _is_small(layout)
-    ):
-        return dense_weight(packed, layout, dtype, False).flatten(1)
-    return _gather(packed.to(dtype), layout, False).view(layout.channels, layout.group_channels)
+    if isinstance(packed, PreparedWeight):
+        return dense_weight(packed, layout, packed.packed.dtype, False).flatten(1)
+    c = layout.group_channels
+    small = layout.channels * c <= _MAX_GATHERED
+    if not small or is_caching(packed) or is_distributed(packed):
+        return dense_weight(packed, layout, packed.dtype, False).flatten(1)
+    return _gather(packed, layout, False).view(layout.channels, c)
 
 
 @overridable
@@ -385,7 +376,7 @@ def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
     # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
     # no wider dtype is needed, which not every device has, but for half types, whose sums round.
-    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    taps = _tap_matrices(weight.to(single_or_wider(weight.dtype)), layout)
     opposite = layout.sign * taps.flip(1).mT
     twice = taps + opposite
     nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)
@@ -537,7 +528,7 @@ def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
             if rows == columns:
                 lower.add_(lower.tril(-1).mT, alpha=sign)
             else:
-                torch.mul(lower.mT, sign, out=centre[:, columns, rows])
+                centre[:, columns, rows] = lower.mT if sign > 0 else lower.mT.neg()
         return centre
     source = triangle
     if sign < 0:
@@ -662,10 +653,11 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     if once or not plain or torch._C._len_torch_dispatch_stack():
         return build(*place[1:])
     table = _tables.pop(place, None)
-    if table is None:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
-            table = build(*place[1:])
-    _tables[place] = table
+    if table is not None:
+        _tables[place] = table
+        return table
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        table = _tables[place] = build(*place[1:])
     excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
     for oldest in list(_tables):
         if excess <= 0:

@@ -10,7 +10,6 @@ the norm of A is at most :math:`c \sqrt{K_H K_W}`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -23,7 +22,7 @@ from .exponential import exp_error_bound, tied_exp
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive, per_axis
 from .operations import scale_groups
 from .packing import make_layout, pack, unpack
-from .spectral_norm import spectral_norm
+from .spectral_norm import spectral_norm, without_autocast
 
 _FIRST_ITERATIONS = 50  # of the power method, for new weights; then one in each training step
 # What the published layers save beside their weight: the vectors of their power method.
@@ -218,7 +217,7 @@ class SkewOrthogonalConv2d(nn.Module):
         )
         flat = grouped.flatten(2)  # [out, in x KH x KW]
         square = grouped.transpose(2, 3).flatten(3).flatten(1, 2)  # [out x KH, in x KW]
-        with _no_autocast(weight.device.type):
+        with without_autocast(weight.device):
             return torch.minimum(
                 _power_method(flat, self.flat_vectors, iterations),
                 _power_method(square, self.square_vectors, iterations),
@@ -304,9 +303,3 @@ def _power_method(matrices: Tensor, right: Tensor, iterations: int) -> Tensor:
         if iterations:
             right.copy_(vectors[..., 0])
     return (left * (matrices @ vectors)).sum((1, 2))
-
-
-def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()  # of the device "meta"

@@ -1,13 +1,11 @@
-r"""The largest singular value of a tied convolution, seen as a linear map of images.
+"""The largest singular value of a tied convolution, seen as a linear map of images.
 
-With ``W_t`` the matrix of tap t, the convolution multiplies each frequency w of an image by
-
-.. math:: F(w) = \sum_t W_t \, e^{i \langle w, t \rangle}
-
-On a torus (circular padding that keeps the size) the frequencies are those of the image's size. Of
-an infinite image they are all w, and a convolution with zero padding of any width and any stride is
-a part of that map, so that its norm is at most the supremum of ``|F(w)|``. (Reflect and replicate
-padding show a pixel several times, and no bound here holds for them.)
+With W_t the matrix of tap t, the convolution multiplies each frequency w of an image by ``F(w)``,
+the sum over t of ``W_t exp(i <w, t>)``. On a torus (circular padding that keeps the size) the
+frequencies are those of the image's size. Of an infinite image they are all w, and a convolution
+with zero padding of any width and any stride is a part of that map, so that its norm is at most the
+supremum of ``|F(w)|``. (Reflect and replicate padding show a pixel several times, and no bound here
+holds for them.)
 
 The tie says that ``F(w)``, with the middle of the kernel as its origin, is Hermitian for s = +1 and
 skew-Hermitian for s = -1, so its singular values are the magnitudes of its eigenvalues.
@@ -15,11 +13,13 @@ skew-Hermitian for s = -1, so its singular values are the magnitudes of its eige
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from numbers import Real
 from typing import Literal, get_args
 
@@ -32,11 +32,11 @@ from .packing import (
     Layout,
     PreparedWeight,
     Symmetry,
-    check_alike,
     check_supported,
     dense_weight,
     make_layout,
     numbers_of,
+    single_or_wider,
 )
 from .prepare import prepare
 from .tracing import overridable
@@ -56,25 +56,28 @@ def spectral_norm(
     image_size: IntOrInts | None = None,
     dilation: IntOrInts = 1,
 ) -> Tensor:
-    r"""The spectral norm of the convolution: an upper bound of it, or its exact value on a torus.
+    """The spectral norm of the convolution: an upper bound of it, or its exact value on a torus.
 
     **"bound"** is an upper bound for images of every size, zero padding of any width, circular
     padding that keeps the size, every stride and dilation. It is the least norm of the matrices
     into which the weight can be reshaped, times the root of the number of taps,
 
-    .. math:: \|A\| \le \sqrt{K_H K_W} \, \min(\|T\|, \|R\|),
-        \quad T_{i, (j, a, b)} = R_{(i, a), (j, b)} = W[i, j, a, b]
+        |A| <= sqrt(KH * KW) * min(|T|, |R|),    T[i, (j,a,b)] = R[(i,a), (j,b)] = W[i,j,a,b]
 
     (Singla and Feizi, Fantastic Four: differentiable bounds on singular values of convolution
     layers, ICLR 2021). They have two more matrices, with rows and columns the other way round; of a
     tied weight those are the transposes of the two, up to the sign and the order of the taps, and
-    have the same norms. In one dimension T is alone, in three there are four matrices. The largest
-    one to be decomposed has C K_H rows, which takes long for many channels.
+    have the same norms. In one dimension T is alone, in three there are four matrices. R has C * KH
+    rows, and with many channels its decomposition takes long.
 
-    **"circular"** is the exact norm with circular padding that keeps an image of ``image_size``:
-    the largest ``|F(w)|`` over its frequencies (Sedghi, Gupta and Long, The singular values of
-    convolutional layers, ICLR 2019). It is also an upper bound for zero "same" padding and images
-    that are smaller by ``dilation * (kernel_size // 2)`` along each axis, or more; a tight one.
+    **"circular"** is the exact norm with circular padding that keeps an image of ``image_size``,
+    the largest ``|F(w)|`` of its frequencies w, where W_t is the matrix of tap t and
+
+        F(w) = sum over t of W_t exp(i <w, t>)
+
+    (Sedghi, Gupta and Long, The singular values of convolutional layers, ICLR 2019). It is also an
+    upper bound, and a tight one, for zero "same" padding and images that are smaller along each
+    axis by ``dilation * (kernel_size // 2)`` or more.
 
     There is a third way, ``power_iteration``, apart from these: it is an estimate from below, and
     carries a vector from call to call.
@@ -87,9 +90,9 @@ def spectral_norm(
         dilation: likewise; "bound" does not depend on it.
 
     Returns:
-        A tensor of no dimension, of the dtype of ``packed``; half types are computed in float32.
-        Differentiable, with a gradient of zero at zero. (A second derivative is there where the
-        largest singular value is simple.)
+        A tensor of no dimension, of the dtype of ``packed``; half types are computed in float32,
+        under autocast too. Differentiable, with a gradient of zero at zero. (A second derivative is
+        there where the largest singular value is simple.)
 
     Raises:
         TypeError, ValueError, NotImplementedError: as ``unpack``; an unknown method; an image size
@@ -110,13 +113,14 @@ def spectral_norm(
             f"but got method={method!r} and image_size={image_size!r}"
         )
     sizes = None if image_size is None else _check_image_size(image_size, layout)
-    weight = dense_weight(packed, layout, _wide(numbers.dtype), False)
+    weight = dense_weight(packed, layout, single_or_wider(numbers.dtype), False)
     c = layout.group_channels
     grouped = weight.reshape(layout.groups, c, c, *layout.kernel_size)
-    if sizes is None:
-        norm = _reshaping_bound(grouped)
-    else:
-        norm = _norm_on_a_torus(grouped, layout.sign, sizes, dilations)
+    with without_autocast(weight.device):
+        if sizes is None:
+            norm = _reshaping_bound(grouped)
+        else:
+            norm = _norm_on_a_torus(grouped, layout.sign, sizes, dilations)
     return norm.to(numbers.dtype)
 
 
@@ -135,16 +139,15 @@ def power_iteration(
     tolerance: float = 1e-4,
     max_steps: int = 1000,
 ) -> tuple[Tensor, Tensor]:
-    r"""An estimate from below of the spectral norm for one size of images, by power iteration.
+    """An estimate from below of the spectral norm for one size of images, by power iteration.
 
-    With "same" padding and an odd kernel :math:`A^T = s A`, so that no transpose is needed: each
-    step is one convolution,
+    With "same" padding and an odd kernel the convolution A is its own transpose, up to the sign, so
+    that each step is one convolution and no transpose is needed:
 
-    .. math:: v \leftarrow A v / \|A v\|, \qquad \|A v\| \le \|A\|
+        v <- A v / |A v|,    |A v| <= |A|
 
-    and the estimate grows from step to step. How fast depends on the gap between the largest
-    singular values; how far it still is from the norm is not known. For a bound see
-    ``spectral_norm``.
+    The estimate grows from step to step. How fast depends on the gap between the largest singular
+    values; how far it still is from the norm is not known. For a bound see ``spectral_norm``.
 
     In training, hand the vector of the last call to the next: weights that move little need few
     steps, and ``tolerance=0, max_steps=1`` waits for no result of the device.
@@ -155,8 +158,8 @@ def power_iteration(
         image_size: an int or one for each axis.
         padding_mode: "zeros" or "circular"; the padding is "same".
         dilation: an int or one for each axis.
-        vector: an image ``(channels, *image_size)`` of the dtype of ``packed`` to begin with; None
-            for a random one.
+        vector: an image ``(channels, *image_size)`` to begin with, of the dtype of ``packed``, or
+            float32 for half types; None for a random one.
         tolerance: stops when a step has raised the estimate by no more than this share of it. 0
             takes ``max_steps`` steps.
         max_steps: at most so many, with a warning if the tolerance was not reached.
@@ -179,11 +182,11 @@ def power_iteration(
     same = resolve(layout.kernel_size, 1, "same", dilations)
     check_own_transpose(layout.kernel_size, same, padding_mode)
     max_steps = _check_steps(tolerance, max_steps)
-    dtype = numbers.dtype if isinstance(packed, PreparedWeight) else _wide(numbers.dtype)
+    dtype = numbers.dtype if isinstance(packed, PreparedWeight) else single_or_wider(numbers.dtype)
     if vector is None:
         vector = torch.randn(channels, *sizes, dtype=dtype, device=numbers.device)
     else:
-        _check_vector(vector, (channels, *sizes), numbers.to(dtype))
+        _check_vector(vector, (channels, *sizes), dtype, numbers.device)
     if not isinstance(packed, PreparedWeight):
         packed = prepare(packed, channels, layout.kernel_size, groups, symmetry, dtype=dtype)
     apply = functools.partial(
@@ -196,24 +199,8 @@ def power_iteration(
         groups=groups,
         symmetry=symmetry,
     )
-    with torch.no_grad():
-        vector = vector / torch.linalg.vector_norm(vector)
-        last = 0.0
-        for _ in range(max_steps - 1):
-            estimate, vector = _step(apply, vector)
-            if tolerance:
-                now = estimate.item()
-                if now - last <= tolerance * now:
-                    break
-                last = now
-        else:
-            if tolerance:
-                warnings.warn(
-                    f"power_iteration: after max_steps={max_steps} the estimate still grew by more "
-                    f"than tolerance={tolerance} a step",
-                    stacklevel=3,
-                )
-    estimate, vector = _step(apply, vector)
+    with without_autocast(numbers.device):
+        estimate, vector = _iterate(apply, vector, tolerance, max_steps)
     return estimate.to(numbers.dtype), vector
 
 
@@ -256,6 +243,29 @@ def check_own_transpose(
     )
 
 
+def _iterate(
+    apply: Callable[[Tensor], Tensor], vector: Tensor, tolerance: float, max_steps: int
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        vector = vector / torch.linalg.vector_norm(vector)
+        last = 0.0
+        for _ in range(max_steps - 1):
+            estimate, vector = _step(apply, vector)
+            if tolerance:
+                now = estimate.item()
+                if now - last <= tolerance * now:
+                    break
+                last = now
+        else:
+            if tolerance:
+                warnings.warn(
+                    f"power_iteration: after max_steps={max_steps} the estimate still grew by more "
+                    f"than tolerance={tolerance} a step",
+                    stacklevel=4,
+                )
+    return _step(apply, vector)  # the last one alone has a gradient
+
+
 def _step(apply: Callable[[Tensor], Tensor], vector: Tensor) -> tuple[Tensor, Tensor]:
     """The norm of the vector's image, and that image with norm one."""
     image = apply(vector)
@@ -280,7 +290,7 @@ def _reshaped(grouped: Tensor) -> Iterator[Tensor]:
         rows = [axis for axis, chosen in zip(long[1:], with_rows, strict=True) if chosen]
         columns = [axis for axis in long if axis not in rows]
         matrix = grouped.permute(0, 1, *rows, 2, *columns, *short)
-        yield matrix.reshape(g, c * math.prod(grouped.shape[axis] for axis in rows), -1)
+        yield matrix.reshape(g, c * math.prod([grouped.shape[axis] for axis in rows]), -1)
 
 
 def _largest_singular_values(matrices: Tensor) -> Tensor:
@@ -312,8 +322,11 @@ def _norm_on_a_torus(
     return torch.linalg.eigvalsh(hermitian).abs().amax()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """In a half type neither a bound would be one, nor an estimate come from below."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_image_size(image_size: IntOrInts, layout: Layout) -> tuple[int, ...]:
@@ -337,10 +350,16 @@ def _check_steps(tolerance: float, max_steps: int) -> int:
     return as_integer("max_steps", max_steps)
 
 
-def _check_vector(vector: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+def _check_vector(
+    vector: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     check_supported("power_iteration", "vector", vector)
     if vector.shape != shape:
         raise ValueError(
             f"expected vector of size {list(shape)}, but got vector of size {list(vector.shape)}"
         )
-    check_alike("packed", like, "vector", vector)
+    if vector.dtype != dtype or vector.device != device:
+        raise RuntimeError(
+            f"expected vector of {dtype} on {device}, but got vector of {vector.dtype} on "
+            f"{vector.device}"
+        )
