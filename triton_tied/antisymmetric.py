@@ -148,7 +148,7 @@ class AntisymmetricResidual2d(nn.Module):
 
     def _force(self, x: Tensor) -> Tensor:
         """``activation(A x - gamma * x + b)``."""
-        return self.activation(self.conv(x, residual=-self.gamma * x if self.gamma else None))
+        return self.activation(self.conv(x, residual=x if self.gamma else None, beta=-self.gamma))
 
     def _transposed_force(self, x: Tensor) -> Tensor:
         """``activation(A^T x + b)``, which is ``activation(-(A x - b))``."""
