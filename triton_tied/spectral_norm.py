@@ -116,7 +116,7 @@ def spectral_norm(
     weight = dense_weight(packed, layout, single_or_wider(numbers.dtype), False)
     c = layout.group_channels
     grouped = weight.reshape(layout.groups, c, c, *layout.kernel_size)
-    with _without_autocast(weight.device):
+    with without_autocast(weight.device):
         if sizes is None:
             norm = _reshaping_bound(grouped)
         else:
@@ -199,7 +199,7 @@ def power_iteration(
         groups=groups,
         symmetry=symmetry,
     )
-    with _without_autocast(numbers.device):
+    with without_autocast(numbers.device):
         estimate, vector = _iterate(apply, vector, tolerance, max_steps)
     return estimate.to(numbers.dtype), vector
 
@@ -322,7 +322,7 @@ def _norm_on_a_torus(
     return torch.linalg.eigvalsh(hermitian).abs().amax()
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """In a half type neither a bound would be one, nor an estimate come from below."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
