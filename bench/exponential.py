@@ -21,34 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_tied as tt
-from triton_tied.benchmark.clocks import Turn, interleave
+from triton_tied.benchmark.clocks import Clock, Turn, interleave
+from triton_tied.benchmark.formulas import PEERS_OF, power_series
 from triton_tied.benchmark.results import machine_of
+from triton_tied.benchmark.workloads import Workload
 
 SIZES = [(32, 32), (64, 16), (128, 8), (256, 4), (512, 2)]  # channels, side
 TRAINING, EVALUATION = 5, 12
 SKEW = "skew_adjoint"
+LABELS = {
+    "published": "published formula",
+    "by_hand": "by hand",
+    "tied": "tied_exp",
+    "tied_recompute": "tied_exp, recompute",
+}
 Peer = Callable[[Tensor, int], Tensor]  # of an image and the number of terms
-
-
-def half_difference(filter: Tensor) -> Tensor:
-    return (filter - filter.transpose(0, 1).flip(2, 3)) / 2
-
-
-def power_series(x: Tensor, weight: Tensor, terms: int) -> Tensor:
-    """As it is published: three operations a term."""
-    result = power = x
-    for i in range(1, terms + 1):
-        power = F.conv2d(power, weight, padding=1) / i
-        result = result + power
-    return result
-
-
-def from_the_inside(x: Tensor, weight: Tensor, terms: int) -> Tensor:
-    """As one would write it by hand: two operations a term."""
-    result = x
-    for i in range(terms, 0, -1):
-        result = x.add(F.conv2d(result, weight, padding=1), alpha=1 / i)
-    return result
 
 
 class PublishedLayer(nn.Module):
@@ -71,7 +58,7 @@ class PublishedLayer(nn.Module):
         self.normalized(300)
 
     def normalized(self, steps: int) -> Tensor:
-        weight = half_difference(self.filter)
+        weight = (self.filter - self.filter.transpose(0, 1).flip(2, 3)) / 2
         sigmas = []
         for n, (right, left) in enumerate(self.vectors):
             with torch.no_grad():
@@ -84,7 +71,8 @@ class PublishedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.normalized(1 if self.training else 0)
-        return power_series(x, weight, TRAINING if self.training else EVALUATION)
+        terms = TRAINING if self.training else EVALUATION
+        return power_series(x, lambda z: F.conv2d(z, weight, padding=1), terms)
 
 
 def main() -> None:
@@ -110,21 +98,15 @@ def main() -> None:
 def measure(batch: int, channels: int, side: int, seconds: float) -> list[str]:
     x = torch.randn(batch, channels, side, side, requires_grad=True)
     published = PublishedLayer(torch.randn(channels, channels, 3, 3))
-    filter = published.normalized(0).detach().requires_grad_()
-    packed = tt.pack(filter.detach(), symmetry=SKEW).requires_grad_()
+    tied = published.normalized(0).detach()
     layer = tt.SkewOrthogonalConv2d(channels, channels, 3, bias=False)
     layer.load_state_dict({"random_conv_filter": published.filter.detach()}, strict=False)
     layer.normalized(300)
 
-    def exponential(recompute: bool) -> Peer:
-        options = {"kernel_size": 3, "symmetry": SKEW, "recompute": recompute}
-        return lambda x, terms: tt.tied_exp(x, packed, terms=terms, **options)
-
+    workload = Workload("soc-exponential", batch, channels, (side, side), 3, "fp32", SKEW)
     functions: dict[str, Peer] = {
-        "published formula": lambda x, n: power_series(x, half_difference(filter), n),
-        "by hand": lambda x, n: from_the_inside(x, half_difference(filter), n),
-        "tied_exp": exponential(False),
-        "tied_exp, recompute": exponential(True),
+        LABELS[name]: kind(workload, tied, "contiguous").repeat
+        for name, kind in PEERS_OF[workload.family].items()
     }
     layers: dict[str, Peer] = {
         "published layer": lambda x, n: published.train(n == TRAINING)(x),
@@ -175,18 +157,7 @@ def evaluated(peer: Peer, x: Tensor) -> None:
 
 
 def kept(peer: Peer, x: Tensor) -> int:
-    """Bytes that autograd holds until the backward."""
-    storages = {}
-
-    def hold(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        output = peer(x, TRAINING)
-    del output
-    return sum(storages.values())
+    return Clock(x.device).kept_bytes(lambda: peer(x, TRAINING))
 
 
 if __name__ == "__main__":
