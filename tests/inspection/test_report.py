@@ -105,8 +105,9 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
     for key, candidate in _draw(chance, 4, large):
         holds = _compiled(key, candidate.config).instructions
         assert holds.matrix_instructions > 0
-        assert holds.register_operands == 0
-        assert 0 < holds.matrix_waits <= requirements.MAX_MATRIX_WAITS
+        assert holds.register_operands == holds.layout_changes == holds.narrow_accesses == 0
+        assert holds.loop_waits == 1 and holds.loop_barriers <= requirements.MAX_LOOP_BARRIERS
+        assert holds.redundancy == 1 and not holds.loop_fences
         assert holds.bulk_copies > 0
 
 
@@ -171,7 +172,8 @@ def test_report_has_exactly_the_promised_fields(capsys, monkeypatch):
     rows = json.loads(capsys.readouterr().out)
     fields = (
         "kernel loader roles dtype config registers spill_bytes shared_bytes shared_limit "
-        "matrix_instructions bulk_copies async_copies_16b matrix_waits"
+        "matrix_instructions bulk_copies async_copies_16b register_operands loop_barriers "
+        "loop_fences loop_waits narrow_accesses layout_changes redundancy"
     )
     assert all(" ".join(row) == fields for row in rows)
     assert {row["kernel"] for row in rows} == {"conv", "weight_grad", "matrices"}
