@@ -173,9 +173,9 @@ def test_floor_is_the_larger_of_arithmetic_and_memory():
 
 
 def test_what_does_not_fit_falls_with_its_reason():
-    small = replace(gpus.KNOWN["A100"], block_shared_bytes=48 * 1024)
+    small = replace(gpus.KNOWN["A100"], block_shared_bytes=24 * 1024)
     reasons = [fallen.reason for fallen in make_shortlist(made(256), small).fallen]
-    assert any("bytes of shared memory, of 49152" in reason for reason in reasons)
+    assert any("bytes of shared memory, of 24576" in reason for reason in reasons)
     ungainly = made(36, (1, 9, 9), memory="contiguous")
     reasons = [fallen.reason for fallen in make_shortlist(ungainly, gpus.KNOWN["H100"]).fallen]
     assert any("not aligned to 16 bytes" in reason for reason in reasons)

@@ -114,6 +114,11 @@ def compile_matrices(
     return _matrices_call(packed, layout, matrices, precision).fault()
 
 
+def matrices_options(on_nvidia: bool) -> dict[str, int]:
+    """How Triton compiles :func:`unpack_matrices`; see :func:`.configs.compile_options`."""
+    return {"maxnreg": 255} if on_nvidia else {}
+
+
 class _Call(NamedTuple):
     """A kernel, the number of its programs, its arguments, and where it runs."""
 
@@ -236,6 +241,7 @@ def _matrices_call(
         "SIGN": layout.sign,
         "ROUNDS": rounds_operands(precision),
         "BLOCK": MATRICES_BLOCK,
+        **matrices_options(on_nvidia=torch.version.hip is None),
     }
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
     return _Call(matrices_kernel, programs, arguments, packed.device)
