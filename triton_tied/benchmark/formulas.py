@@ -32,8 +32,6 @@ _M, _STEP = 1.0, 0.25
 class _Whole(Peer):
     """``repeat`` is the formula with so many terms or steps."""
 
-    in_every_workload = True
-
     def forward(self, x: Tensor) -> Tensor:
         return self.repeat(x, self.workload.applications)
 
@@ -52,7 +50,6 @@ class PublishedExponential(_Whole, Averaged):
 
     name = "published"
     label = "published formula"
-    colour = "#1f77b4"
 
     def repeat(self, x: Tensor, times: int) -> Tensor:
         return power_series(x, functools.partial(self.convolve, weight=self.weight()), times)
@@ -63,7 +60,6 @@ class ByHandExponential(_Whole, Averaged):
 
     name = "by_hand"
     label = "best by hand"
-    colour = "#2ca02c"
 
     def repeat(self, x: Tensor, times: int) -> Tensor:
         weight, result = self.weight(), x
@@ -93,7 +89,6 @@ class RecomputedExponential(TiedExponential):
 
     name = "tied_recompute"
     label = "triton_tied, recompute"
-    colour = "#f4a582"
     recompute = True
 
 
@@ -153,7 +148,6 @@ class PublishedSplitting(_Splitting, Averaged):
 
     name = "published"
     label = "published formula"
-    colour = "#1f77b4"
 
     def _hold(self, tied: Tensor) -> list[Tensor]:
         free, a = super()._hold(tied)
@@ -180,7 +174,6 @@ class ByHandSplitting(_Splitting, Averaged):
 
     name = "by_hand"
     label = "best by hand"
-    colour = "#2ca02c"
 
     def weight(self) -> Tensor:
         return super().weight().contiguous(memory_format=self.memory)
