@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .. import reference
-from ..autotune import recording
-from ..autotune.problem import problem_of
 from ..dispatch import why_reference
 from ..geometry import Geometry
 from ..memory_format import Memory, empty_image
 from ..packing import Layout, check_symmetry, expand
+
+if TYPE_CHECKING:
+    from ..autotune.candidates import Kernel
 
 
 def compute_conv(
@@ -73,9 +75,9 @@ def compute_conv(
         plan = select.conv_plan(convolution)
         if plan is not None:
             return launch.run(plan, convolution)
-    elif recording.is_recording():
+    else:
         output: Memory = "channels_last" if channels_last else "contiguous"
-        recording.record(problem_of("conv", layout, geometry, [x], output))
+        _record("conv", layout, geometry, [x], output)
     weight = expand(packed, layout).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     y = reference.convolve(x, weight, bias, geometry, groups, "zeros", alpha, residual, beta)
@@ -111,8 +113,8 @@ def compute_weight_grad(
         plan = select.weight_grad_plan(gradient)
         if plan is not None:
             return launch.run(plan, gradient)
-    elif recording.is_recording():
-        recording.record(problem_of("weight_grad", layout, geometry, [x, grad], "channels_last"))
+    else:
+        _record("weight_grad", layout, geometry, [x, grad], "channels_last")
     parts = [reference.weight_grad(x, grad, layout, geometry, alpha)]
     if has_bias:
         parts.append(grad.sum((0, 2, 3)) * alpha)
@@ -152,6 +154,17 @@ def weights_for(
     stored = layout.pairs if weights.dim() == 1 else weights.shape[1]
     same = stored == stored_taps(layout, precision) and layout.pairs > 0
     return weights if same else read_weights(packed, layout, dtype)
+
+
+def _record(
+    kernel: Kernel, layout: Layout, geometry: Geometry, images: list[Tensor], output: Memory
+) -> None:
+    """Notes a problem that a GPU would meet, where a block asked for it."""
+    from ..autotune import recording  # with all that it needs, slow to import
+    from ..autotune.problem import problem_of
+
+    if recording.is_recording():
+        recording.record(problem_of(kernel, layout, geometry, images, output))
 
 
 def geometry_of(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
