@@ -171,7 +171,7 @@ def report(
         certified = {n: share(right[n] & (radius[n] > r)) for n in models}
         line(f"certified accuracy, radius {r}", certified, ".1%")
     line("attacks succeed at, median", medians(distance), ".4f")
-    line(f"attacks inside that radius, of {ATTACKED}", inside, "d")
+    line(f"of {ATTACKED} attacks, inside the radius", inside, "d")
     picture(right, radius, distance).savefig(output, dpi=120, metadata={"Software": None})
     print(f"\nwrote {output}")
     return inside["tied"]
