@@ -1,4 +1,4 @@
-"""The examples of one process: short runs show what only the tie gives, and see where it is lost."""
+"""The examples of one process: short runs show what only the tie gives, and fail without."""
 
 import importlib.util
 import math
