@@ -42,7 +42,7 @@ def table(text):
 
 
 def test_classifier_is_certified_after_training(load, capsys):
-    load("lipschitz", "--steps=12").main()
+    load("lipschitz", "--steps=24").main()
     out, err = capsys.readouterr()
     rows = table(out)
     tied, free = map(float, rows["bound of the Lipschitz constant"])
@@ -87,7 +87,7 @@ def test_product_of_norms_is_that_of_the_convolutions(load):
 
 
 def test_energy_falls_in_the_tied_net_alone(load, capsys):
-    load("stable_resnet", "--layers=60").main()
+    load("stable_resnet", "--layers=250").main()
     out, err = capsys.readouterr()
     tied, free = map(int, table(out)["layers that add energy"])
     assert tied == 0 < free
