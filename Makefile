@@ -13,9 +13,11 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 TORCHRUN := $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node
-demo: .venv/installed  ## check this machine against float64, then train denoisers
+demo: .venv/installed  ## check this machine against float64, then run the examples
 	$(BIN)/python -m triton_tied check
 	$(BIN)/python examples/denoise.py
+	$(BIN)/python examples/stable_resnet.py
+	$(BIN)/python examples/lipschitz.py --steps 60
 	folder=$$(mktemp -d) && \
 	$(TORCHRUN)=2 examples/train_ddp.py --steps 40 --checkpoint $$folder && \
 	$(TORCHRUN)=1 examples/train_ddp.py --steps 60 --checkpoint $$folder
