@@ -19,9 +19,11 @@ from torch import Tensor
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
 from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
+from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
-from .problem import Problem, key_of, problem_of
+from .candidates import Kernel
+from .problem import Problem, problem_of
 from .recording import is_recording, record
 from .shortlist import make_shortlist
 from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
@@ -36,9 +38,18 @@ _MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 
 class Choice(NamedTuple):
-    """What is remembered of a call's description: how it is launched, or that nothing serves."""
+    """What is remembered of a call's description: how it is launched, or that nothing serves; and
+    whether it was timed, if no table knew it, and its kernel checked."""
 
     plan: Plan | None
+    timed: bool
+    checked: bool
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether no more is asked for now than when it was made."""
+        return (self.timed or not times_on_first_use(device)) and (
+            self.checked or not first_use.checks(device)
+        )
 
 
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
@@ -69,15 +80,17 @@ def conv_plan(convolution: Convolution) -> Plan | None:
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    call = convolution
-    residual = None if call.residual is None else _place_of(call.residual)
-    others = (_place_of(call.weights), call.bias is None, residual, call.channels_last)
-    return _plan(call, (call.x,), others)
+    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
+    tensors = (x, packed, weights, bias, residual)
+    key = (layout, geometry, channels_last, *_places(tensors, precision))
+    return _plan(convolution, "conv", key)
 
 
 def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
-    return _plan(gradient, (gradient.x, gradient.grad), (gradient.dtype, gradient.has_bias))
+    x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
+    key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
+    return _plan(gradient, "weight_grad", key)
 
 
 def problem_of_call(call: Convolution | WeightGradient) -> Problem:
@@ -91,33 +104,35 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
     return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
 
 
-def _place_of(tensor: Tensor) -> tuple:
-    """What of a tensor the plan depends on."""
-    return tensor.shape, tensor.stride(), tensor.data_ptr() % 16
+def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None) -> tuple:
+    """What of the tensors, of which the first is an image, the plan and the compiled code depend
+    on: equal places, equal plans."""
+    image: Any = tensors[0]
+    places = [
+        t if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in tensors
+    ]
+    return image.device, precision or input_precision(image.dtype), *places
 
 
-def _plan(
-    call: Convolution | WeightGradient, images: tuple[Tensor, ...], others: tuple
-) -> Plan | None:
+def _plan(call: Convolution | WeightGradient, kernel: Kernel, key: tuple) -> Plan | None:
     if is_recording():
         record(problem_of_call(call))
-    is_conv = isinstance(call, Convolution)
-    by_hand = _given.get("conv" if is_conv else "weight_grad")
+    by_hand = _given.get(kernel)
     if by_hand is not None:
         return make_plan(call, by_hand)
-    layout, geometry, device = call.layout, call.geometry, call.x.device
+    device, key = call.x.device, (kernel, *key)
+    known: Any = remembered(key)
+    if known is not None and known.serves(device):
+        return known.plan
     times, checks = times_on_first_use(device), first_use.checks(device)
-    key = (is_conv, layout, geometry, times, checks, *key_of(*images), *others)
-    known = remembered(key)
-    if known is None:
-        problem = problem_of_call(call)
+    problem = problem_of_call(call)
 
-        def fault(config: Config) -> str | None:
-            return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
+    def fault(config: Config) -> str | None:
+        return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
 
-        config = choose(problem, device, times, fault)
-        known = remember(key, Choice(None if config is None else make_plan(call, config)))
-    return known.plan  # type: ignore[attr-defined]
+    config = choose(problem, device, times, fault)
+    plan = None if config is None else make_plan(call, config)
+    return remember(key, Choice(plan, times, checks)).plan
 
 
 def times_on_first_use(device: torch.device) -> bool:

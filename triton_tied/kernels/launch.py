@@ -25,6 +25,7 @@ MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a 
 # Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
 _compiling = threading.Lock()
 _ANY_DEVICE = contextlib.nullcontext()
+_PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
 
 def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
@@ -50,32 +51,29 @@ def run(plan: Plan, call: Convolution | WeightGradient) -> Tensor:
     Raises:
         ToolchainError: Triton can compile nothing on this machine.
     """
-    return prepared(plan, call)()
+    output, calls = _bind(plan, call, call.x.device)
+    return _run(output, calls)
 
 
 def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Tensor]:
     """All but the launches; what is returned may be called again, and then writes the same memory
     anew."""
-    device = call.x.device
-    output = _like(plan.output, device)
-    partial = output if plan.partial is None else _like(plan.partial, device)
-    calls = [each for each in _bind(plan, call, output, partial) if each.programs]
+    output, calls = _bind(plan, call, call.x.device)
+    return lambda: _run(output, calls)
 
-    def launch() -> Tensor:
-        if not calls:
-            output.zero_()  # the gradient of no image
-        for each in calls:
-            each.run()
-        return output
 
-    return launch
+def _run(output: Tensor, calls: list[_Call]) -> Tensor:
+    if not calls[0].programs:
+        return output.zero_()  # the gradient of no image
+    for each in calls:
+        each.run()
+    return output
 
 
 def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
     """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
-    plan = make_plan(call, config)
-    partial = plan.output if plan.partial is None else plan.partial
-    faults = (each.fault() for each in _bind(plan, call, plan.output, partial))
+    _, calls = _bind(make_plan(call, config), call, "meta")
+    faults = (each.fault() for each in calls)
     return next((found for found in faults if found), None)
 
 
@@ -115,12 +113,18 @@ def compile_matrices(
 
 
 class _Call(NamedTuple):
-    """A kernel, the number of its programs, its arguments, and where it runs."""
+    """A kernel, the number of its programs, its arguments, how it is compiled, where it runs."""
 
     kernel: Any
     programs: int
-    arguments: dict[str, Any]
+    values: tuple[Any, ...]
+    options: dict[str, Any]
     device: torch.device
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By name."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=True))
 
     def run(self) -> None:
         """
@@ -129,7 +133,7 @@ class _Call(NamedTuple):
         """
         try:
             with _compiling, self._on_device():  # what was not compiled is compiled here
-                self.kernel[(self.programs,)](**self.arguments)
+                self.kernel[(self.programs,)](*self.values, **self.options)
         except Exception as error:
             broken = explain(error)
             if broken:
@@ -150,7 +154,9 @@ class _Call(NamedTuple):
             return None
         try:
             with _compiling, self._on_device():
-                compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments)
+                compiled = self.kernel.warmup(
+                    *self.values, grid=(self.programs,), **self.options
+                )
                 compiled._init_handles()  # loads it, which tells what it needs
         except Exception as error:  # a compiler has many ways to fail, none of them ours
             broken = explain(error)
@@ -161,56 +167,62 @@ class _Call(NamedTuple):
         return f"spills {spilled} bytes of registers" if spilled else None
 
     def _on_device(self) -> contextlib.AbstractContextManager:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else _ANY_DEVICE
-
-
-def _like(described: Tensor, device: torch.device) -> Tensor:
-    shape, stride = described.shape, described.stride()
-    return torch.empty_strided(shape, stride, dtype=described.dtype, device=device)
+        device = self.device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return _ANY_DEVICE
+        return torch.cuda.device(device)
 
 
 def _bind(
-    plan: Plan, call: Convolution | WeightGradient, output: Tensor, partial: Tensor
-) -> list[_Call]:
-    """The launches of a plan. ``partial`` is what the first writes, the output if it is alone."""
+    plan: Plan, call: Convolution | WeightGradient, device: torch.device | str
+) -> tuple[Tensor, list[_Call]]:
+    """Memory for the result on a device, and the launches that fill it."""
+    output = _like(plan.output, device)
+    partial = output if plan.partial is None else _like(plan.partial, device)
+    scales: tuple[float, ...]
     if isinstance(call, Convolution):
-        scales: dict[str, Any] = {"alpha": call.alpha, "beta": _beta(call)}
+        weights, residual = call.weights, output if call.residual is None else call.residual
         # What is absent is never read: any pointer of the dtype that it would have serves.
         bias = call.packed if call.bias is None else call.bias
-        added = {"bias": bias, "residual": output if call.residual is None else call.residual}
-        tensors = {"x": call.x, "weights": call.weights, "opposite_weights": None, **added}
-        packed = call.weights if call.weights.dim() == 1 else None
-        tensors |= {"triangles": packed, "y": partial}
+        triangles = weights if weights.dim() == 1 else None
+        tensors = (call.x, weights, None, triangles, bias, residual, partial)
+        scales = (call.alpha, 0.0 if call.residual is None else call.beta)
     else:
-        scales, added = {"alpha": call.alpha}, {"bias": output, "residual": output}
-        tensors = {"x": call.x, "grad": call.grad, "partial": partial}
-        tensors |= {"opposite_x": None, "opposite_grad": None}
-    device = call.x.device
+        bias = residual = output
+        tensors, scales = (call.x, None, call.grad, None, partial), (call.alpha,)
+    if plan.descriptors:
+        tensors = _described(plan.descriptors, tensors)
     if plan.sum is None:
-        return [_call(plan.main, {**_described(plan, tensors), **scales}, device)]
-    ones = dict.fromkeys(scales, 1.0) | {"beta": 0.0}
-    first = {**_described(plan, tensors), **({name: ones[name] for name in scales})}
-    last = {"partial": partial, **added, "y": output, **ones, **scales}
-    return [_call(plan.main, first, device), _call(plan.sum, last, device)]
+        return output, [_call(plan.main, tensors, scales, call.x.device)]
+    first = _call(plan.main, tensors, _PLAIN[: len(scales)], call.x.device)
+    scales = scales + _PLAIN[len(scales) :]
+    last = _call(plan.sum, (partial, bias, residual, output), scales, call.x.device)
+    return output, [first, last]
 
 
-def _beta(call: Convolution) -> float:
-    return 0.0 if call.residual is None else call.beta
+def _described(
+    descriptions: list[Description], tensors: tuple[Tensor | None, ...]
+) -> tuple[Any, ...]:
+    """The tensors, those that are described as descriptors. Triton checked the fields before; its
+    constructor would again."""
+    arguments: list[Any] = list(tensors)
+    for argument, tensor, fields in descriptions:
+        descriptor = object.__new__(TensorDescriptor)
+        descriptor.__dict__.update(fields, base=tensors[tensor])
+        arguments[argument] = descriptor
+    return tuple(arguments)
 
 
-def _described(plan: Plan, tensors: dict[str, Tensor | None]) -> dict[str, Any]:
-    """The tensors, those that have a description as its descriptor."""
-    arguments: dict[str, Any] = dict(tensors)
-    for name, description in plan.descriptors.items():
-        tensor = tensors[name]
-        if tensor is None:  # the same memory, read in other tiles
-            tensor = tensors[name.removeprefix("opposite_")]
-        arguments[name] = TensorDescriptor(tensor, *description)
-    return arguments
+def _call(
+    launch: Launch, tensors: tuple[Any, ...], scales: tuple[float, ...], device: torch.device
+) -> _Call:
+    values = (*tensors, *launch.numbers, *scales, *launch.constants)
+    return _Call(launch.kernel, launch.programs, values, launch.options, device)
 
 
-def _call(launch: Launch, arguments: dict[str, Any], device: torch.device) -> _Call:
-    return _Call(launch.kernel, launch.programs, {**launch.arguments, **arguments}, device)
+def _like(described: Tensor, device: torch.device | str) -> Tensor:
+    shape, stride = described.shape, described.stride()
+    return torch.empty_strided(shape, stride, dtype=described.dtype, device=device)
 
 
 def _empty_matrices(
@@ -224,16 +236,8 @@ def _matrices_call(
     packed: Tensor, layout: Layout, matrices: Tensor, precision: InputPrecision
 ) -> _Call:
     groups, stored, c, _ = matrices.shape
-    arguments = {
-        "packed": packed,
-        "matrices": matrices,
-        "channels": c,
-        "groups": groups,
-        "taps": layout.taps,
-        "stored": stored,
-        "SIGN": layout.sign,
-        "ROUNDS": rounds_operands(precision),
-        "BLOCK": MATRICES_BLOCK,
-    }
+    numbers = (c, groups, layout.taps, stored)
+    constants = (layout.sign, rounds_operands(precision), MATRICES_BLOCK)
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
-    return _Call(matrices_kernel, programs, arguments, packed.device)
+    values = (packed, matrices, *numbers, *constants)
+    return _Call(matrices_kernel, programs, values, {}, packed.device)

@@ -35,13 +35,13 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    function, compute, count = _EAGER[operator]
+    tensors = [tensor for tensor in arguments[:count] if tensor is not None]
     if _somebody_listens() or not all(map(_is_plain, tensors)):
         return operator(*arguments)
-    function = _EAGER[operator]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
         return function.apply(*arguments)
-    return function.forward(*arguments)
+    return compute(*arguments)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -279,22 +279,32 @@ class _WeightGrad(torch.autograd.Function):
 _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight_grad: _WeightGrad}
 
 
-# ---- eager mode: the same without the operator
+# ---- eager mode: the same without the operator. (With a setup_context of its own each call of a
+# Function would bind its arguments anew by inspect.signature.)
 
 
 class TiedConv(torch.autograd.Function):
-    forward = staticmethod(compute_conv)
-    setup_context = staticmethod(_keep_conv)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = compute_conv(*inputs)
+        _keep_conv(ctx, inputs, output)
+        return output
+
     backward = staticmethod(_conv_backward)
 
 
 class TiedConvWeightGrad(torch.autograd.Function):
-    forward = staticmethod(compute_weight_grad)
-    setup_context = staticmethod(_keep_weight_grad)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = compute_weight_grad(*inputs)
+        _keep_weight_grad(ctx, inputs, output)
+        return output
+
     backward = staticmethod(_weight_grad_backward)
 
 
-_EAGER: dict[Callable, type[torch.autograd.Function]] = {
-    conv: TiedConv,
-    weight_grad: TiedConvWeightGrad,
+# Each with the plain function, and how many of the first arguments are tensors or None.
+_EAGER: dict[Callable, tuple[type[torch.autograd.Function], Callable, int]] = {
+    conv: (TiedConv, compute_conv, 5),
+    weight_grad: (TiedConvWeightGrad, compute_weight_grad, 2),
 }

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,7 @@ def compute_conv(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype) is None:
-        from ..autotune import select
-        from ..kernels import launch, plans
-
+        select, launch, plans = _kernels()
         weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
@@ -104,9 +103,7 @@ def compute_weight_grad(
     if circular:
         x, geometry = _wrap(x, geometry)
     if why_reference(x.device, x.dtype) is None:
-        from ..autotune import select
-        from ..kernels import launch, plans
-
+        select, launch, plans = _kernels()
         gradient = plans.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
         plan = select.weight_grad_plan(gradient)
         if plan is not None:
@@ -120,6 +117,15 @@ def compute_weight_grad(
 
 
 weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
+
+
+@cache
+def _kernels() -> tuple[Any, Any, Any]:
+    """What imports Triton. (An import statement costs more than a call of this.)"""
+    from ..autotune import select
+    from ..kernels import launch, plans
+
+    return select, launch, plans
 
 
 def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -141,13 +147,13 @@ def weights_for(
 ) -> Tensor:
     """The weights that were made before, or made now if there are none, or if PyTorch's setting for
     products of float32 has changed since."""
-    from ..kernels.precision import input_precision
-    from ..kernels.stored_taps import stored_taps
-
     if weights is None:
         return read_weights(packed, layout, dtype)
     if dtype != torch.float32:
         return weights
+    from ..kernels.precision import input_precision
+    from ..kernels.stored_taps import stored_taps
+
     precision = input_precision(dtype)
     stored = layout.pairs if weights.dim() == 1 else weights.shape[1]
     same = stored == stored_taps(layout, precision) and layout.pairs > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,43 +34,71 @@ def convolve(
     """``alpha * (conv(input, packed) + bias) + beta * residual`` for checked arguments in one
     dtype, but for ``packed`` and ``bias``, which may be of a wider one; one or two spatial
     dimensions, stride 1."""
-    from ..autotune import image_copy  # its tables of files are slow to import
-
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         tell_counters()
-    dims = len(layout.kernel_size)
-    circular = padding_mode == "circular" and _keeps_size(layout, geometry)
-    if padding_mode != "zeros" and not circular:
-        padded, geometry = reference.pad(input, geometry, padding_mode)
-        input = padded.to(input.dtype)  # autocast pads in float32
-    if circular:
+    way = _way_of(layout, geometry, padding_mode)
+    batched = input.dim() == len(layout.kernel_size) + 2
+    if way.pads:
+        input = reference.pad(input, geometry, padding_mode)[0].to(input.dtype)  # was in float32
+    if way.circular:
         _check_wraps_once(input, geometry)
-    layout, geometry = _as_row_image(layout, geometry)
-    images = _with_rows(input, dims)
+    images = _as_images(input, way.is_row, batched)
     output_memory: Memory = "channels_last" if channels_last else "contiguous"
-    if image_copy.copying_pays(images, layout, geometry, output_memory):
+    if _image_copy().copying_pays(images, way.layout, way.geometry, output_memory):
         images = images.contiguous(memory_format=torch.channels_last)
-    numbers, weights = prepare(packed, layout, input.dtype)
+    numbers, weights = prepare(packed, way.layout, input.dtype)
     output = apply(
         conv,
         images,
         numbers,
         weights,
         bias,
-        None if residual is None else _with_rows(residual, dims),
-        layout.kernel_size,
-        geometry.flat_padding,
-        geometry.dilation,
-        layout.groups,
-        layout.symmetry,
-        circular,
+        None if residual is None else _as_images(residual, way.is_row, batched),
+        *way.options,
         float(alpha),
         float(beta),
         channels_last,
     )
-    if dims == 1:
+    if way.is_row:
         output = output.squeeze(2)
-    return output if input.dim() == dims + 2 else output.squeeze(0)
+    return output if batched else output.squeeze(0)
+
+
+class _Way(NamedTuple):
+    """How a convolution becomes one of images with zeros or a wrapped border around them."""
+
+    pads: bool  # by a copy, before all else
+    circular: bool
+    is_row: bool  # one dimension is an image of one row
+    layout: Layout
+    geometry: Geometry
+    options: tuple[Any, ...]  # the operator's, but for scale factors and memory format
+
+
+@functools.lru_cache(maxsize=4096)
+def _way_of(layout: Layout, geometry: Geometry, padding_mode: str) -> _Way:
+    circular = padding_mode == "circular" and _keeps_size(layout, geometry)
+    pads = padding_mode != "zeros" and not circular
+    if pads:
+        geometry = replace(geometry, padding=((0, 0),) * len(geometry.padding))
+    is_row = len(layout.kernel_size) == 1
+    if is_row:
+        geometry = Geometry(
+            (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation)
+        )
+        layout = replace(layout, kernel_size=(1, *layout.kernel_size))
+    kernel_size, dilation, groups = layout.kernel_size, geometry.dilation, layout.groups
+    padding = tuple(geometry.flat_padding)
+    options = (kernel_size, padding, dilation, groups, layout.symmetry, circular)
+    return _Way(pads, circular, is_row, layout, geometry, options)
+
+
+@functools.cache
+def _image_copy() -> Any:
+    """Its tables of files are slow to import."""
+    from ..autotune import image_copy
+
+    return image_copy
 
 
 def _keeps_size(layout: Layout, geometry: Geometry) -> bool:
@@ -89,14 +119,6 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
         )
 
 
-def _as_row_image(layout: Layout, geometry: Geometry) -> tuple[Layout, Geometry]:
-    """One dimension is an image of one row."""
-    if len(layout.kernel_size) == 2:
-        return layout, geometry
-    row = Geometry((1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-    return replace(layout, kernel_size=(1, *layout.kernel_size)), row
-
-
-def _with_rows(tensor: Tensor, dims: int) -> Tensor:
-    batched = tensor if tensor.dim() == dims + 2 else tensor.unsqueeze(0)
-    return batched if dims == 2 else batched.unsqueeze(2)
+def _as_images(tensor: Tensor, is_row: bool, batched: bool) -> Tensor:
+    tensor = tensor if batched else tensor.unsqueeze(0)
+    return tensor.unsqueeze(2) if is_row else tensor
