@@ -23,10 +23,11 @@ from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
 from .candidates import Kernel
+from .choices import remember, remembered
 from .problem import Problem, problem_of
 from .recording import is_recording, record
 from .shortlist import make_shortlist
-from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
+from .tuned_configs import entry_for, was_timed_in_vain
 
 # Why a config should not serve the tensors at hand, or None: the compiler's word, and the check of
 # what it made.
@@ -38,15 +39,23 @@ _MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 
 class Choice(NamedTuple):
-    """What is remembered of a call's description: how it is launched, or that nothing serves; and
-    whether it was timed, if no table knew it, and its kernel checked."""
+    """How calls of one description are launched, or that nothing serves; and whether that was
+    given by :func:`using`, timed if no table knew it, and its kernel checked."""
 
     plan: Plan | None
+    by_hand: bool
     timed: bool
     checked: bool
 
     def serves(self, device: torch.device) -> bool:
-        """Whether no more is asked for now than when it was made."""
+        """Whether it holds for another call of the description now: nobody gives configs or
+        records, and it is careful enough."""
+        return not (self.by_hand or _given or is_recording()) and self.is_careful(device)
+
+    def is_careful(self, device: torch.device) -> bool:
+        """Whether no more timing or checking is asked for now than when it was made."""
+        if device.type != "cuda":
+            return True
         return (self.timed or not times_on_first_use(device)) and (
             self.checked or not first_use.checks(device)
         )
@@ -80,17 +89,22 @@ def conv_plan(convolution: Convolution) -> Plan | None:
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
-    tensors = (x, packed, weights, bias, residual)
-    key = (layout, geometry, channels_last, *_places(tensors, precision))
-    return _plan(convolution, "conv", key)
+    return conv_choice(convolution).plan
 
 
 def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
     x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
     key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
-    return _plan(gradient, "weight_grad", key)
+    return _choice(gradient, "weight_grad", key).plan
+
+
+def conv_choice(convolution: Convolution) -> Choice:
+    """As :func:`conv_plan`, for a caller that keeps it for the next call of the description."""
+    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
+    tensors = (x, packed, weights, bias, residual)
+    key = (layout, geometry, channels_last, *_places(tensors, precision))
+    return _choice(convolution, "conv", key)
 
 
 def problem_of_call(call: Convolution | WeightGradient) -> Problem:
@@ -114,16 +128,16 @@ def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None
     return image.device, precision or input_precision(image.dtype), *places
 
 
-def _plan(call: Convolution | WeightGradient, kernel: Kernel, key: tuple) -> Plan | None:
+def _choice(call: Convolution | WeightGradient, kernel: Kernel, key: tuple) -> Choice:
     if is_recording():
         record(problem_of_call(call))
     by_hand = _given.get(kernel)
     if by_hand is not None:
-        return make_plan(call, by_hand)
+        return Choice(make_plan(call, by_hand), True, False, False)
     device, key = call.x.device, (kernel, *key)
     known: Any = remembered(key)
-    if known is not None and known.serves(device):
-        return known.plan
+    if known is not None and known.is_careful(device):
+        return known
     times, checks = times_on_first_use(device), first_use.checks(device)
     problem = problem_of_call(call)
 
@@ -132,7 +146,7 @@ def _plan(call: Convolution | WeightGradient, kernel: Kernel, key: tuple) -> Pla
 
     config = choose(problem, device, times, fault)
     plan = None if config is None else make_plan(call, config)
-    return remember(key, Choice(plan, times, checks)).plan
+    return remember(key, Choice(plan, False, times, checks))
 
 
 def times_on_first_use(device: torch.device) -> bool:

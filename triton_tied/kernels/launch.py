@@ -18,7 +18,6 @@ from .configs import Config, ConvConfig, WeightGradConfig
 from .matrices import matrices_kernel
 from .plans import Convolution, Launch, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
-from .stored_taps import are_matrices, stored_taps
 from .toolchain import explain
 
 MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a matrix
@@ -91,19 +90,6 @@ def unpack_matrices(
     return matrices
 
 
-def read_weights(
-    packed: Tensor, layout: Layout, dtype: torch.dtype, precision: InputPrecision
-) -> Tensor:
-    """What a convolution in ``dtype`` reads of the weight; see :class:`Convolution`.
-
-    Raises:
-        ToolchainError: Triton can compile nothing on this machine.
-    """
-    if not are_matrices(layout, precision):
-        return packed.to(dtype).contiguous()
-    return unpack_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
-
-
 def compile_matrices(
     packed: Tensor, layout: Layout, stored: int, dtype: torch.dtype, precision: InputPrecision
 ) -> str | None:
@@ -133,7 +119,7 @@ class _Call(NamedTuple):
         """
         try:
             with _compiling, self._on_device():  # what was not compiled is compiled here
-                self.kernel[(self.programs,)](*self.values, **self.options)
+                self.kernel.run(*self.values, grid=(self.programs,), warmup=False, **self.options)
         except Exception as error:
             broken = explain(error)
             if broken:
@@ -177,26 +163,29 @@ def _bind(
     plan: Plan, call: Convolution | WeightGradient, device: torch.device | str
 ) -> tuple[Tensor, list[_Call]]:
     """Memory for the result on a device, and the launches that fill it."""
-    output = _like(plan.output, device)
-    partial = output if plan.partial is None else _like(plan.partial, device)
+    output = plan.output.make(device)
+    partial = output if plan.partial is None else plan.partial.make(device)
     scales: tuple[float, ...]
-    if isinstance(call, Convolution):
-        weights, residual = call.weights, output if call.residual is None else call.residual
-        # What is absent is never read: any pointer of the dtype that it would have serves.
-        bias = call.packed if call.bias is None else call.bias
+    if type(call) is Convolution:
+        x, packed, weights, bias, residual, *_ = call
+        if residual is None:
+            residual, scales = output, (call.alpha, 0.0)
+        else:
+            scales = (call.alpha, call.beta)
+        if bias is None:
+            bias = packed  # never read: any pointer of the dtype that it would have serves
         triangles = weights if weights.dim() == 1 else None
-        tensors = (call.x, weights, None, triangles, bias, residual, partial)
-        scales = (call.alpha, 0.0 if call.residual is None else call.beta)
+        tensors = (x, weights, None, triangles, bias, residual, partial)
     else:
-        bias = residual = output
-        tensors, scales = (call.x, None, call.grad, None, partial), (call.alpha,)
+        x, bias, residual, scales = call.x, output, output, (call.alpha,)
+        tensors = (x, None, call.grad, None, partial)
     if plan.descriptors:
         tensors = _described(plan.descriptors, tensors)
     if plan.sum is None:
-        return output, [_call(plan.main, tensors, scales, call.x.device)]
-    first = _call(plan.main, tensors, _PLAIN[: len(scales)], call.x.device)
+        return output, [_call(plan.main, tensors, scales, x.device)]
+    first = _call(plan.main, tensors, _PLAIN[: len(scales)], x.device)
     scales = scales + _PLAIN[len(scales) :]
-    last = _call(plan.sum, (partial, bias, residual, output), scales, call.x.device)
+    last = _call(plan.sum, (partial, bias, residual, output), scales, x.device)
     return output, [first, last]
 
 
@@ -218,11 +207,6 @@ def _call(
 ) -> _Call:
     values = (*tensors, *launch.numbers, *scales, *launch.constants)
     return _Call(launch.kernel, launch.programs, values, launch.options, device)
-
-
-def _like(described: Tensor, device: torch.device | str) -> Tensor:
-    shape, stride = described.shape, described.stride()
-    return torch.empty_strided(shape, stride, dtype=described.dtype, device=device)
 
 
 def _empty_matrices(

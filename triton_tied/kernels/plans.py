@@ -97,19 +97,29 @@ class Description(NamedTuple):
     fields: dict[str, Any]
 
 
+class Written(NamedTuple):
+    """What a launch writes."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self, device: torch.device | str) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+
+
 class Plan(NamedTuple):
     """A config made ready for all calls of one description: what is left are the tensors themselves
     and scale factors.
 
-    ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None;
-    both on the meta device.
+    ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None.
     """
 
     main: Launch
     sum: Launch | None
     descriptors: list[Description]
-    output: Tensor
-    partial: Tensor | None
+    output: Written
+    partial: Written | None
     config: Config
 
 
@@ -175,10 +185,10 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         descriptors += _describe_weights(config, layout, call)
     main = _launch(conv_kernel, programs, arguments)
     if partial is None:
-        return Plan(main, None, descriptors, y, None, config)
+        return Plan(main, None, descriptors, _written(y), None, config)
     written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
     total = _sum((out_h, out_w), partial, _SUM_TILE, written)
-    return Plan(main, total, descriptors, y, partial, config)
+    return Plan(main, total, descriptors, _written(y), _written(partial), config)
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -218,11 +228,15 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
             descriptors.append(_describe(config, 3, 2, config.BLOCK_K, grad))
     main = _launch(weight_grad_kernel, programs, arguments)
     if partial is None:
-        return Plan(main, None, descriptors, output, None, config)
+        return Plan(main, None, descriptors, _written(output), None, config)
     vector = output.view(1, size, 1, 1)
     written = {"bias_channels": 0, **_strides(True, r=vector, y=vector)}  # only that of channels
     total = _sum((1, 1), partial, _SUM_VECTOR, written)
-    return Plan(main, total, descriptors, output, partial, config)
+    return Plan(main, total, descriptors, _written(output), _written(partial), config)
+
+
+def _written(tensor: Tensor) -> Written:
+    return Written(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _sum(

@@ -23,9 +23,17 @@ from torch.autograd import forward_ad
 
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
-from .definitions import compute_conv, compute_weight_grad, conv, geometry_of, weight_grad
+from .definitions import (
+    Known,
+    compute_known,
+    compute_weight_grad,
+    conv,
+    geometry_of,
+    weight_grad,
+)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_TENSORS: dict[Callable, int] = {conv: 5, weight_grad: 2}  # so many first arguments, or None
 
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
@@ -35,13 +43,23 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
-    function, compute, count = _EAGER[operator]
-    tensors = [tensor for tensor in arguments[:count] if tensor is not None]
+    tensors = [tensor for tensor in arguments[: _TENSORS[operator]] if tensor is not None]
     if _somebody_listens() or not all(map(_is_plain, tensors)):
         return operator(*arguments)
+    if operator is conv:
+        return apply_plain(arguments, None)
     if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
-        return function.apply(*arguments)
-    return compute(*arguments)
+        return TiedConvWeightGrad.apply(*arguments)
+    return compute_weight_grad(*arguments)
+
+
+def apply_plain(arguments: tuple, known: Known | None) -> Tensor:
+    """The convolution in a plain call, of which something may be known."""
+    if torch.is_grad_enabled():
+        for tensor in arguments[: _TENSORS[conv]]:
+            if tensor is not None and tensor.requires_grad:
+                return TiedConv.apply(*arguments, known)
+    return compute_known(*arguments, known)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -284,13 +302,17 @@ _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight
 
 
 class TiedConv(torch.autograd.Function):
+    """Of the operator's arguments, and what is known of the call, or None."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = compute_conv(*inputs)
-        _keep_conv(ctx, inputs, output)
+        output = compute_known(*inputs)
+        _keep_conv(ctx, inputs[:-1], output)
         return output
 
-    backward = staticmethod(_conv_backward)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        return *_conv_backward(ctx, grad), None
 
 
 class TiedConvWeightGrad(torch.autograd.Function):
@@ -301,10 +323,3 @@ class TiedConvWeightGrad(torch.autograd.Function):
         return output
 
     backward = staticmethod(_weight_grad_backward)
-
-
-# Each with the plain function, and how many of the first arguments are tensors or None.
-_EAGER: dict[Callable, tuple[type[torch.autograd.Function], Callable, int]] = {
-    conv: (TiedConv, compute_conv, 5),
-    weight_grad: (TiedConvWeightGrad, compute_weight_grad, 2),
-}

@@ -24,6 +24,8 @@ from ..autotune import recording
 from ..autotune.problem import problem_of
 from ..dispatch import why_reference
 from ..geometry import Geometry
+from ..kernels.precision import input_precision
+from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from ..memory_format import Memory, empty_image
 from ..packing import Layout, check_symmetry, expand
 
@@ -59,19 +61,61 @@ def compute_conv(
         circular: wrap the border; only with an odd kernel and padding that keeps the size.
         channels_last: the memory format of the result.
     """
-    layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    return compute_known(
+        x, packed, weights, bias, residual, kernel_size, padding, dilation, groups, symmetry,
+        circular, alpha, beta, channels_last, None,
+    )  # fmt: skip
+
+
+conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
+
+
+class Known:
+    """What is kept of the plain calls of one description, which the kernels serve."""
+
+    def __init__(self, layout: Layout, geometry: Geometry) -> None:
+        self.layout, self.geometry = layout, geometry
+        self.choice: Any = None  # of a config, from the first call on
+
+
+def compute_known(
+    x: Tensor,
+    packed: Tensor,
+    weights: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    symmetry: str,
+    circular: bool,
+    alpha: float,
+    beta: float,
+    channels_last: bool,
+    known: Known | None,
+) -> Tensor:
+    """:func:`compute_conv` for a call of a description of which something is known."""
+    if known is None:
+        layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    else:
+        layout, geometry = known.layout, known.geometry
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype) is None:
+    if known is not None or why_reference(x.device, x.dtype) is None:
         select, launch, plans = _kernels()
         weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
         )
-        plan = select.conv_plan(convolution)
-        if plan is not None:
-            return launch.run(plan, convolution)
+        choice = None if known is None else known.choice
+        if choice is None or not choice.serves(x.device):
+            choice = select.conv_choice(convolution)
+            if known is not None:
+                known.choice = choice
+        if choice.plan is not None:
+            return launch.run(choice.plan, convolution)
     elif recording.is_recording():
         output: Memory = "channels_last" if channels_last else "contiguous"
         recording.record(problem_of("conv", layout, geometry, [x], output))
@@ -81,7 +125,6 @@ def compute_conv(
     return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
 
 
 def compute_weight_grad(
@@ -131,15 +174,16 @@ def _kernels() -> tuple[Any, Any, Any]:
 def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     """What the kernels read of a weight for a convolution in ``dtype``: ``packed`` in that dtype,
     or the matrices of its first taps."""
+    precision = input_precision(dtype)
+    if not are_matrices(layout, precision):
+        return packed.to(dtype).contiguous()
     from ..autotune import first_use
     from ..kernels import launch
-    from ..kernels.precision import input_precision
-    from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 
-    precision = input_precision(dtype)
-    if not are_matrices(layout, precision) or first_use.unpacks_matrices(packed, layout, dtype):
-        return launch.read_weights(packed.contiguous(), layout, dtype, precision)
-    return expand_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
+    stored = stored_taps(layout, precision)
+    if first_use.unpacks_matrices(packed, layout, dtype):
+        return launch.unpack_matrices(packed.contiguous(), layout, stored, dtype, precision)
+    return expand_matrices(packed, layout, stored, dtype, precision)
 
 
 def weights_for(
@@ -151,9 +195,6 @@ def weights_for(
         return read_weights(packed, layout, dtype)
     if dtype != torch.float32:
         return weights
-    from ..kernels.precision import input_precision
-    from ..kernels.stored_taps import stored_taps
-
     precision = input_precision(dtype)
     stored = layout.pairs if weights.dim() == 1 else weights.shape[1]
     same = stored == stored_taps(layout, precision) and layout.pairs > 0

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from ..autotune.choices import remember
+from ..cached_weights import is_open
+from ..dispatch import why_reference
 from ..geometry import Geometry
+from ..kernels.precision import input_precision
+from ..kernels.stored_taps import are_matrices
 from ..memory_format import Memory
 from ..packing import Layout, PreparedWeight
-from .autograd_and_vmap import apply
-from .definitions import conv
+from .autograd_and_vmap import apply, apply_plain
+from .definitions import Known, conv
 from .flops import tell_counters
 from .prepare_packed import prepare
 
@@ -30,55 +34,105 @@ def convolve(
     residual: Tensor | None,
     beta: float,
     channels_last: bool,
+    key: tuple | None = None,
 ) -> Tensor:
     """``alpha * (conv(input, packed) + bias) + beta * residual`` for checked arguments in one
     dtype, but for ``packed`` and ``bias``, which may be of a wider one; one or two spatial
-    dimensions, stride 1."""
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+    dimensions, stride 1. What is found out of a plain call is remembered under its key."""
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and torch._C._len_torch_dispatch_stack():
         tell_counters()
-    way = _way_of(layout, geometry, padding_mode)
     batched = input.dim() == len(layout.kernel_size) + 2
-    if way.pads:
-        input = reference.pad(input, geometry, padding_mode)[0].to(input.dtype)  # was in float32
+    way = _way_of(layout, geometry, padding_mode, batched, channels_last)
     if way.circular:
         _check_wraps_once(input, geometry)
-    images = _as_images(input, way.is_row, batched)
+    images = _images_of(input, way)
+    from ..autotune import image_copy  # its tables of files are slow to import
+
     output_memory: Memory = "channels_last" if channels_last else "contiguous"
-    if _image_copy().copying_pays(images, way.layout, way.geometry, output_memory):
+    copies = image_copy.copying_pays(images, way.layout, way.geometry, output_memory)
+    call = Call(way, input.dtype, copies)
+    if key is not None and why_reference(input.device, input.dtype) is None:
+        reads_packed = isinstance(packed, Tensor) and _is_read_itself(packed, way.layout, call.dtype)
+        call = remember(key, Call(way, input.dtype, copies, reads_packed, Known(way.layout, way.geometry)))
+    return _run(call, images, packed, bias, residual, float(alpha), float(beta))
+
+
+def repeat(
+    call: Call,
+    input: Tensor,
+    packed: Tensor | PreparedWeight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    """What :func:`convolve` does, for a plain call whose like it has seen."""
+    if input.dtype != call.dtype:
+        input = input.to(call.dtype)
+    if residual is not None and residual.dtype != call.dtype:
+        residual = residual.to(call.dtype)
+    return _run(call, _images_of(input, call.way), packed, bias, residual, alpha, beta)
+
+
+def _run(
+    call: Call,
+    images: Tensor,
+    packed: Tensor | PreparedWeight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    way = call.way
+    if call.copies:
         images = images.contiguous(memory_format=torch.channels_last)
-    numbers, weights = prepare(packed, way.layout, input.dtype)
-    output = apply(
-        conv,
-        images,
-        numbers,
-        weights,
-        bias,
-        None if residual is None else _as_images(residual, way.is_row, batched),
-        *way.options,
-        float(alpha),
-        float(beta),
-        channels_last,
-    )
+    if residual is not None:
+        residual = _with_rows(residual, way)
+    if call.reads_packed and not is_open():
+        numbers, weights = packed, packed.detach()
+    else:
+        numbers, weights = prepare(packed, way.layout, call.dtype)
+    arguments = (images, numbers, weights, bias, residual, *way.options, alpha, beta)
+    arguments += (way.channels_last,)
+    output = apply(conv, *arguments) if call.known is None else apply_plain(arguments, call.known)
     if way.is_row:
         output = output.squeeze(2)
-    return output if batched else output.squeeze(0)
+    return output if way.batched else output.squeeze(0)
+
+
+class Call(NamedTuple):
+    """What a description of a call says of it: how it becomes one of the operator, in which dtype,
+    whether the image is copied into channels-last memory first; and of a plain one, whether the
+    kernels read ``packed`` itself, and what is known of its launch."""
+
+    way: _Way
+    dtype: torch.dtype
+    copies: bool
+    reads_packed: bool = False
+    known: Known | None = None
 
 
 class _Way(NamedTuple):
     """How a convolution becomes one of images with zeros or a wrapped border around them."""
 
-    pads: bool  # by a copy, before all else
+    pads: str  # the mode of a padded copy, "" where there is none
+    padding: list[int]  # of that copy
     circular: bool
     is_row: bool  # one dimension is an image of one row
+    batched: bool
+    channels_last: bool  # the output
     layout: Layout
     geometry: Geometry
     options: tuple[Any, ...]  # the operator's, but for scale factors and memory format
 
 
-@functools.lru_cache(maxsize=4096)
-def _way_of(layout: Layout, geometry: Geometry, padding_mode: str) -> _Way:
+def _way_of(
+    layout: Layout, geometry: Geometry, padding_mode: str, batched: bool, channels_last: bool
+) -> _Way:
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
-    pads = padding_mode != "zeros" and not circular
+    pads = "" if circular or padding_mode == "zeros" else padding_mode
+    flat_padding = geometry.flat_padding
     if pads:
         geometry = replace(geometry, padding=((0, 0),) * len(geometry.padding))
     is_row = len(layout.kernel_size) == 1
@@ -90,15 +144,14 @@ def _way_of(layout: Layout, geometry: Geometry, padding_mode: str) -> _Way:
     kernel_size, dilation, groups = layout.kernel_size, geometry.dilation, layout.groups
     padding = tuple(geometry.flat_padding)
     options = (kernel_size, padding, dilation, groups, layout.symmetry, circular)
-    return _Way(pads, circular, is_row, layout, geometry, options)
+    return _Way(
+        pads, flat_padding, circular, is_row, batched, channels_last, layout, geometry, options
+    )
 
 
-@functools.cache
-def _image_copy() -> Any:
-    """Its tables of files are slow to import."""
-    from ..autotune import image_copy
-
-    return image_copy
+def _is_read_itself(packed: Tensor, layout: Layout, dtype: torch.dtype) -> bool:
+    matrices = are_matrices(layout, input_precision(dtype))
+    return packed.dtype == dtype and packed.is_contiguous() and not matrices
 
 
 def _keeps_size(layout: Layout, geometry: Geometry) -> bool:
@@ -119,6 +172,13 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
         )
 
 
-def _as_images(tensor: Tensor, is_row: bool, batched: bool) -> Tensor:
-    tensor = tensor if batched else tensor.unsqueeze(0)
-    return tensor.unsqueeze(2) if is_row else tensor
+def _images_of(input: Tensor, way: _Way) -> Tensor:
+    if way.pads:
+        padded = F.pad(input, way.padding, mode=way.pads)
+        input = padded.to(input.dtype)  # autocast pads in float32
+    return _with_rows(input, way)
+
+
+def _with_rows(tensor: Tensor, way: _Way) -> Tensor:
+    tensor = tensor if way.batched else tensor.unsqueeze(0)
+    return tensor.unsqueeze(2) if way.is_row else tensor
