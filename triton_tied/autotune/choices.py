@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from ..geometry import Geometry
+from ..packing import Layout
 
 _MAX_CHOICES = 4096  # calls that are told apart; images of ever new sizes must not fill the memory
 
 _Choice = TypeVar("_Choice")
 _choices: dict[tuple, object] = {}
+
+
+class Known:
+    """What is kept of calls of one description: what they compute, and how they are launched, once
+    that is chosen."""
+
+    choice: Any = None  # see :class:`.select.Choice`
+
+    def __init__(self, layout: Layout, geometry: Geometry) -> None:
+        self.layout, self.geometry = layout, geometry
 
 
 def remembered(call: tuple) -> object | None:

@@ -23,7 +23,7 @@ from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
 from .candidates import Kernel
-from .choices import remember, remembered
+from .choices import Known, remember, remembered
 from .problem import Problem, problem_of
 from .recording import is_recording, record
 from .shortlist import make_shortlist
@@ -40,17 +40,16 @@ _MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 class Choice(NamedTuple):
     """How calls of one description are launched, or that nothing serves; and whether that was
-    given by :func:`using`, timed if no table knew it, and its kernel checked."""
+    timed, if no table knew it, and its kernel checked."""
 
     plan: Plan | None
-    by_hand: bool
     timed: bool
     checked: bool
 
     def serves(self, device: torch.device) -> bool:
         """Whether it holds for another call of the description now: nobody gives configs or
         records, and it is careful enough."""
-        return not (self.by_hand or _given or is_recording()) and self.is_careful(device)
+        return not (_given or is_recording()) and self.is_careful(device)
 
     def is_careful(self, device: torch.device) -> bool:
         """Whether no more timing or checking is asked for now than when it was made."""
@@ -82,29 +81,37 @@ def using(
         _given = outer
 
 
-def conv_plan(convolution: Convolution) -> Plan | None:
-    """How a convolution is launched; None: the reference has to serve.
+def conv_plan(convolution: Convolution, known: Known | None = None) -> Plan | None:
+    """How a convolution is launched; None: the reference has to serve. What is ``known`` of calls
+    of its description saves the look-up, and is kept there.
 
     Raises:
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    return conv_choice(convolution).plan
+    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
+    choice = _chosen(known, x.device)
+    if choice is None:
+        tensors = (x, packed, weights, bias, residual)
+        key = (layout, geometry, channels_last, *_places(tensors, precision))
+        choice = _choice(convolution, "conv", key, known)
+    return choice.plan
 
 
-def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
+def weight_grad_plan(gradient: WeightGradient, known: Known | None = None) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
     x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
-    key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
-    return _choice(gradient, "weight_grad", key).plan
+    choice = _chosen(known, x.device)
+    if choice is None:
+        key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
+        choice = _choice(gradient, "weight_grad", key, known)
+    return choice.plan
 
 
-def conv_choice(convolution: Convolution) -> Choice:
-    """As :func:`conv_plan`, for a caller that keeps it for the next call of the description."""
-    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
-    tensors = (x, packed, weights, bias, residual)
-    key = (layout, geometry, channels_last, *_places(tensors, precision))
-    return _choice(convolution, "conv", key)
+def _chosen(known: Known | None, device: torch.device) -> Choice | None:
+    if known is None or known.choice is None or not known.choice.serves(device):
+        return None
+    return known.choice
 
 
 def problem_of_call(call: Convolution | WeightGradient) -> Problem:
@@ -128,25 +135,29 @@ def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None
     return image.device, precision or input_precision(image.dtype), *places
 
 
-def _choice(call: Convolution | WeightGradient, kernel: Kernel, key: tuple) -> Choice:
+def _choice(
+    call: Convolution | WeightGradient, kernel: Kernel, key: tuple, keeper: Known | None
+) -> Choice:
     if is_recording():
         record(problem_of_call(call))
     by_hand = _given.get(kernel)
     if by_hand is not None:
-        return Choice(make_plan(call, by_hand), True, False, False)
+        return Choice(make_plan(call, by_hand), False, False)
     device, key = call.x.device, (kernel, *key)
-    known: Any = remembered(key)
-    if known is not None and known.is_careful(device):
-        return known
-    times, checks = times_on_first_use(device), first_use.checks(device)
-    problem = problem_of_call(call)
+    choice: Any = remembered(key)
+    if choice is None or not choice.is_careful(device):
+        times, checks = times_on_first_use(device), first_use.checks(device)
+        problem = problem_of_call(call)
 
-    def fault(config: Config) -> str | None:
-        return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
+        def fault(config: Config) -> str | None:
+            return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
 
-    config = choose(problem, device, times, fault)
-    plan = None if config is None else make_plan(call, config)
-    return remember(key, Choice(plan, False, times, checks))
+        config = choose(problem, device, times, fault)
+        plan = None if config is None else make_plan(call, config)
+        choice = remember(key, Choice(plan, times, checks))
+    if keeper is not None:
+        keeper.choice = choice
+    return choice
 
 
 def times_on_first_use(device: torch.device) -> bool:

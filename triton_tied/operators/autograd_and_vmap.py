@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..autotune.choices import Known
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
 from .definitions import (
-    Known,
     compute_known,
-    compute_weight_grad,
+    compute_known_gradient,
     conv,
     geometry_of,
     weight_grad,
@@ -43,23 +43,29 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
-    tensors = [tensor for tensor in arguments[: _TENSORS[operator]] if tensor is not None]
-    if _somebody_listens() or not all(map(_is_plain, tensors)):
+    tensors, options = arguments[: _TENSORS[operator]], arguments[_TENSORS[operator] :]
+    if _somebody_listens() or not all([t is None or _is_plain(t) for t in tensors]):
         return operator(*arguments)
-    if operator is conv:
-        return apply_plain(arguments, None)
-    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
-        return TiedConvWeightGrad.apply(*arguments)
-    return compute_weight_grad(*arguments)
+    return (apply_known if operator is conv else _apply_known_gradient)(tensors, options, None)
 
 
-def apply_plain(arguments: tuple, known: Known | None) -> Tensor:
+def apply_known(
+    tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], known: Known | None
+) -> Tensor:
     """The convolution in a plain call, of which something may be known."""
     if torch.is_grad_enabled():
-        for tensor in arguments[: _TENSORS[conv]]:
+        for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
-                return TiedConv.apply(*arguments, known)
-    return compute_known(*arguments, known)
+                return TiedConv.apply(*tensors, options, known)
+    return compute_known(*tensors, *options, known)
+
+
+def _apply_known_gradient(
+    tensors: tuple[Tensor, ...], options: tuple[Any, ...], known: Known | None
+) -> Tensor:
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
+        return TiedConvWeightGrad.apply(*tensors, options, known)
+    return compute_known_gradient(*tensors, *options, known)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -104,11 +110,18 @@ def _adjoint(
     """The transposed convolution of ``grad``."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
     if not circular:  # a wrapped border stays as it is
-        padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
+        padding = _transposed(tuple(kernel_size), tuple(padding), tuple(dilation))
     return apply(
         conv, grad, packed, weights, None, None, kernel_size, padding, dilation, groups, symmetry,
         circular, SIGNS[symmetry] * alpha, 1.0, channels_last,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _transposed(
+    kernel_size: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[int, ...]:
+    return tuple(geometry_of(padding, dilation).transposed(kernel_size).flat_padding)
 
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
@@ -163,7 +176,8 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
 def _split(both: Tensor, packed: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients, or directions, of packed and of a bias that may follow it."""
     size = packed.shape[0]
-    return (both, None) if both.shape[0] == size else (both[:size], both[size:])
+    rest = both.shape[0] - size
+    return (both.narrow(0, 0, size), both.narrow(0, size, rest)) if rest else (both, None)
 
 
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -302,24 +316,27 @@ _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight
 
 
 class TiedConv(torch.autograd.Function):
-    """Of the operator's arguments, and what is known of the call, or None."""
-
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = compute_known(*inputs)
-        _keep_conv(ctx, inputs[:-1], output)
+        *tensors, options, known = inputs
+        output = compute_known(*tensors, *options, known)
+        _keep_conv(ctx, (*tensors, *options), output)
+        ctx.known = known
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
-        return *_conv_backward(ctx, grad), None
+        return *_conv_backward(ctx, grad)[:5], None, None
 
 
 class TiedConvWeightGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = compute_weight_grad(*inputs)
-        _keep_weight_grad(ctx, inputs, output)
+        *tensors, options, known = inputs
+        output = compute_known_gradient(*tensors, *options, known)
+        _keep_weight_grad(ctx, (*tensors, *options), output)
         return output
 
-    backward = staticmethod(_weight_grad_backward)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        return *_weight_grad_backward(ctx, grad)[:2], None, None

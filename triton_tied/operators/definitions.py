@@ -21,6 +21,7 @@ from torch.library import custom_op
 
 from .. import reference
 from ..autotune import recording
+from ..autotune.choices import Known
 from ..autotune.problem import problem_of
 from ..dispatch import why_reference
 from ..geometry import Geometry
@@ -70,14 +71,6 @@ def compute_conv(
 conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
 
 
-class Known:
-    """What is kept of the plain calls of one description, which the kernels serve."""
-
-    def __init__(self, layout: Layout, geometry: Geometry) -> None:
-        self.layout, self.geometry = layout, geometry
-        self.choice: Any = None  # of a config, from the first call on
-
-
 def compute_known(
     x: Tensor,
     packed: Tensor,
@@ -109,13 +102,9 @@ def compute_known(
         convolution = plans.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
         )
-        choice = None if known is None else known.choice
-        if choice is None or not choice.serves(x.device):
-            choice = select.conv_choice(convolution)
-            if known is not None:
-                known.choice = choice
-        if choice.plan is not None:
-            return launch.run(choice.plan, convolution)
+        plan = select.conv_plan(convolution, known)
+        if plan is not None:
+            return launch.run(plan, convolution)
     elif recording.is_recording():
         output: Memory = "channels_last" if channels_last else "contiguous"
         recording.record(problem_of("conv", layout, geometry, [x], output))
@@ -142,13 +131,40 @@ def compute_weight_grad(
 ) -> Tensor:
     """The gradient of ``packed`` in :func:`compute_conv`, for the output gradient ``grad``, in
     ``dtype``; with ``has_bias`` followed by that of the bias."""
-    layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    return compute_known_gradient(
+        x, grad, kernel_size, padding, dilation, groups, symmetry, circular, alpha, dtype, has_bias,
+        None,
+    )  # fmt: skip
+
+
+weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
+
+
+def compute_known_gradient(
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    symmetry: str,
+    circular: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    has_bias: bool,
+    known: Known | None,
+) -> Tensor:
+    """:func:`compute_weight_grad`, as :func:`compute_known`."""
+    if known is None:
+        layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    else:
+        layout, geometry = known.layout, known.geometry
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype) is None:
+    if known is not None or why_reference(x.device, x.dtype) is None:
         select, launch, plans = _kernels()
         gradient = plans.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
-        plan = select.weight_grad_plan(gradient)
+        plan = select.weight_grad_plan(gradient, known)
         if plan is not None:
             return launch.run(plan, gradient)
     elif recording.is_recording():
@@ -157,9 +173,6 @@ def compute_weight_grad(
     if has_bias:
         parts.append(grad.sum((0, 2, 3)) * alpha)
     return torch.cat(parts).to(dtype)
-
-
-weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autotune.choices import remember
+from ..autotune.choices import Known, remember
 from ..cached_weights import is_open
 from ..dispatch import why_reference
 from ..geometry import Geometry
@@ -17,8 +17,8 @@ from ..kernels.precision import input_precision
 from ..kernels.stored_taps import are_matrices
 from ..memory_format import Memory
 from ..packing import Layout, PreparedWeight
-from .autograd_and_vmap import apply, apply_plain
-from .definitions import Known, conv
+from .autograd_and_vmap import apply, apply_known
+from .definitions import conv
 from .flops import tell_counters
 from .prepare_packed import prepare
 
@@ -93,9 +93,12 @@ def _run(
         numbers, weights = packed, packed.detach()
     else:
         numbers, weights = prepare(packed, way.layout, call.dtype)
-    arguments = (images, numbers, weights, bias, residual, *way.options, alpha, beta)
-    arguments += (way.channels_last,)
-    output = apply(conv, *arguments) if call.known is None else apply_plain(arguments, call.known)
+    tensors, options = (images, numbers, weights, bias, residual), (*way.options, alpha, beta)
+    options += (way.channels_last,)
+    if call.known is None:
+        output = apply(conv, *tensors, *options)
+    else:
+        output = apply_known(tensors, options, call.known)
     if way.is_row:
         output = output.squeeze(2)
     return output if way.batched else output.squeeze(0)
