@@ -67,12 +67,12 @@ def tied_conv(
     beta: float = 1.0,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
-    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
     options = (kernel_size, stride, padding, dilation, groups, padding_mode, symmetry)
     key = key_of(dims, input, packed, bias, residual, options)
     known: Any = None if key is None else remembered(key)
     if known is not None and type(alpha) in _NUMBERS and type(beta) in _NUMBERS:
         return repeat(known, input, packed, bias, residual, float(alpha), float(beta))
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
     tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}

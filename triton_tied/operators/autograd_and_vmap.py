@@ -14,16 +14,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..autotune.choices import Known
+from ..autotune.choices import Known, remember, remembered
+from ..kernels.precision import input_precision
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
+from ..tracing import is_plain_here
 from .definitions import (
     compute_known,
     compute_known_gradient,
@@ -106,22 +108,22 @@ def _adjoint(
     weights: Tensor | None,
     options: Sequence[Any],
     channels_last: bool,
+    known: _KnownBackward | None = None,
 ) -> Tensor:
     """The transposed convolution of ``grad``."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
-    if not circular:  # a wrapped border stays as it is
-        padding = _transposed(tuple(kernel_size), tuple(padding), tuple(dilation))
-    return apply(
-        conv, grad, packed, weights, None, None, kernel_size, padding, dilation, groups, symmetry,
-        circular, SIGNS[symmetry] * alpha, 1.0, channels_last,
+    if known is not None:
+        padding = known.padding
+    elif not circular:  # a wrapped border stays as it is
+        padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
+    tensors = (grad, packed, weights, None, None)
+    options = (
+        kernel_size, padding, dilation, groups, symmetry, circular, SIGNS[symmetry] * alpha, 1.0,
+        channels_last,
     )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=4096)
-def _transposed(
-    kernel_size: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[int, ...]:
-    return tuple(geometry_of(padding, dilation).transposed(kernel_size).flat_padding)
+    if known is None:
+        return apply(conv, *tensors, *options)
+    return apply_known(tensors, options, known.conv)
 
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
@@ -149,7 +151,9 @@ def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
 
-def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
+def _conv_backward(
+    ctx: Any, grad: Tensor | None, known: _KnownBackward | None = None
+) -> tuple:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
     x, packed = ctx.saved_tensors
@@ -159,10 +163,14 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
     images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
     along_x = along_packed = along_bias = None
     if needs_x:  # in the format of the output: x may be a copy of the caller's image
-        along_x = _adjoint(images, packed, ctx.weights, ctx.options, ctx.channels_last)
+        along_x = _adjoint(images, packed, ctx.weights, ctx.options, ctx.channels_last, known)
     if needs_packed:  # in the dtype of packed, which may be wider than that of x
         with_bias = needs_bias and ctx.bias_dtype == packed.dtype
-        both = apply(weight_grad, x, images, *ctx.options, packed.dtype, with_bias)
+        options = (*ctx.options, packed.dtype, with_bias)
+        if known is None:
+            both = apply(weight_grad, x, images, *options)
+        else:
+            both = _apply_known_gradient((x, images), options, known.weight_grad)
         along_packed, along_bias = _split(both, packed)
     if needs_bias and along_bias is None:
         along_bias = images.sum((0, 2, 3), dtype=ctx.bias_dtype)
@@ -326,7 +334,33 @@ class TiedConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
-        return *_conv_backward(ctx, grad)[:5], None, None
+        known = ctx.known
+        if known is not None and grad is not None and _is_plain(grad) and is_plain_here():
+            gradients = _conv_backward(ctx, grad, _known_backward(known, ctx, grad))
+        else:
+            gradients = _conv_backward(ctx, grad)
+        return *gradients[:5], None, None
+
+
+class _KnownBackward(NamedTuple):
+    """What is kept of the backward of calls of one description and gradients of another."""
+
+    padding: list[int]  # of the transposed convolution
+    conv: Known
+    weight_grad: Known
+
+
+def _known_backward(known: Known, ctx: Any, grad: Tensor) -> _KnownBackward:
+    precision = input_precision(grad.dtype)
+    key = (known, grad.shape, grad.stride(), grad.data_ptr() % 16, precision)
+    found: Any = remembered(key)
+    if found is None:
+        layout, geometry = known.layout, known.geometry
+        *_, circular, _ = ctx.options
+        transposed = geometry if circular else geometry.transposed(layout.kernel_size)
+        padding, conv = transposed.flat_padding, Known(layout, transposed)
+        found = remember(key, _KnownBackward(padding, conv, Known(layout, geometry)))
+    return found
 
 
 class TiedConvWeightGrad(torch.autograd.Function):

@@ -43,19 +43,28 @@ def key_of(
         if prepared.weights is None:
             return None
         prepared = (prepared.layout, prepared.weights.shape, prepared.weights.data_ptr() % 16)
-    key: list[Any] = [dims, prepared]
-    try:
-        key.append(marshal.dumps(options))  # which tells True from 1, though they are equal
-        for tensor in (input, packed, bias, residual):
-            if tensor is None:
-                key.append(None)
-            elif type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor):
-                key += tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-                key.append(tensor.data_ptr() % 16)
-            else:
-                return None
-        dtype = autocast_dtype(input.device.type)
-    except (ValueError, RuntimeError):  # another kind of object; a tensor without strides
+    if not (_is_plain(input) and _is_plain(packed)):
         return None
-    key += dtype, input_precision(dtype or input.dtype)
-    return tuple(key)
+    try:
+        autocast = autocast_dtype(input.device.type)
+        return (
+            dims, marshal.dumps(options), prepared,  # bytes tell True from 1, though they are equal
+            input.shape, input.stride(), input.dtype, input.device, input.data_ptr() % 16,
+            packed.shape, packed.stride(), packed.dtype, packed.device, packed.data_ptr() % 16,
+            None if bias is None else _place_of(bias),
+            None if residual is None else _place_of(residual),
+            autocast, input_precision(autocast or input.dtype),
+        )  # fmt: skip
+    except (TypeError, ValueError, RuntimeError):  # another kind of object, or without strides
+        return None
+
+
+def _place_of(tensor: Tensor) -> tuple:
+    if not _is_plain(tensor):
+        raise TypeError
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is of PyTorch's own classes, and does not stand for many, which have no memory."""
+    return type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor)
