@@ -49,12 +49,12 @@ class Choice(NamedTuple):
     def serves(self, device: torch.device) -> bool:
         """Whether it holds for another call of the description now: nobody gives configs or
         records, and it is careful enough."""
-        return not (_given or is_recording()) and self.is_careful(device)
+        if _given or is_recording():
+            return False
+        return device.type != "cuda" or self.is_careful(device)
 
     def is_careful(self, device: torch.device) -> bool:
         """Whether no more timing or checking is asked for now than when it was made."""
-        if device.type != "cuda":
-            return True
         return (self.timed or not times_on_first_use(device)) and (
             self.checked or not first_use.checks(device)
         )
@@ -89,29 +89,22 @@ def conv_plan(convolution: Convolution, known: Known | None = None) -> Plan | No
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    x, packed, weights, bias, residual, layout, geometry, *_, channels_last, precision = convolution
-    choice = _chosen(known, x.device)
-    if choice is None:
-        tensors = (x, packed, weights, bias, residual)
-        key = (layout, geometry, channels_last, *_places(tensors, precision))
-        choice = _choice(convolution, "conv", key, known)
+    choice = None if known is None else known.choice
+    if choice is None or not choice.serves(convolution.x.device):
+        x, packed, weights, bias, residual, layout, geometry, *_, last, precision = convolution
+        places = _places((x, packed, weights, bias, residual), precision)
+        choice = _choice(convolution, "conv", (layout, geometry, last, *places), known)
     return choice.plan
 
 
 def weight_grad_plan(gradient: WeightGradient, known: Known | None = None) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
-    x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
-    choice = _chosen(known, x.device)
-    if choice is None:
+    choice = None if known is None else known.choice
+    if choice is None or not choice.serves(gradient.x.device):
+        x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
         key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
         choice = _choice(gradient, "weight_grad", key, known)
     return choice.plan
-
-
-def _chosen(known: Known | None, device: torch.device) -> Choice | None:
-    if known is None or known.choice is None or not known.choice.serves(device):
-        return None
-    return known.choice
 
 
 def problem_of_call(call: Convolution | WeightGradient) -> Problem:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
@@ -24,6 +26,10 @@ MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a 
 # Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
 _compiling = threading.Lock()
 _ANY_DEVICE = contextlib.nullcontext()
+# A compiled kernel takes all arguments, those too that it was compiled for. Its types, constants and
+# alignments are those of a plan's description, and what is written is new memory, which PyTorch
+# aligns: so it is the one that Triton would look up, in most of the time that a launch takes.
+_TAKES_ALL = triton.__version__.startswith(("3.6.", "3.7."))
 _PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
 
@@ -62,7 +68,7 @@ def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Ten
 
 
 def _run(output: Tensor, calls: list[_Call]) -> Tensor:
-    if not calls[0].programs:
+    if not calls[0].launch.programs:
         return output.zero_()  # the gradient of no image
     for each in calls:
         each.run()
@@ -99,13 +105,15 @@ def compile_matrices(
 
 
 class _Call(NamedTuple):
-    """A kernel, the number of its programs, its arguments, how it is compiled, where it runs."""
+    """A launch with its arguments, and where it runs."""
 
-    kernel: Any
-    programs: int
+    launch: Launch
     values: tuple[Any, ...]
-    options: dict[str, Any]
     device: torch.device
+
+    @property
+    def kernel(self) -> Any:
+        return self.launch.kernel
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -117,14 +125,23 @@ class _Call(NamedTuple):
         Raises:
             ToolchainError: Triton can compile nothing on this machine.
         """
+        launch = self.launch
+        if launch.compiled is not None and not _is_watched(launch):
+            with self._on_device():
+                launch.compiled[(launch.programs, 1, 1)](*self.values)
+            return
         try:
             with _compiling, self._on_device():  # what was not compiled is compiled here
-                self.kernel.run(*self.values, grid=(self.programs,), warmup=False, **self.options)
+                grid = (launch.programs,)
+                compiled = launch.kernel.run(
+                    *self.values, grid=grid, warmup=False, **launch.options
+                )
         except Exception as error:
             broken = explain(error)
             if broken:
                 raise broken from error
             raise
+        launch.compiled = compiled if _TAKES_ALL and type(compiled) is CompiledKernel else None
 
     def fault(self) -> str | None:
         """Compiles, and launches nothing. Returns why this GPU cannot run what came of it, or
@@ -140,8 +157,9 @@ class _Call(NamedTuple):
             return None
         try:
             with _compiling, self._on_device():
-                compiled = self.kernel.warmup(
-                    *self.values, grid=(self.programs,), **self.options
+                launch = self.launch
+                compiled = launch.kernel.warmup(
+                    *self.values, grid=(launch.programs,), **launch.options
                 )
                 compiled._init_handles()  # loads it, which tells what it needs
         except Exception as error:  # a compiler has many ways to fail, none of them ours
@@ -179,34 +197,38 @@ def _bind(
     else:
         x, bias, residual, scales = call.x, output, output, (call.alpha,)
         tensors = (x, None, call.grad, None, partial)
-    if plan.descriptors:
-        tensors = _described(plan.descriptors, tensors)
+    arguments = _described(plan.descriptors, tensors) if plan.descriptors else tensors
     if plan.sum is None:
-        return output, [_call(plan.main, tensors, scales, x.device)]
-    first = _call(plan.main, tensors, _PLAIN[: len(scales)], x.device)
+        return output, [_call(plan.main, arguments, scales, x.device)]
+    first = _call(plan.main, arguments, _PLAIN[: len(scales)], x.device)
     scales = scales + _PLAIN[len(scales) :]
     last = _call(plan.sum, (partial, bias, residual, output), scales, x.device)
     return output, [first, last]
 
 
+def _is_watched(launch: Launch) -> bool:
+    """Whether somebody wants to see each launch as Triton's own, or other code than was compiled."""
+    return bool(launch.kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
+
+
 def _described(
     descriptions: list[Description], tensors: tuple[Tensor | None, ...]
-) -> tuple[Any, ...]:
+) -> list[Any]:
     """The tensors, those that are described as descriptors. Triton checked the fields before; its
     constructor would again."""
     arguments: list[Any] = list(tensors)
     for argument, tensor, fields in descriptions:
-        descriptor = object.__new__(TensorDescriptor)
-        descriptor.__dict__.update(fields, base=tensors[tensor])
-        arguments[argument] = descriptor
-    return tuple(arguments)
+        descriptor = arguments[argument] = object.__new__(TensorDescriptor)
+        descriptor.__dict__.update(fields)
+        descriptor.base = tensors[tensor]
+    return arguments
 
 
 def _call(
-    launch: Launch, tensors: tuple[Any, ...], scales: tuple[float, ...], device: torch.device
+    launch: Launch, tensors: Sequence[Any], scales: tuple[float, ...], device: torch.device
 ) -> _Call:
     values = (*tensors, *launch.numbers, *scales, *launch.constants)
-    return _Call(launch.kernel, launch.programs, values, launch.options, device)
+    return _Call(launch, values, device)
 
 
 def _empty_matrices(
@@ -223,5 +245,5 @@ def _matrices_call(
     numbers = (c, groups, layout.taps, stored)
     constants = (layout.sign, rounds_operands(precision), MATRICES_BLOCK)
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
-    values = (packed, matrices, *numbers, *constants)
-    return _Call(matrices_kernel, programs, values, {}, packed.device)
+    launch = Launch(matrices_kernel, programs, numbers, constants, {})
+    return _call(launch, (packed, matrices), (), packed.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -76,16 +77,18 @@ class WeightGradient(NamedTuple):
         return self.layout.channels if self.has_bias else 0
 
 
-class Launch(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Launch:
     """A kernel, the number of its programs, and what stays the same from call to call: of its
     arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors; and how it is compiled."""
+    factors; how it is compiled, and what came of it when it was launched first."""
 
     kernel: Any
     programs: int
     numbers: tuple[Any, ...]
     constants: tuple[Any, ...]
     options: dict[str, Any]
+    compiled: Any = None
 
 
 class Description(NamedTuple):

@@ -352,7 +352,8 @@ class _KnownBackward(NamedTuple):
 
 def _known_backward(known: Known, ctx: Any, grad: Tensor) -> _KnownBackward:
     precision = input_precision(grad.dtype)
-    key = (known, grad.shape, grad.stride(), grad.data_ptr() % 16, precision)
+    needs_bias = ctx.needs_input_grad[3]
+    key = (known, grad.shape, grad.stride(), grad.data_ptr() % 16, precision, needs_bias)
     found: Any = remembered(key)
     if found is None:
         layout, geometry = known.layout, known.geometry

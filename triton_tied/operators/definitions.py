@@ -97,7 +97,8 @@ def compute_known(
         x, geometry = _wrap(x, geometry)
     if known is not None or why_reference(x.device, x.dtype) is None:
         select, launch, plans = _kernels()
-        weights = weights_for(x.dtype, packed, layout, weights)
+        if weights is None or x.dtype == torch.float32:
+            weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last

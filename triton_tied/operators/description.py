@@ -43,8 +43,9 @@ def key_of(
         if prepared.weights is None:
             return None
         prepared = (prepared.layout, prepared.weights.shape, prepared.weights.data_ptr() % 16)
-    if not (_is_plain(input) and _is_plain(packed)):
-        return None
+    for tensor in (input, packed, bias, residual):
+        if tensor is not None and (type(tensor) not in _PLAIN or is_legacy_batchedtensor(tensor)):
+            return None  # another's class; or one that stands for many, which have no memory
     try:
         autocast = autocast_dtype(input.device.type)
         return (
@@ -55,16 +56,9 @@ def key_of(
             None if residual is None else _place_of(residual),
             autocast, input_precision(autocast or input.dtype),
         )  # fmt: skip
-    except (TypeError, ValueError, RuntimeError):  # another kind of object, or without strides
+    except (ValueError, RuntimeError):  # another kind of object, or without strides
         return None
 
 
 def _place_of(tensor: Tensor) -> tuple:
-    if not _is_plain(tensor):
-        raise TypeError
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
-
-
-def _is_plain(tensor: Any) -> bool:
-    """Whether it is of PyTorch's own classes, and does not stand for many, which have no memory."""
-    return type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor)

@@ -72,7 +72,8 @@ def repeat(
         input = input.to(call.dtype)
     if residual is not None and residual.dtype != call.dtype:
         residual = residual.to(call.dtype)
-    return _run(call, _images_of(input, call.way), packed, bias, residual, alpha, beta)
+    images = input if call.way.keeps_images else _images_of(input, call.way)
+    return _run(call, images, packed, bias, residual, alpha, beta)
 
 
 def _run(
@@ -87,7 +88,7 @@ def _run(
     way = call.way
     if call.copies:
         images = images.contiguous(memory_format=torch.channels_last)
-    if residual is not None:
+    if residual is not None and not way.keeps_shape:
         residual = _with_rows(residual, way)
     if call.reads_packed and not is_open():
         numbers, weights = packed, packed.detach()
@@ -99,8 +100,9 @@ def _run(
         output = apply(conv, *tensors, *options)
     else:
         output = apply_known(tensors, options, call.known)
-    if way.is_row:
-        output = output.squeeze(2)
+    if way.keeps_shape:
+        return output
+    output = output.squeeze(2) if way.is_row else output
     return output if way.batched else output.squeeze(0)
 
 
@@ -124,6 +126,8 @@ class _Way(NamedTuple):
     circular: bool
     is_row: bool  # one dimension is an image of one row
     batched: bool
+    keeps_shape: bool  # batched images are the operator's
+    keeps_images: bool  # and nothing is padded
     channels_last: bool  # the output
     layout: Layout
     geometry: Geometry
@@ -147,9 +151,11 @@ def _way_of(
     kernel_size, dilation, groups = layout.kernel_size, geometry.dilation, layout.groups
     padding = tuple(geometry.flat_padding)
     options = (kernel_size, padding, dilation, groups, layout.symmetry, circular)
+    keeps_shape = batched and not is_row
     return _Way(
-        pads, flat_padding, circular, is_row, batched, channels_last, layout, geometry, options
-    )
+        pads, flat_padding, circular, is_row, batched, keeps_shape, keeps_shape and not pads,
+        channels_last, layout, geometry, options,
+    )  # fmt: skip
 
 
 def _is_read_itself(packed: Tensor, layout: Layout, dtype: torch.dtype) -> bool:
