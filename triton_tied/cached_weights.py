@@ -115,7 +115,7 @@ _current: ContextVar[_Block | None] = ContextVar("triton_tied_cached", default=N
 
 def is_open() -> bool:
     """Whether there may be a block; if not, nothing is reused."""
-    return _current.get() is not None
+    return not torch.compiler.is_compiling() and _current.get() is not None
 
 
 def is_caching(packed: Tensor) -> bool:

@@ -119,6 +119,7 @@ def _over(
 
     tied_convnd = overridable(functools.partial(function, dims))
     signature = inspect.signature(function)
+    tied_convnd.__module__ = __name__
     tied_convnd.__name__ = tied_convnd.__qualname__ = f"tied_conv{dims}d"
     tied_convnd.__doc__ = doc
     tied_convnd.__signature__ = signature.replace(  # type: ignore[attr-defined]
