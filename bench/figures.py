@@ -26,6 +26,10 @@ PASSES = ("forward_backward", "forward", "inference", "weight_build", "input_gra
           "weight_gradient", "applications", "evaluation")  # fmt: skip
 PEERS = ("averaged", "parametrized", "compiled_averaged", "gathered", "compiled_gathered",
          "assembled")  # fmt: skip
+_FORMULAS = (
+    "What is built on a layer, against the formula as published and the best that is written by "
+    "hand. `over` is the time of triton_tied over theirs: above 1 it loses."
+)
 _STEADY = 1.5  # a step of a sweep grows as the formula says, if by a factor within this
 
 
@@ -73,6 +77,7 @@ def _section(device: str, path: Path) -> str:
         _graphs(device, result),
         "One row a layer: milliseconds of a forward and backward on channels-last images.",
         _workloads(result),
+        _formulas(result),
         "Each layer against the two limits of the machine, its matrix products and its copies:",
         f"![every workload under the roofline](images/{device}-roofline.png)",
         _growth(device, result),
@@ -119,6 +124,11 @@ def _workloads(result: Result) -> str:
             + [_ratio(ratio) for ratio in (tied.ratio_to_dense, tied.ratio_to_best_tied_peer)]
         )
     return _markdown(lines)
+
+
+def _formulas(result: Result) -> str:
+    lines = results.formula_table(result.rows)
+    return f"{_FORMULAS}\n\n{_markdown(lines)}" if lines else ""
 
 
 def _graphs(device: str, result: Result) -> str:

@@ -3,11 +3,11 @@
     python bench/gpu.py FOLDER [--rehearse]
 
 Kernels compiled ahead, the GPU's tests, ``check``, some tests under compute-sanitizer (where it is
-installed), tuning for the benchmarks' workloads, how well the cost model ranks what was timed, the
-benchmarks, and the tuned table. Each is a process with a share of the time and a group of its own:
-what one of them dies of, an illegal memory access say, does not reach the next, and what it started
-ends with it. Each writes its output to the folder as it goes, and ``summary.json`` says how those
-ended that have. The exit status is 1 if any of them failed.
+installed), the claims that a GPU can falsify, tuning for the benchmarks' workloads, how well the
+cost model ranks what was timed, the benchmarks, and the tuned table. Each is a process with a share
+of the time and a group of its own: what one of them dies of, an illegal memory access say, does not
+reach the next, and what it started ends with it. Each writes its output to the folder as it goes,
+and ``summary.json`` says how those ended that have. The exit status is 1 if any of them failed.
 
 ``--rehearse`` goes the same way without a GPU, in a few minutes: few tests, in Triton's
 interpreter; a clock that says what the cost model says; benchmarks of the CPU.
@@ -39,6 +39,7 @@ SCRIPTS = ROOT / "bench"
 PACKAGE = [sys.executable, "-m", "triton_tied"]
 REHEARSED = [sys.executable, str(SCRIPTS / "rehearsal.py")]
 TESTS = [sys.executable, str(SCRIPTS / "gpu_tests.py")]
+FALSIFY = [sys.executable, str(SCRIPTS / "falsify.py")]
 # Every access of a small set of launches, whose shapes fit no tile.
 SANITIZER = [
     *("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"),
@@ -61,10 +62,10 @@ class Part:
 
 
 def parts(out: Path, device: str) -> list[Part]:
-    """530 seconds in all."""
+    """538 seconds in all."""
     name = f"{device}-{date.today().isoformat()}.json"
     tuned, result = out / f"tune-{name}", out / name
-    tune, measure = 105.0, 160.0
+    tune, measure = 95.0, 140.0
     bench = [*PACKAGE, "bench", "--device", "cuda"]
     plots = ["--plots", str(out)] if importlib.util.find_spec("matplotlib") else []
     return [
@@ -72,6 +73,7 @@ def parts(out: Path, device: str) -> list[Part]:
         Part("check", [*PACKAGE, "check"], 40.0),
         # after the tests, which compiled what it runs
         *([Part("sanitizer", SANITIZER, 45.0)] if shutil.which(SANITIZER[0]) else []),
+        Part("falsify", [*FALSIFY, "--out", str(out / f"falsify-{name}")], 38.0),
         Part("tune", [*bench, *_tuning(tune, tuned)], tune + _GRACE_S),
         Part("cost_model", [sys.executable, str(SCRIPTS / "cost_model.py"), str(tuned)], 10.0),
         Part(
@@ -91,6 +93,7 @@ def rehearsed_parts(out: Path) -> list[Part]:
     return [
         Part("tests", [*TESTS, "--out", str(out / "tests"), *_FEW_TESTS], 300.0, interpreted),
         Part("check", [*PACKAGE, "check"], 300.0),
+        Part("falsify", [*FALSIFY, "--rehearse", "--out", str(out / "falsify.json")], 60.0),
         Part("tune", [*REHEARSED, *bench, *_tuning(300.0, tuned)], 300.0, here),
         Part("cost_model", [sys.executable, str(SCRIPTS / "cost_model.py"), str(tuned)], 60.0),
         Part(

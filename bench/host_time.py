@@ -22,23 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from triton.runtime import driver
+from idle_gpu import pretend_h100
 
 import triton_tied as tt
-from triton_tied import dispatch
-from triton_tied.autotune import gpus
-from triton_tied.autotune.compile_ahead import AbsentGpu
 from triton_tied.benchmark.results import machine_of
 from triton_tied.kernels import launch
 
 CALLS = 50  # in one round
-
-
-class IdleGpu(AbsentGpu):
-    """Its launches do nothing."""
-
-    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        return lambda *arguments: None
 
 
 def main() -> None:
@@ -47,10 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
-    driver.set_active(IdleGpu(90))
-    gpus.of_device = lambda device: gpus.KNOWN["H100"]
-    dispatch._why_not_here = lambda device, dtype: None
-    dispatch._why_reference.cache_clear()
+    pretend_h100()
     layer = tt.TiedConv2d(16, 3, padding=1, dtype=torch.bfloat16)
     x = torch.randn(1, 16, 4, 8, dtype=torch.bfloat16)  # small: the CPU has to make the tensors
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()

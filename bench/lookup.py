@@ -61,7 +61,7 @@ def main() -> None:
 def ours_for(x: torch.Tensor, packed: torch.Tensor) -> Callable[[], object]:
     """As the operator asks."""
     return lambda: select.conv_plan(
-        Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, channels_last=True)
+        Convolution(x, packed, packed, None, None, LAYOUT, GEOMETRY, 1.0, 1.0, channels_last=True)
     )
 
 

@@ -6,6 +6,7 @@ For each workload, forward and weight gradient: the config that is taken where n
 what it should take and wait for, how many of the multiprocessors are busy, and the share of the
 practical roofline (the products at the speed of large matrix products, or the least bytes at that
 of the memory). Predicted, never timed. ``--before``: an earlier such file to compare with.
+``--table``: the rows for a page, in Markdown.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", default="H100", help=f"one of {', '.join(gpus.KNOWN)}")
     parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier prediction")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--table", action="store_true", help="print Markdown")
     given = parser.parse_args(arguments)
     gpu = gpus.find(given.gpu)
     rows = list(predicted(gpu))
     before = _times(json.loads(given.before.read_text())["rows"]) if given.before else {}
-    for row in rows:
-        _print(row, before)
     summary = summary_of(rows, before)
-    print(json.dumps(summary, indent=1))
+    if given.table:
+        print("\n".join(table(rows, before)))
+    else:
+        for row in rows:
+            _print(row, before)
+        print(json.dumps(summary, indent=1))
     if given.out:
         head = {"predicted": "never timed", "gpu": asdict(gpu), "terms": asdict(TERMS)}
         head |= {"source": read_file()["source"], "triton": read_file()["triton"]}
@@ -120,14 +125,32 @@ def _times(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
     return {(row["workload"], row["pass"]): row["us"] for row in rows}
 
 
-def _print(row: dict[str, Any], before: dict[tuple[str, str], float]) -> None:
-    config, earlier = row["config"], before.get((row["workload"], row["pass"]))
+def table(rows: Sequence[dict[str, Any]], before: dict[tuple[str, str], float]) -> Iterator[str]:
+    """Lines of Markdown."""
+    yield "| layer | pass | tile | before us | us | of the roofline | busy | bound |"
+    yield "|---|---|---|--:|--:|--:|--:|---|"
+    for row in rows:
+        earlier = before.get((row["workload"], row["pass"]))
+        was = f"{earlier:.1f}" if earlier else "-"
+        name = "forward" if row["pass"] == "conv" else "weight gradient"
+        yield (
+            f"| {row['workload']} | {name} | {_tile(row['config'])} | {was} | {row['us']:.1f} | "
+            f"{row['percent']:.0f}% | {row['busy']:.2f} | {row['bound']} |"
+        )
+
+
+def _tile(config: dict[str, Any]) -> str:
     box = "x".join(map(str, config["box"]))
     tile = f"{box} {config['BLOCK_N']}x{config['BLOCK_K']} w{config['num_warps']}"
-    tile += f" s{config['num_stages']} /{config['splits']} {config['loader'].split('_')[0]}"
+    by = "" if config["loader"] != "pointer" else " pointers"
+    return f"{tile} s{config['num_stages']} /{config['splits']}{by}"
+
+
+def _print(row: dict[str, Any], before: dict[tuple[str, str], float]) -> None:
+    earlier = before.get((row["workload"], row["pass"]))
     was = f"{earlier:8.1f}" if earlier else " " * 8
     print(
-        f"{row['workload']:<34}{row['pass']:<12}{tile:<40}{was}{row['us']:8.1f} us "
+        f"{row['workload']:<34}{row['pass']:<12}{_tile(row['config']):<40}{was}{row['us']:8.1f} us "
         f"{row['percent']:5.1f}% busy {row['busy']:4.2f} {row['bound']}"
     )
 

@@ -112,13 +112,14 @@ def convolution_precision():
     setting.fp32_precision = before
 
 
-@pytest.fixture(params=["gathered", "written", "by rows"])
+@pytest.fixture(params=["gathered", "written", "in blocks"])
 def expansion(request, monkeypatch):
     """All ways in which a weight is expanded, whatever its size."""
     if request.param != "gathered":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
-    if request.param == "by rows":
+    if request.param == "in blocks":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED_CENTRE", 0)
+        monkeypatch.setattr(triton_tied.packing, "_BLOCK", 2)
     return request.param
 
 

@@ -31,20 +31,26 @@ def store(config, folder=None, problem=PROBLEM):
     tuned_configs.forget()
 
 
-def convolution_of(x, layout, geometry, unpacked=False):
-    """What the kernel is given for an image, with a centre tap that was unpacked or not."""
-    from triton_tied.kernels.launch import Convolution
+def convolution_of(x, layout, geometry, channels_last=True):
+    """What the kernel is given for an image."""
+    from triton_tied.kernels.plans import Convolution
 
-    packed = torch.zeros(layout.size, dtype=x.dtype)
-    c = layout.group_channels
-    centre = torch.zeros(layout.groups, c, c, dtype=x.dtype) if unpacked else None
-    return Convolution(x, packed, centre, None, None, layout, geometry, 1.0, True)
+    packed = torch.zeros(layout.size, dtype=x.dtype, device=x.device)
+    return Convolution(x, packed, packed, None, None, layout, geometry, 1.0, 1.0, channels_last)
+
+
+def gradient_of(x, grad, layout, geometry, **options):
+    """What the kernel of the weight gradient is given."""
+    from triton_tied.kernels.plans import WeightGradient
+
+    gradient = WeightGradient(x, grad, layout, geometry, 1.0, x.dtype, False)
+    return gradient._replace(**options)
 
 
 def config_of(call):
     """The config that a convolution or a weight gradient is launched with, or None."""
     from triton_tied.autotune import select
-    from triton_tied.kernels.launch import Convolution
+    from triton_tied.kernels.plans import Convolution
 
     plan = (select.conv_plan if isinstance(call, Convolution) else select.weight_grad_plan)(call)
     return plan and plan.config

@@ -1,6 +1,7 @@
 """Every mistake raises before any work, with the offending values and PyTorch's type of error."""
 
 import re
+from functools import partial
 
 import numpy as np
 import oracle
@@ -752,3 +753,84 @@ def test_empty_batch_has_zero_gradients_in_every_padding_mode(padding_mode):
     assert output.shape == (0, 4, 7, 8) and x.grad.shape == x.shape
     for parameter in (layer.packed_weight, layer.bias):
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+ROWS = torch.randn(5, 8)
+MATRIX = torch.randn(tt.packed_size(8, (1,)))  # 36 elements
+SHAPE = (8, (3, 3), 1, "self_adjoint")
+SKEW = torch.randn(tt.packed_size(8, 3, symmetry="skew_adjoint"))
+
+
+def linear(input=ROWS, packed=MATRIX, bias=None, **options):
+    return tt.tied_linear(input, packed, bias, **options)
+
+
+def torus(image_size=6, **options):
+    return tt.spectral_norm(PACKED, *SHAPE, "circular", image_size=image_size, **options)
+
+
+def power(packed=PACKED, kernel_size=3, image_size=6, symmetry="self_adjoint", **options):
+    return tt.power_iteration(packed, 8, kernel_size, 1, symmetry, image_size=image_size, **options)
+
+
+OPERATIONS = [
+    (partial(linear, [1.0]), TypeError, "tied_linear.*'input' must be Tensor, not list"),
+    (partial(linear, ROWS.long()), NotImplementedError, "tied_linear.*torch.int64"),
+    (partial(linear, ROWS[0, 0]), RuntimeError, r"size \[..., channels\].*size \[\]"),
+    (partial(linear, ROWS[:, :0]), RuntimeError, r"input\[5, 0\].*got 0 channels"),
+    (partial(linear, ROWS[:, :7]), RuntimeError, r"28 elements.*channels=7.*packed of size \[36\]"),
+    (partial(linear, ROWS.half()), RuntimeError, "Input type.*float16.*packed type.*float32"),
+    (partial(linear, meta(ROWS)), RuntimeError, "input is on meta and packed is on cpu"),
+    (partial(linear, groups=3), RuntimeError, r"groups=3, expected input\[5, 8\].*divisible by 3"),
+    (partial(linear, groups=0), RuntimeError, "non-positive groups.*0"),
+    (partial(linear, groups=True), TypeError, "groups.*True"),
+    (partial(linear, symmetry="even"), ValueError, "symmetry must be one of.*'even'"),
+    (partial(linear, packed=MATRIX[1:]), RuntimeError, r"36 elements.*packed of size \[35\]"),
+    (partial(linear, bias=BIAS[1:]), RuntimeError, r"\[8, 8\], expected bias.*8 elements.*\[7\]"),
+    (partial(linear, bias=BIAS.double()), RuntimeError, "Input type.*float32.*bias type.*float64"),
+    (partial(tt.norm, PACKED[1:], *SHAPE), ValueError, r"292 elements.*size \[291\]"),
+    (partial(tt.norm, PACKED.long(), *SHAPE), NotImplementedError, "norm.*packed.*torch.int64"),
+    (partial(tt.norm, PACKED, 8, 0), ValueError, "kernel_size should be positive"),
+    (partial(tt.inner, PACKED, PACKED[1:], *SHAPE), ValueError, r"expected q.*but got q.*\[291\]"),
+    (partial(tt.inner, None, PACKED, *SHAPE), TypeError, "inner.*'p' must be Tensor, not NoneType"),
+    (partial(tt.inner, PACKED, PACKED.half(), *SHAPE), RuntimeError, "p type.*q type.*float16"),
+    (partial(tt.inner, PACKED, meta(PACKED), *SHAPE), RuntimeError, "p is on cpu and q is on meta"),
+    (partial(tt.scale_channels, PACKED, BIAS[1:], *SHAPE), ValueError,
+     r"factors to be 1-dimensional with 8 elements.*channels.*\[7\]"),
+    (partial(tt.scale_channels, PACKED, 2.0, *SHAPE), TypeError, "'factors' must be Tensor"),
+    (partial(tt.scale_channels, PACKED, BIAS.half(), *SHAPE), RuntimeError, "factors.*float16"),
+    (partial(tt.scale_groups, PACKED, BIAS, *SHAPE), ValueError, r"1 elements.*groups.*\[8\]"),
+    (partial(tt.scale_groups, SKEW, BIAS[:1], *SHAPE), ValueError, r"292 elements.*\[284\]"),
+    (partial(tt.shift_diagonal, PACKED, "1", *SHAPE), TypeError, "gamma must be a real.*'1'"),
+    (partial(tt.shift_diagonal, PACKED, BIAS, *SHAPE), TypeError, r"gamma.*size \[8\]"),
+    (partial(tt.shift_diagonal, PACKED, True, *SHAPE), TypeError, "gamma.*True"),
+    (partial(tt.shift_diagonal, SKEW, 1.0, 8, 3, symmetry="skew_adjoint"), ValueError,
+     "skew-adjoint weight has a zero diagonal.*residual=x, beta=gamma"),
+    (partial(tt.shift_diagonal, BIAS, 1.0, 2, (2, 2)), ValueError, r"odd along.*\(2, 2\)"),
+    (partial(tt.spectral_norm, PACKED, *SHAPE, "fft"), ValueError, "method must be one of.*'fft'"),
+    (partial(tt.spectral_norm, PACKED, *SHAPE, ["bound"]), ValueError, r"method.*\['bound'\]"),
+    (partial(tt.spectral_norm, PACKED, *SHAPE, image_size=6), ValueError,
+     "method='circular' alone.*method='bound' and image_size=6"),
+    (partial(torus, None), ValueError, "method='circular' and image_size=None"),
+    (partial(torus, (6, 0)), ValueError, r"image_size should be positive, got \(6, 0\)"),
+    (partial(torus, (6, 6, 6)), RuntimeError, r"image_size=\[6, 6, 6\]"),
+    (partial(torus, 6.0), TypeError, "image_size.*6.0"),
+    (partial(torus, dilation=0), RuntimeError, r"non-positive dilation.*\[0, 0\]"),
+    (partial(power, PACKED[1:]), ValueError, r"292 elements.*\[291\]"),
+    (partial(power, PACKED[:128], 2), ValueError, r"its own transpose.*kernel_size=\(2, 2\)"),
+    (partial(power, padding_mode="reflect"), ValueError, "its own transpose.*'reflect'"),
+    (partial(power, padding_mode="mirror"), ValueError, "padding_mode must be one of.*'mirror'"),
+    (partial(power, tolerance=-1e-3), ValueError, "tolerance should not be negative, got -0.001"),
+    (partial(power, tolerance=float("nan")), ValueError, "tolerance.*nan"),
+    (partial(power, tolerance="0"), TypeError, "tolerance must be a real number, got '0'"),
+    (partial(power, max_steps=0), ValueError, "max_steps should be positive, got 0"),
+    (partial(power, max_steps=1.0), TypeError, "max_steps.*1.0"),
+    (partial(power, vector=X), ValueError, r"vector of size \[8, 6, 6\].*\[2, 8, 10, 10\]"),
+    (partial(power, vector=X[0].half(), image_size=10), RuntimeError, "torch.float32.*float16"),
+    (partial(power, vector=1.0), TypeError, "'vector' must be Tensor, not float"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function, error, message", OPERATIONS, ids=range(len(OPERATIONS)))
+def test_mistakes_in_operations_on_packed_vectors(function, error, message):
+    assert_refused(error, message, function)

@@ -138,3 +138,26 @@ def test_the_readme_states_the_ratios_of_the_result_it_names():
         f"forward alone {contiguous['forward']['ratio_to_dense']:.2f} times",
     ):
         assert said in readme
+
+
+def test_the_pages_of_the_exponential_state_the_ratios_of_their_result():
+    result = (ROOT / "bench/results/exponential-2026-11-26.txt").read_text()
+    rows = re.findall(r"^(\S.*?) +(\d+) ms +[\d.]+ x +([\d.]+) MiB +(\d+) ms", result, re.M)
+    trained, kept, evaluated = (
+        {name: [float(row[column]) for row in rows if row[0] == name] for name, *_ in rows}
+        for column in (1, 2, 3)
+    )
+
+    def times(figures, ours, theirs):
+        ratios = [a / b for a, b in zip(figures[ours], figures[theirs], strict=True)]
+        return f"{min(ratios):.2f} to {max(ratios):.2f} times as long"
+
+    page = " ".join((ROOT / "docs/exponential.md").read_text().split())
+    assert f"{times(trained, 'tied_exp', 'by hand')} as the best" in page
+    assert f"{times(trained, 'tied_exp, recompute', 'tied_exp')} as without" in page
+    first = [kept[name][0] for name in ("tied_exp, recompute", "tied_exp")]
+    assert "{} MiB instead of {} MiB".format(*first) in page
+    page = " ".join((ROOT / "docs/orthogonal.md").read_text().split())
+    ours, theirs = "SkewOrthogonalConv2d", "published layer"
+    assert f"{times(trained, ours, theirs)} in training" in page
+    assert f"{times(evaluated, ours, theirs)} in evaluation" in page

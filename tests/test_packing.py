@@ -254,7 +254,7 @@ def test_tables_together_take_bounded_memory(monkeypatch, symmetry, expansion):
             torch.testing.assert_close(grad, torch.autograd.grad(expected, packed, upstream)[0])
         kept = sum(table.nbytes for table in packing._tables.values())
         assert kept <= packing._MAX_TABLE_BYTES
-    assert bool(kept) is (expansion != "by rows")
+    assert bool(kept) is (expansion != "in blocks")
 
 
 def test_the_table_used_longest_ago_goes_first(monkeypatch):
@@ -293,7 +293,7 @@ def test_one_weight_serves_several_backwards(expansion):
 
 
 def test_large_centres_are_those_of_the_formula():
-    """Of sizes at which the centre is copied by rows, without any limit moved."""
+    """Of sizes at which the centre is copied in blocks, without any limit moved."""
     for groups, symmetry in [(1, "self_adjoint"), (2, "skew_adjoint")]:
         channels = 520 * groups
         packed = random_packed(channels, (1, 1), groups, symmetry, torch.float32).requires_grad_()

@@ -28,8 +28,23 @@ reveal_type(tt.unpack(tt.pack(layer.weight), 8, 3))  # Tensor"
 alpha: float | torch.Tensor = torch.tensor(0.5)
 reveal_type(tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, alpha=alpha))  # Tensor"
 reveal_type(tt.prepare(layer.packed_weight, 8, 3))  # PreparedWeight"
+reveal_type(tt.tied_exp(x, layer.packed_weight, kernel_size=3, terms=None))  # Tensor"
+reveal_type(tt.exp_terms(torch.tensor(1.0), 1e-3))  # int"
+reveal_type(tt.exp_error_bound(1.0, 5, "skew_adjoint"))  # float"
+orthogonal = tt.SkewOrthogonalConv2d(8, 16, 3, stride=2, padding_mode="circular")
+reveal_type(orthogonal.lipschitz_bound())  # float"
+reveal_type(orthogonal.packed_weight)  # Parameter"
+step = tt.AntisymmetricResidual2d(8, method="verlet", activation=torch.relu)
+reveal_type(step.inverse(x))  # Tensor"
+reveal_type(step.conv)  # TiedConv2d"
 reveal_type(tt.tie(torch.nn.Sequential(layer.to_conv()), project=True))  # TieReport"
 reveal_type(tt.untie(torch.nn.Sequential(layer)))  # Module"
+reveal_type(tt.tied_linear(x, layer.packed_weight, symmetry="skew_adjoint"))  # Tensor"
+reveal_type(tt.norm(layer.packed_weight, 8, 3))  # Tensor"
+reveal_type(tt.scale_channels(layer.packed_weight, x, 8, 3))  # Tensor"
+reveal_type(tt.spectral_norm(layer.packed_weight, 8, 3, method="circular", image_size=6))  # Tensor"
+reveal_type(layer.power_iteration((6, 6))[1])  # Tensor"
+reveal_type(layer.shift_diagonal_(alpha))  # TiedConv2d"
 layer.weight = layer.weight.detach()
 tt.TiedConv2d(8, 3, symmetry="skew")  # error
 tt.TiedConv2d(8, 3, padding_mode="zero")  # error
@@ -39,6 +54,12 @@ tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, symmetry="even")  # error
 tt.pack(x, symmetry="skew")  # error
 tt.unpack(x, 8, 3, symmetry="skew")  # error
 tt.init.xavier_normal_(torch.nn.Conv2d(8, 8, 3))  # error
+tt.spectral_norm(x, 8, 3, method="fft")  # error
+layer.spectral_norm("power")  # error
+layer.inner(layer.to_conv())  # error
+tt.tied_exp(x, layer.packed_weight, kernel_size=3, symmetry="skew")  # error
+tt.SkewOrthogonalConv2d(8, 8, 3, padding_mode="zero")  # error
+tt.AntisymmetricResidual2d(8, method="leapfrog")  # error
 layer.symmetry = "self_adjoint"  # error
 layer.groups = 2  # error
 """

@@ -7,13 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import init, reference
+from .antisymmetric import AntisymmetricResidual2d
 from .cached_weights import cached
 from .convert import TieReport, tie, untie
 from .dispatch import HAS_TRITON
+from .exponential import exp_error_bound, exp_terms, tied_exp
 from .functional import tied_conv1d, tied_conv2d, tied_conv3d
+from .linear import tied_linear
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
+from .operations import inner, norm, scale_channels, scale_groups, shift_diagonal
 from .packing import PreparedWeight, pack, packed_size, unpack
 from .prepare import prepare
+from .skew_orthogonal import SkewOrthogonalConv2d
+from .spectral_norm import power_iteration, spectral_norm
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -24,21 +30,34 @@ if TYPE_CHECKING:
     from .autotune.warming import warm as warm
 
 __all__ = [
+    "AntisymmetricResidual2d",
     "PreparedWeight",
+    "SkewOrthogonalConv2d",
     "TieReport",
     "TiedConv1d",
     "TiedConv2d",
     "TiedConv3d",
     "cached",
+    "exp_error_bound",
+    "exp_terms",
     "init",
+    "inner",
+    "norm",
     "pack",
     "packed_size",
+    "power_iteration",
     "prepare",
     "reference",
+    "scale_channels",
+    "scale_groups",
+    "shift_diagonal",
+    "spectral_norm",
     "tie",
     "tied_conv1d",
     "tied_conv2d",
     "tied_conv3d",
+    "tied_exp",
+    "tied_linear",
     "unpack",
     "untie",
 ]

@@ -7,8 +7,7 @@ ones. With ``G`` the gradient of a free dense weight, that of the tied one, unpa
 Each problem is held to the bound of :mod:`.rounding`. That an error is at most twice that of dense
 ``F.conv`` in the same dtype is asked of all problems together: for one of them, dense may be exact
 by luck. Products of float32 are float32 here, whatever PyTorch's setting; on a GPU those of TF32
-have rows of their own, held to their bound alone, since the kernels cut operands where PyTorch
-rounds them, or multiplies in float32 after all.
+have rows of their own, held to their bound alone, since PyTorch may multiply in float32 after all.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -108,6 +110,42 @@ def as_integer(name: str, value: Any, shown: Any = None) -> int:
             return operator.index(value)
     shown = value if shown is None else shown
     raise TypeError(f"{name} must be an int or a sequence of ints, but got {shown!r}")
+
+
+def as_positive(name: str, value: Any) -> int:
+    """``value`` as an int of at least one.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is less.
+    """
+    try:
+        number = as_integer(name, value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, but got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} should be positive, got {name}={number}")
+    return number
+
+
+def as_number(name: str, value: Any) -> float:
+    """``value`` as a float, if it is a finite number that is not negative: a real one, or a tensor
+    of one element.
+
+    Raises:
+        TypeError: it is no number, or a bool.
+        ValueError: it is negative, infinite or not a number.
+    """
+    if isinstance(value, bool | str):
+        raise TypeError(f"{name} must be a number, but got {value!r}")
+    try:
+        number = float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError):
+        given = reprlib.repr(value)
+        raise TypeError(f"{name} must be a number, but got {given}") from None
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, but got {name}={number}")
+    return number
 
 
 def _named_padding(

@@ -10,14 +10,21 @@ from typing import Any, ClassVar, NoReturn, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, operations
 from .cached_weights import forget
 from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
-from .geometry import IntOrInts, Padding, PaddingMode, per_axis, resolve
+from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import CHANNELS_LAST, as_channels_last, has_channels_last_strides
 from .nearest import pack_tied
 from .packing import Symmetry, check_supported, is_distributed, make_layout, pack, unpack
 from .read_only_weight import ReadOnlyWeight, is_weight_of
+from .spectral_norm import (
+    Method,
+    check_bounded,
+    check_own_transpose,
+    power_iteration,
+    spectral_norm,
+)
 
 _Layer = TypeVar("_Layer", bound="_TiedConv")
 _REMEDY = "To store the nearest one, call project_(weight) of the layer"
@@ -144,14 +151,13 @@ class _TiedConv(nn.Module):
 
     def _expand(self) -> Tensor:
         channels_last = self._channels_last and CHANNELS_LAST[self.dims]
-        return unpack(
-            self.packed_weight,
-            self.channels,
-            self.kernel_size,
-            self.groups,
-            self.symmetry,
-            channels_last or torch.contiguous_format,
-        )
+        memory_format = channels_last or torch.contiguous_format
+        return unpack(self.packed_weight, *self._shape, memory_format)
+
+    @property
+    def _shape(self) -> tuple[int, tuple[int, ...], int, Symmetry]:
+        """What the functions of a packed vector take after it."""
+        return self.channels, self.kernel_size, self.groups, self.symmetry
 
     def project_(self: _Layer, weight: Tensor) -> _Layer:
         """Stores the tied weight nearest to a dense one, ``(W + s * flip(W)^T) / 2``, and returns
@@ -163,6 +169,81 @@ class _TiedConv(nn.Module):
             )
         self._store(pack(weight, self.groups, self.symmetry))
         return self
+
+    def inner(self, other: _TiedConv) -> Tensor:
+        """The Frobenius inner product of the dense weight with that of another layer of the same
+        channels, kernel size, groups and symmetry; as ``triton_tied.inner``."""
+        if not isinstance(other, _TiedConv):
+            raise TypeError(f"other must be a tied layer, not {type(other).__name__}")
+        if other._layout != self._layout:
+            raise ValueError(f"expected a layer of {self._layout}, but got one of {other._layout}")
+        return operations.inner(self.packed_weight, other.packed_weight, *self._shape)
+
+    def norm(self) -> Tensor:
+        """The Frobenius norm of the dense weight; as ``triton_tied.norm``."""
+        return operations.norm(self.packed_weight, *self._shape)
+
+    def spectral_norm(
+        self, method: Method = "bound", *, image_size: IntOrInts | None = None
+    ) -> Tensor:
+        """The spectral norm of the convolution, as ``triton_tied.spectral_norm``, which says for
+        what images: "bound" is an upper bound of the layer's Lipschitz constant for all.
+
+        Raises:
+            ValueError: for reflect or replicate padding, and circular padding that does more than
+                keep the size, no bound is known.
+        """
+        check_bounded(self.kernel_size, self._geometry, self.padding_mode)
+        packed, dilation = self.packed_weight, self.dilation
+        return spectral_norm(packed, *self._shape, method, image_size=image_size, dilation=dilation)
+
+    def power_iteration(
+        self,
+        image_size: IntOrInts,
+        vector: Tensor | None = None,
+        *,
+        tolerance: float = 1e-4,
+        max_steps: int = 1000,
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's spectral norm for images of one size, from below, and the vector for the next
+        call; as ``triton_tied.power_iteration``.
+
+        Raises:
+            ValueError: the layer is not its own transpose, up to the sign.
+        """
+        check_own_transpose(self.kernel_size, self._geometry, self.padding_mode)
+        return power_iteration(
+            self.packed_weight,
+            *self._shape,
+            image_size=image_size,
+            padding_mode=self.padding_mode,
+            dilation=self.dilation,
+            vector=vector,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
+
+    def scale_channels_(self: _Layer, factors: Tensor) -> _Layer:
+        """Stores ``D W D``, as ``triton_tied.scale_channels`` gives it, and returns the layer. No
+        gradient goes through it, as with the next two; the functions have one."""
+        return self._replace(operations.scale_channels, factors)
+
+    def scale_groups_(self: _Layer, factors: Tensor) -> _Layer:
+        """Stores what ``triton_tied.scale_groups`` gives, and returns the layer."""
+        return self._replace(operations.scale_groups, factors)
+
+    def shift_diagonal_(self: _Layer, gamma: float | Tensor) -> _Layer:
+        """Stores what ``triton_tied.shift_diagonal`` gives, and returns the layer."""
+        return self._replace(operations.shift_diagonal, gamma)
+
+    def _replace(self: _Layer, function: Callable[..., Tensor], argument: object) -> _Layer:
+        self._store(function(self.packed_weight.detach(), argument, *self._shape))
+        return self
+
+    @property
+    def _geometry(self) -> Geometry:
+        padding: Any = self.padding  # not None, as __init__ has seen
+        return resolve(self.kernel_size, self.stride, padding, self.dilation)
 
     def _store(self, packed: Tensor) -> None:
         if "packed_weight" not in self._parameters:

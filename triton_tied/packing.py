@@ -38,6 +38,7 @@ Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 # Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
 _MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
+_BLOCK = 128  # rows and columns that a CPU mirrors at once
 _MAX_TABLE_BYTES = 2**24  # of all tables together
 _tables: dict[tuple, Tensor] = {}  # the one used last stands last
 
@@ -174,11 +175,11 @@ def make_layout(
     )
 
 
-def expected_length(layout: Layout, packed_shape: Sequence[int]) -> str:
+def expected_length(layout: Layout, packed_shape: Sequence[int], name: str = "packed") -> str:
     """What packed should have been."""
     return (
-        f"expected packed to be 1-dimensional with {layout.size} elements for {layout}, "
-        f"but got packed of size {list(packed_shape)}"
+        f"expected {name} to be 1-dimensional with {layout.size} elements for {layout}, "
+        f"but got {name} of size {list(packed_shape)}"
     )
 
 
@@ -211,6 +212,11 @@ def check_supported(function: str, name: str, tensor: Tensor) -> None:
             f"{function} is not implemented for {name} of dtype {tensor.dtype} and layout {kind}: "
             f"expected strided float64, float32, float16 or bfloat16"
         )
+
+
+def single_or_wider(dtype: torch.dtype) -> torch.dtype:
+    """float32 for the half types, in which sums round, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def check_symmetry(symmetry: str) -> Symmetry:
@@ -324,6 +330,21 @@ def dense_weight(
     )[0]
 
 
+def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
+    """The dense weight of a kernel of one tap without that, ``(channels, channels // groups)``.
+
+    A small one that is not kept is left to PyTorch's own autograd: a function of ours takes more
+    time than the rest of it.
+    """
+    if isinstance(packed, PreparedWeight):
+        return dense_weight(packed, layout, packed.packed.dtype, False).flatten(1)
+    c = layout.group_channels
+    small = layout.channels * c <= _MAX_GATHERED
+    if not small or is_caching(packed) or is_distributed(packed):
+        return dense_weight(packed, layout, packed.dtype, False).flatten(1)
+    return _gather(packed, layout, False).view(layout.channels, c)
+
+
 @overridable
 def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
@@ -355,7 +376,7 @@ def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -
     layout = Layout(weight.shape[0], tuple(weight.shape[2:]), groups, symmetry)
     # A sum of two numbers is halved without rounding, unless it overflows; then each number is. So
     # no wider dtype is needed, which not every device has, but for half types, whose sums round.
-    taps = _tap_matrices(weight.to(torch.promote_types(weight.dtype, torch.float32)), layout)
+    taps = _tap_matrices(weight.to(single_or_wider(weight.dtype)), layout)
     opposite = layout.sign * taps.flip(1).mT
     twice = taps + opposite
     nearest = torch.where(twice.isinf(), taps / 2 + opposite / 2, twice / 2).to(weight.dtype)
@@ -385,7 +406,7 @@ def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
 
 def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
     """The centre tap alone: ``(groups, C, C)`` of C = channels/groups."""
-    return _expand_centre(_split(packed, layout)[1], layout)
+    return _expand_centre(split_parts(packed, layout)[1], layout)
 
 
 class _ExpandFunction(torch.autograd.Function):
@@ -466,11 +487,15 @@ def _expand_everywhere(packed: Any, layout: Layout, channels_last: bool) -> Tens
 
 
 def _expand_by_table(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    return _as_weight(_gather(packed, layout, channels_last), layout, channels_last)
+
+
+def _gather(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
+    """The numbers of the dense weight in memory order."""
     source = packed
     if layout.sign < 0:
         source = torch.cat([packed, packed.neg(), packed.new_zeros(1)])
-    index = _table(packed, _build_gather_index, layout, channels_last)
-    return _as_weight(source.index_select(0, index), layout, channels_last)
+    return source.index_select(0, _table(packed, _build_gather_index, layout, channels_last))
 
 
 def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor:
@@ -483,7 +508,7 @@ def _fold_by_table(dense: Tensor, layout: Layout, channels_last: bool) -> Tensor
 
 
 def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> Tensor:
-    pairs, triangle = _split(packed, layout)
+    pairs, triangle = split_parts(packed, layout)
     # ONNX knows transpose, but not mT.
     opposite = (pairs if layout.sign > 0 else pairs.neg()).transpose(2, 3)
     centre = [_expand_centre(triangle, layout)] if layout.taps % 2 else []
@@ -495,14 +520,16 @@ def _expand_by_stacking(packed: Tensor, layout: Layout, channels_last: bool) -> 
 def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
     """``(group, triangle)`` -> the full centre ``(group, out, in)``."""
     c, sign = layout.group_channels, layout.sign
-    if _goes_by_rows(triangle, c):
-        pieces, zeros = (
-            triangle.split(_row_lengths(c, sign), 1),
-            triangle.new_zeros(len(triangle), c),
-        )
-        rows = [part for row in pieces for part in (row, zeros[:, row.shape[1] :])]
-        lower = torch.cat(rows, 1).view(-1, c, c)
-        return torch.add(lower, lower.tril(-1).mT, alpha=sign)
+    if _goes_without_table(triangle, c):
+        mask = torch.ones(c, c, dtype=torch.bool, device=triangle.device).tril_(min(sign, 0))
+        centre = triangle.new_zeros(layout.groups, c, c).masked_scatter_(mask, triangle)
+        for rows, columns in _lower_blocks(centre):
+            lower = centre[:, rows, columns]
+            if rows == columns:
+                lower.add_(lower.tril(-1).mT, alpha=sign)
+            else:
+                centre[:, columns, rows] = lower.mT if sign > 0 else lower.mT.neg()
+        return centre
     source = triangle
     if sign < 0:
         zero = triangle.new_zeros(layout.groups, 1)
@@ -511,23 +538,28 @@ def _expand_centre(triangle: Tensor, layout: Layout) -> Tensor:
     return source.index_select(1, index).view(layout.groups, c, c)
 
 
-def _triangle_of(centre: Tensor, layout: Layout) -> Tensor:
+def triangle_of(centre: Tensor, layout: Layout) -> Tensor:
     """The full centre ``(group, out, in)`` -> ``(group, triangle)``."""
     c, sign = layout.group_channels, layout.sign
-    if _goes_by_rows(centre, c):
-        lengths = _row_lengths(c, sign)
+    if _goes_without_table(centre, c):
+        lengths = [row + (sign > 0) for row in range(c)]
         return torch.cat([row[:, :n] for row, n in zip(centre.unbind(1), lengths, strict=True)], 1)
     index = _table(centre, _build_triangle_index, c, sign)
     return centre.reshape(layout.groups, -1).index_select(1, index)
 
 
-def _goes_by_rows(centre: Tensor, c: int) -> bool:
-    """A large centre is copied row by row: its tables would take three times its memory."""
+def _goes_without_table(centre: Tensor, c: int) -> bool:
+    """Tables of a large centre would take three times its memory."""
     return c * c > _MAX_GATHERED_CENTRE and not _is_transformed(centre)
 
 
-def _row_lengths(c: int, sign: int) -> list[int]:
-    return [row + (sign > 0) for row in range(c)]
+def _lower_blocks(centre: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of the blocks on and below the diagonal. On a CPU they are so small that its
+    cache holds one and its mirror image, since a large matrix is slow to transpose at once."""
+    size = centre.shape[-1]
+    step = _BLOCK if centre.device.type == "cpu" else size
+    ranges = [slice(start, start + step) for start in range(0, size, step)]
+    return [(rows, columns) for i, rows in enumerate(ranges) for columns in ranges[: i + 1]]
 
 
 def _fold_plainly(dense: Tensor, layout: Layout) -> Tensor:
@@ -541,7 +573,13 @@ def _fold_centre(taps: Tensor, layout: Layout) -> Tensor | None:
     if layout.taps % 2 == 0:
         return None
     centre = taps.select(1, layout.pairs)
-    both = torch.add(centre, centre.mT, alpha=layout.sign)
+    if _goes_without_table(centre, layout.group_channels):
+        both = torch.empty_like(centre, memory_format=torch.contiguous_format)
+        for rows, columns in _lower_blocks(centre):  # no other is read
+            lower, upper = centre[:, rows, columns], centre[:, columns, rows]
+            torch.add(lower, upper.mT, alpha=layout.sign, out=both[:, rows, columns])
+    else:
+        both = torch.add(centre, centre.mT, alpha=layout.sign)
     both.diagonal(dim1=1, dim2=2).copy_(centre.diagonal(dim1=1, dim2=2))
     return both
 
@@ -551,13 +589,23 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
     pairs = taps[:, : layout.pairs].reshape(-1)
     if centre is None:
         return pairs
-    return torch.cat([pairs, _triangle_of(centre, layout).reshape(-1)])
+    return torch.cat([pairs, triangle_of(centre, layout).reshape(-1)])
 
 
-def _split(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
+def split_parts(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """``packed`` as views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
     pairs, triangle = packed.split_with_sizes(layout.part_sizes)
     return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle_size)
+
+
+def diagonal_places(layout: Layout, device: torch.device) -> Tensor:
+    """Where in ``packed`` the diagonals of the centres lie: these numbers have one place in the
+    dense weight, all others two. None is there for s = -1 and without a centre."""
+    has_diagonal = layout.triangle_size and layout.sign > 0
+    row = torch.arange(layout.group_channels if has_diagonal else 0, device=device)
+    group = torch.arange(layout.groups, device=device)
+    first = layout.part_sizes[0] + group * layout.triangle_size
+    return (first[:, None] + row * (row + 3) // 2).flatten()
 
 
 def _tap_matrices(dense: Tensor, layout: Layout) -> Tensor:
@@ -582,14 +630,14 @@ def _fold_into_parts(dense: Tensor, layout: Layout) -> Tensor:
     """:func:`_fold_plainly` with each part written once, in its place."""
     taps = _tap_matrices(dense, layout)
     packed = dense.new_empty(layout.size)
-    pairs, triangle = _split(packed, layout)
+    pairs, triangle = split_parts(packed, layout)
     if layout.pairs:
         opposite = taps.mT.unbind(1)[layout.taps - layout.pairs :]
         torch.stack(opposite[::-1], 1, out=pairs)
         torch.add(taps.narrow(1, 0, layout.pairs), pairs, alpha=layout.sign, out=pairs)
     centre = _fold_centre(taps, layout)
     if centre is not None:
-        triangle.copy_(_triangle_of(centre, layout))
+        triangle.copy_(triangle_of(centre, layout))
     return packed
 
 
@@ -605,10 +653,11 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
     if once or not plain or torch._C._len_torch_dispatch_stack():
         return build(*place[1:])
     table = _tables.pop(place, None)
-    if table is None:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
-            table = build(*place[1:])
-    _tables[place] = table
+    if table is not None:
+        _tables[place] = table
+        return table
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward
+        table = _tables[place] = build(*place[1:])
     excess = sum(kept.nbytes for kept in list(_tables.values())) - _MAX_TABLE_BYTES
     for oldest in list(_tables):
         if excess <= 0:

@@ -57,10 +57,13 @@ def convolve(
 def add_scaled(
     output: Tensor, alpha: float | Tensor, residual: Tensor | None, beta: float
 ) -> Tensor:
-    """``alpha * output + beta * residual``; where beta is 0 the residual is not looked at, as
-    ``torch.addmm`` has it."""
+    """``alpha * output + beta * residual``; where beta is 0 the residual's values do not matter and
+    its gradient is zero, as ``torch.addmm`` has it."""
     if residual is None or beta == 0:
-        return output * alpha if isinstance(alpha, Tensor) or alpha != 1.0 else output
+        scaled = output * alpha if isinstance(alpha, Tensor) or alpha != 1.0 else output
+        if residual is None:
+            return scaled
+        return torch.where(torch.ones((), dtype=torch.bool, device=output.device), scaled, residual)
     if isinstance(alpha, Tensor) or beta != 1.0:
         return torch.add(output * alpha, residual, alpha=beta)
     return residual.add(output, alpha=alpha)

@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import GEOMETRY, GPU, PROBLEM
+from stand_ins import GPU, PROBLEM
 
 from triton_tied.autotune import compile_ahead, tuning
 from triton_tied.autotune.compile_ahead import Compilers, Job
+from triton_tied.autotune.select import problem_of_call
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.trial import make_call
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.kernels.configs import ConvConfig
+from triton_tied.kernels.stored_taps import expand_matrices
+from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 CONFIG = ConvConfig((1, 8, 8), 32, 32, 4, 2)
@@ -93,7 +96,7 @@ def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch):
     monkeypatch.setattr(tuning, "Compilers", Spy)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(tuning.gpus, "of_device", lambda device: GPU)
-    problems = [PROBLEM, replace(PROBLEM, centre="unpacked")]
+    problems = [PROBLEM, replace(PROBLEM, output_memory="contiguous")]
     tuning.compile_candidates(problems, torch.device("cuda"), float("inf"), again=True)
     lists = [make_shortlist(problem, GPU).candidates for problem in problems]
     assert asked[0] == Job(90, PROBLEM, lists[0][0].config)
@@ -102,17 +105,21 @@ def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", ["channels_last", "contiguous", "strided"])
+@pytest.mark.parametrize("output_memory", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
-def test_a_call_is_that_of_its_problem(memory, kernel):
-    from triton_tied.autotune.problem import problem_of
-
-    centre = "none" if kernel == "weight_grad" else "unpacked"
-    problem = replace(PROBLEM, memory=memory, kernel=kernel, centre=centre)
-    call = make_call(problem, lambda size, dtype: torch.randn(size).to(dtype), frozenset(["bias"]))
-    images = (call.x, call.grad) if kernel == "weight_grad" else (call.x,)
-    assert problem_of(kernel, PROBLEM.layout, GEOMETRY, centre, *images) == problem
-    if kernel == "conv":
-        assert call.bias.shape == (64,) and call.residual is None and call.centre is not None
+@pytest.mark.parametrize("channels", [64, 128])
+def test_a_call_is_that_of_its_problem(memory, output_memory, kernel, channels):
+    layout = Layout(channels, (3, 3))
+    written = "channels_last" if kernel == "weight_grad" else output_memory
+    problem = replace(PROBLEM, memory=memory, kernel=kernel, layout=layout, output_memory=written)
+    call = make_call(problem, lambda size, dtype: torch.randn(size).to(dtype))
+    assert problem_of_call(call) == problem
+    if kernel == "conv" and channels >= 128:  # half of the taps and the centre
+        assert torch.equal(
+            call.weights, expand_matrices(call.packed, layout, 5, torch.bfloat16, "ieee")
+        )
+    elif kernel == "conv":
+        assert call.weights is call.packed
 
 
 WARM = """
@@ -126,6 +133,8 @@ def test_warm_compiles_what_a_layer_needs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WARM], env=environment, capture_output=True, text=True, check=True
     )
-    # forward with a bias, input gradient without, weight gradient
-    assert done.stdout.startswith("3 kernels, 0 faults")
-    assert len(list(tmp_path.rglob("*.cubin"))) == 3
+    # the forward, as which the input gradient is compiled, and the weight gradient; perhaps a sum
+    assert done.stdout.startswith("2 kernels, 0 faults")
+    names = [path.stem for path in tmp_path.rglob("*.cubin")]
+    assert sorted({*names} - {"sum_splits_kernel"}) == ["conv_kernel", "weight_grad_kernel"]
+    assert names.count("conv_kernel") == names.count("weight_grad_kernel") == 1

@@ -7,16 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stand_ins import GEOMETRY, GPU, config_of, convolution_of
+from stand_ins import GEOMETRY, GPU, config_of, convolution_of, gradient_of
 
 from triton_tied.autotune import disk_cache, tuned_configs
 from triton_tied.autotune.disk_cache import Entry
 from triton_tied.autotune.problem import problem_of
 from triton_tied.autotune.race import race
 from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
-from triton_tied.kernels import launch
+from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
 from triton_tied.kernels.toolchain import ToolchainError, explain
 from triton_tied.packing import Layout
 
@@ -46,7 +45,7 @@ def x():
 
 
 def problem(x):
-    return problem_of("conv", LAYOUT, GEOMETRY, "gathered", x)
+    return problem_of("conv", LAYOUT, GEOMETRY, [x], "channels_last")
 
 
 def ranked(x):
@@ -97,7 +96,8 @@ def test_an_entry_of_the_table_with_a_fault_is_passed_over(x, compiler, absent_h
 
 def test_a_config_with_a_fault_is_recorded_and_never_timed():
     configs = [ConvConfig((1, 8, 8), n, 16) for n in (16, 32, 64)]
-    shortlist = Shortlist(tuple(Predicted(c, 1.0) for c in configs), (), 0.1, tuple(configs))
+    predicted = tuple(Predicted(c, 1.0) for c in configs)
+    shortlist = Shortlist(predicted, (), 0.1, predicted)
     ran = []
 
     def clock(call):
@@ -139,14 +139,25 @@ class Kernel:
 )
 def test_fault_is_what_the_compiler_says_and_nothing_is_launched(monkeypatch, x, kernel, fault):
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "conv_kernel", kernel)
-    monkeypatch.setattr(launch, "weight_grad_kernel", kernel)
-    packed = torch.randn(LAYOUT.size)
-    convolution = Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)
+    monkeypatch.setattr(plans, "conv_kernel", kernel)
+    monkeypatch.setattr(plans, "weight_grad_kernel", kernel)
+    convolution = convolution_of(x, LAYOUT, GEOMETRY)
     assert FAULT(convolution, ConvConfig((1, 8, 8), 16, 16)) == fault
-    gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
+    gradient = gradient_of(x, x, LAYOUT, GEOMETRY)
     assert FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) == fault
     assert not kernel.launched
+
+
+@pytest.mark.parametrize("splits, fault", [(1, None), (2, "spills 12 bytes of registers")])
+def test_the_sum_of_splits_is_asked_about_where_there_are_any(monkeypatch, x, splits, fault):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    for name in ("conv_kernel", "weight_grad_kernel"):
+        monkeypatch.setattr(plans, name, Kernel())
+    monkeypatch.setattr(plans, "sum_splits_kernel", Kernel(spills=3))
+    convolution = convolution_of(x, LAYOUT, GEOMETRY)
+    assert FAULT(convolution, ConvConfig((1, 8, 8), 16, 16, splits=splits)) == fault
+    gradient = gradient_of(x, x, LAYOUT, GEOMETRY)
+    assert FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16, splits)) == fault
 
 
 def broken_toolchains():
@@ -189,7 +200,7 @@ def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environme
             fail()
 
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "conv_kernel", Broken())
+    monkeypatch.setattr(plans, "conv_kernel", Broken())
     tuned_configs.forget()
     convolution = convolution_of(x, LAYOUT, GEOMETRY)
     with pytest.raises(ToolchainError, match=remedy):
@@ -198,10 +209,11 @@ def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environme
     config = ConvConfig((1, 8, 8), 16, 16)
     with pytest.raises(ToolchainError, match=remedy):
         launch.conv(convolution, config)
-    shortlist = Shortlist((Predicted(config, 1.0),) * 3, (), 0.1, (config,))
+    predicted = (Predicted(config, 1.0),) * 3
+    shortlist = Shortlist(predicted, (), 0.1, predicted)
 
     def prepare(config):
-        return launch.prepared(launch.make_plan(convolution, config), convolution)
+        return launch.prepared(plans.make_plan(convolution, config), convolution)
 
     with pytest.raises(ToolchainError, match=remedy):
         race(shortlist, prepare, lambda config: True, lambda call: call() or 1.0)
@@ -209,6 +221,6 @@ def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environme
 
 def test_interpreted_kernels_have_no_fault(monkeypatch, x):
     monkeypatch.setattr(launch, "INTERPRETED", True)
-    monkeypatch.setattr(launch, "weight_grad_kernel", Kernel(spills=2))
-    gradient = WeightGradient(x, x, LAYOUT, GEOMETRY, 1.0)
+    monkeypatch.setattr(plans, "weight_grad_kernel", Kernel(spills=2))
+    gradient = gradient_of(x, x, LAYOUT, GEOMETRY)
     assert FAULT(gradient, WeightGradConfig((1, 8, 8), 16, 16)) is None

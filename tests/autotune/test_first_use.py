@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import GEOMETRY, GPU, config_of
+from stand_ins import GEOMETRY, GPU, config_of, convolution_of, gradient_of
 
 from triton_tied import reference, rounding
-from triton_tied.autotune import disk_cache, first_use, tuned_configs
-from triton_tied.autotune.problem import problem_of
+from triton_tied.autotune import disk_cache, first_use, select, tuned_configs
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.verdict import excess_of
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.plans import Convolution, WeightGradient
+from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.kernels.toolchain import ToolchainError
+from triton_tied.operators import definitions
 from triton_tied.packing import Layout, expand
 
 LAYOUT = Layout(16, (3, 3))
@@ -23,7 +24,7 @@ LAYOUT = Layout(16, (3, 3))
 
 def plain(call):
     """The launch's result as plain PyTorch computes it in float32."""
-    dtype = call.x.dtype
+    dtype = call.dtype if isinstance(call, WeightGradient) else call.x.dtype
     return _plain(
         call._replace(
             **{
@@ -37,11 +38,24 @@ def plain(call):
 
 def _plain(call):
     if isinstance(call, WeightGradient):
-        return reference.weight_grad(call.x, call.grad, call.layout, call.geometry, call.alpha)
+        gradient = reference.weight_grad(call.x, call.grad, call.layout, call.geometry, call.alpha)
+        bias = [call.alpha * call.grad.sum((0, 2, 3))] if call.has_bias else []
+        return torch.cat([gradient, *bias])
     return reference.convolve(
-        call.x, expand(call.packed, call.layout), call.bias, call.geometry, call.layout.groups,
-        alpha=call.alpha, residual=call.residual,
+        call.x, dense_weight(call), call.bias, call.geometry, call.layout.groups,
+        alpha=call.alpha, residual=call.residual, beta=call.beta,
     )  # fmt: skip
+
+
+def dense_weight(call):
+    """Of what the kernel reads: packed or, of each pair of taps and the centre, a matrix."""
+    layout = call.layout
+    if call.weights.dim() == 1:
+        return expand(call.weights, layout)
+    matrices = call.weights.float()
+    opposite = layout.sign * matrices[:, : layout.pairs].flip(1).transpose(2, 3)
+    taps = torch.cat([matrices, opposite], 1)[:, : layout.taps]
+    return taps.movedim(1, -1).reshape(layout.weight_shape)
 
 
 def ragged(result):
@@ -77,25 +91,23 @@ def gpu(absent_h200, monkeypatch):
 
 def convolution(n=4, dtype=torch.float32, **options):
     x = torch.randn(n, 16, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
-    packed = torch.randn(LAYOUT.size).to(dtype)
-    return Convolution(x, packed, None, None, None, LAYOUT, GEOMETRY, 1.0, True)._replace(**options)
+    packed = options.pop("packed", torch.randn(LAYOUT.size).to(dtype))
+    return convolution_of(x, LAYOUT, GEOMETRY)._replace(packed=packed, weights=packed, **options)
 
 
-def gradient(n=4):
+def gradient(n=4, **options):
     x, grad = (
         torch.randn(n, 16, 8, 8).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
-    return WeightGradient(x, grad, LAYOUT, GEOMETRY, 1.0)
+    return gradient_of(x, grad, LAYOUT, GEOMETRY, **options)
+
+
+def gradient_with_bias(n=4):
+    return gradient(n, has_bias=True)
 
 
 def ranked(call):
-    kernel, images = (
-        ("weight_grad", (call.x, call.grad))
-        if isinstance(call, WeightGradient)
-        else ("conv", (call.x,))
-    )
-    centre = "none" if kernel == "weight_grad" else "gathered"
-    return make_shortlist(problem_of(kernel, LAYOUT, GEOMETRY, centre, *images), GPU).ranked
+    return make_shortlist(select.problem_of_call(call), GPU).ranked
 
 
 def found_wrong(gpu):
@@ -109,7 +121,7 @@ def found_wrong(gpu):
     return call, first, second
 
 
-@pytest.mark.parametrize("make", [convolution, gradient])
+@pytest.mark.parametrize("make", [convolution, gradient, gradient_with_bias])
 @pytest.mark.parametrize("error", WRONG)
 def test_a_wrong_kernel_is_struck_off_and_the_next_is_taken(gpu, make, error):
     wrong, launched = gpu
@@ -188,7 +200,7 @@ def test_of_no_image_nothing_is_known(gpu, make):
 def test_of_offsets_of_64_bits_nothing_is_known(gpu):
     _, launched = gpu
     call = convolution()
-    problem = problem_of("conv", LAYOUT, GEOMETRY, "gathered", call.x)
+    problem = select.problem_of_call(call)
     config = ranked(call)[0]
     assert first_use.why_wrong(replace(problem, wide=True), call, config) is None and not launched
     assert first_use.why_wrong(problem, call, config) is None and launched
@@ -209,12 +221,31 @@ def test_a_launch_that_is_refused_is_no_error_of_the_users(gpu, monkeypatch):
 
 
 def test_a_broken_toolchain_is_the_users_to_know(gpu, monkeypatch):
-    def unpack_centre(packed, layout, dtype):
+    def unpack_matrices(*_):
         raise ToolchainError("no C compiler")
 
-    monkeypatch.setattr(launch, "unpack_centre", unpack_centre)
+    monkeypatch.setattr(launch, "unpack_matrices", unpack_matrices)
     with pytest.raises(ToolchainError, match="no C compiler"):
-        first_use.unpacks_centre(torch.randn(LAYOUT.size), LAYOUT)
+        first_use.unpacks_matrices(torch.randn(LAYOUT.size), LAYOUT, torch.float32)
+
+
+def test_matrices_that_are_unpacked_wrongly_are_found_out(gpu, monkeypatch):
+    layout, packed, made = Layout(128, (3, 3)), torch.randn(Layout(128, (3, 3)).size), []
+
+    def unpack(packed, layout, stored, dtype, precision):
+        made.append(dtype)
+        matrices = expand_matrices(packed, layout, stored, dtype, precision)
+        return matrices if dtype == torch.float16 else matrices.mT  # transposed, so wrong
+
+    monkeypatch.setattr(launch, "unpack_matrices", unpack)
+    assert first_use.unpacks_matrices(packed, layout, torch.float16)
+    with pytest.warns(UserWarning, match="computes wrongly on NVIDIA H200.*matrices"):
+        assert not first_use.unpacks_matrices(packed, layout, torch.bfloat16)
+    assert first_use.unpacks_matrices(packed, layout, torch.float16)  # both are remembered
+    assert not first_use.unpacks_matrices(packed, layout, torch.bfloat16)
+    assert made == [torch.float16, torch.bfloat16]
+    weights = definitions.read_weights(packed, layout, torch.bfloat16)  # PyTorch makes them
+    assert torch.equal(weights, expand_matrices(packed, layout, 5, torch.bfloat16, "ieee"))
 
 
 def test_code_for_other_alignment_and_formats_is_checked_apart(gpu):
@@ -226,6 +257,13 @@ def test_code_for_other_alignment_and_formats_is_checked_apart(gpu):
         convolution(bias=one_further),
         convolution(channels_last=False),
         convolution(packed=torch.randn(LAYOUT.size + 1)[1:]),
+        convolution(dtype=torch.float16),
+        convolution(dtype=torch.float16, bias=torch.randn(16).half()),
+        convolution(dtype=torch.float16, bias=torch.randn(16)),  # as under autocast
+        convolution(residual=torch.randn(4, 16, 8, 8)),
+        gradient(),
+        gradient_with_bias(),
+        gradient(dtype=torch.float16),
     ]
     for call in calls:
         config_of(call)
@@ -248,15 +286,15 @@ def test_nothing_is_checked_on_the_cpu_in_a_capture_or_where_the_user_says_so(mo
 def test_the_slice_runs_the_same_code_on_memory_as_the_callers(n, images):
     config = ConvConfig((images, 4, 4), 16, 16)
     x = torch.randn(n, 16, 9, 33).half()[..., 1:]  # 2 bytes beyond a multiple of 16
-    call = convolution(residual=torch.randn(n, 16, 9, 32).half())._replace(
-        x=x, packed=torch.randn(LAYOUT.size).half()
-    )
+    packed = torch.randn(LAYOUT.size).half()
+    call = convolution(packed=packed, residual=torch.randn(n, 16, 9, 32).half(), x=x)
     small = first_use._small(call, config)
+    assert torch.equal(small.weights, small.packed)
     assert small.x.stride() == x.stride() and small.x.data_ptr() % 16 == x.data_ptr() % 16
     assert len(small.x) <= n and len(small.residual) == len(small.x)
     assert (len(small.x) % images == 0) == (n % images == 0)
     assert len(small.x) > images or len(small.x) == n
-    assert small.x.std() > 0.5 and small.packed.std() > 0.5 and small.alpha != 1
+    assert small.x.std() > 0.5 and small.packed.std() > 0.5 and small.alpha != 1 != small.beta
 
 
 def test_the_random_numbers_of_the_user_are_left_alone(gpu):
@@ -272,13 +310,25 @@ def test_a_right_result_is_within_the_bound_and_one_lost_term_is_not(dtype, symm
     layout = Layout(16, (3, 3), 2, symmetry)
     x, grad = (torch.randn(2, 16, 8, 8).to(dtype) for _ in range(2))
     packed, bias = torch.randn(layout.size).to(dtype), torch.randn(16).to(dtype)
-    conv = Convolution(x, packed, None, bias, grad, layout, GEOMETRY, -0.7, False, "ieee")
-    grads = WeightGradient(x, grad, layout, GEOMETRY, -0.7, "ieee")
-    lost = x.clone()
-    lost[0, 3, 2, 5] = 0
-    for call in (conv, grads):
+    conv = Convolution(x, packed, packed, bias, grad, layout, GEOMETRY, -0.7, 1.9, False, "ieee")
+    single = torch.randn(layout.size)  # as under autocast
+    cast = conv._replace(packed=single, weights=single.to(dtype), bias=torch.randn(16))
+    matrices = expand_matrices(single, layout, 5, dtype, "ieee")
+    unpacked = cast._replace(weights=matrices)
+    grads = gradient_of(x, grad, layout, GEOMETRY, alpha=-0.7, precision="ieee")
+    lost, lost_grad = x.clone(), grad.clone()
+    lost[0, 3, 2, 5] = lost_grad[0, 3, 2, 5] = 0
+    with_bias = [grads._replace(has_bias=True, dtype=each) for each in (dtype, torch.float32)]
+    for call in (conv, cast, unpacked, grads, *with_bias):
         assert excess_of(call, plain(call)) <= 1
         assert excess_of(call, plain(call._replace(x=lost))) > 1
+    for call in (conv, cast):
+        assert excess_of(call, plain(call._replace(residual=lost_grad))) > 1
+        assert excess_of(call, plain(call._replace(bias=call.bias.roll(1)))) > 1
+    for call in with_bias:
+        wrong = plain(call)
+        wrong[layout.size :] = plain(call._replace(grad=lost_grad))[layout.size :]
+        assert excess_of(call, wrong) > 1
     assert not excess_of(conv, plain(conv) * float("nan")) <= 1
 
 
@@ -286,7 +336,7 @@ def test_a_sum_so_long_that_any_result_is_within_the_bound_is_still_told_from_ze
     monkeypatch.setattr(rounding, "_accumulation", lambda *_: (2.0**-22, 1e-38))  # of a GPU
     layout = Layout(8, (3, 3))
     x, grad = (torch.randn(1, 8, 320, 320).half() for _ in range(2))
-    call = WeightGradient(x, grad, layout, GEOMETRY, 1.0)
+    call = gradient_of(x, grad, layout, GEOMETRY)
     truth = plain(call)
     assert excess_of(call, truth) <= 1
     for wrong in (torch.zeros_like(truth), -truth, truth * 1.05):

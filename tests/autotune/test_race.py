@@ -45,7 +45,7 @@ class Bench:
 
     def tune(self, is_right=lambda config: True, **options):
         predicted = tuple(Predicted(config, 1.0) for config in CONFIGS)
-        shortlist = Shortlist(predicted, (), 0.1, tuple(CONFIGS))
+        shortlist = Shortlist(predicted, (), 0.1, predicted)
         return race(shortlist, self.prepare, is_right, self.clock, now=lambda: self.time, **options)
 
 

@@ -12,6 +12,7 @@ from stand_ins import (
     PROBLEM,
     config_of,
     convolution_of,
+    gradient_of,
     others,
     store,
 )
@@ -25,7 +26,6 @@ from triton_tied.autotune.recording import recording
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.tuned_configs import config_for
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.launch import WeightGradient
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.usefixtures("absent_h200")
@@ -41,9 +41,9 @@ def test_order_of_choice():
     x = torch.zeros(8, 64, 32, 32)
     mine = ConvConfig((1, 1, 32), 16, 16)
     with select.using(conv=mine):
-        assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == mine
-        assert config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)) != mine
-    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) != mine
+        assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY)) == mine
+        assert config_of(gradient_of(x, x, PROBLEM.layout, GEOMETRY)) != mine
+    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY)) != mine
 
 
 def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
@@ -68,8 +68,8 @@ def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
 def test_nothing_is_timed_without_benchmark_mode():
     x = torch.zeros(2, 64, 8, 8)
     assert select.choose(PROBLEM, DEVICE) == config_for(PROBLEM, DEVICE)
-    first = config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
-    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)) == first
+    first = config_of(convolution_of(x, PROBLEM.layout, GEOMETRY))
+    assert config_of(convolution_of(x, PROBLEM.layout, GEOMETRY)) == first
 
 
 def test_first_use_is_timed_once(timed):
@@ -131,9 +131,9 @@ def test_all_failing_leaves_the_first_choice(monkeypatch):
 
 def test_a_known_call_is_one_look_up(monkeypatch):
     x = torch.zeros(2, 64, 8, 8)
-    first = select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+    first = select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY))
     monkeypatch.setattr(select, "problem_of", None)
-    assert select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY, True)) is first
+    assert select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY)) is first
 
 
 def test_settings_that_change_the_choice_are_part_of_the_look_up(
@@ -150,7 +150,7 @@ def test_settings_that_change_the_choice_are_part_of_the_look_up(
     monkeypatch.setattr(select, "problem_of", spy)
     for precision in ("tf32", "ieee", "tf32"):
         convolution_precision.fp32_precision = precision
-        config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, True))
+        config_of(convolution_of(x, PROBLEM.layout, GEOMETRY))
     assert [problem.dtype for problem in seen] == ["float32", "float32_ieee"]
 
 
@@ -160,14 +160,14 @@ def test_blocks_hold_on_the_threads_of_the_backward():
     mine, found = WeightGradConfig((1, 1, 64), 64, 64), []
 
     def backward():
-        found.append(config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)))
+        found.append(config_of(gradient_of(x, x, PROBLEM.layout, GEOMETRY)))
 
     with select.using(weight_grad=mine), recording() as seen:
         thread = threading.Thread(target=backward)
         thread.start()
         thread.join()
     assert found == [mine] and [problem.kernel for problem in seen] == ["weight_grad"]
-    config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False))
+    config_of(convolution_of(x, PROBLEM.layout, GEOMETRY))
     backward()
     assert found[1] != mine and len(seen) == 1
 
@@ -179,8 +179,8 @@ def test_blocks_nest():
 
     def choices():
         return (
-            config_of(convolution_of(x, PROBLEM.layout, GEOMETRY, False)),
-            config_of(WeightGradient(x, x, PROBLEM.layout, GEOMETRY, 1.0)),
+            config_of(convolution_of(x, PROBLEM.layout, GEOMETRY)),
+            config_of(gradient_of(x, x, PROBLEM.layout, GEOMETRY)),
         )
 
     with select.using(conv=outer, weight_grad=mine):

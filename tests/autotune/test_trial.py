@@ -6,7 +6,7 @@ from stand_ins import GEOMETRY
 
 from triton_tied.autotune import trial
 from triton_tied.autotune.problem import Problem
-from triton_tied.kernels import launch
+from triton_tied.kernels import plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
@@ -14,9 +14,7 @@ from triton_tied.packing import Layout
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 def test_a_trial_leaves_the_random_numbers_of_the_user_alone(kernel):
     before = torch.get_rng_state()
-    made = trial.Trial(
-        Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY, centre="none"), "cpu"
-    )
+    made = trial.Trial(Problem(kernel, "float32", Layout(8, (2, 2)), (1, 4, 4), GEOMETRY), "cpu")
     assert torch.equal(torch.get_rng_state(), before)
     numbers = made.call.grad if kernel == "weight_grad" else made.call.packed
     assert made.call.x.std() > 0.5 and numbers.std() > 0.5
@@ -29,14 +27,14 @@ def test_a_trial_computes_float32_as_the_problem_says(
 ):
     other = "ieee" if wanted == "tf32" else "tf32"
     convolution_precision.fp32_precision = other
-    problem = Problem(kernel, dtype, Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    problem = Problem(kernel, dtype, Layout(16, (2, 2)), (1, 4, 4), GEOMETRY)
     seen = {}
 
     class Kernel:
         def __getitem__(self, grid):
             return lambda **arguments: seen.update(arguments)
 
-    monkeypatch.setattr(launch, f"{kernel}_kernel", Kernel())
+    monkeypatch.setattr(plans, f"{kernel}_kernel", Kernel())
     config = {"conv": ConvConfig, "weight_grad": WeightGradConfig}[kernel]((1, 4, 4), 16, 16)
     trial.Trial(problem, "cpu").prepare(config)()
     assert seen["INPUT_PRECISION"] == wanted
@@ -45,14 +43,14 @@ def test_a_trial_computes_float32_as_the_problem_says(
 
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 def test_a_trial_launches_again_what_it_prepared_once(monkeypatch, kernel):
-    problem = Problem(kernel, "float32", Layout(16, (2, 2)), (1, 4, 4), GEOMETRY, centre="none")
+    problem = Problem(kernel, "float32", Layout(16, (2, 2)), (1, 4, 4), GEOMETRY)
     launched = []
 
     class Kernel:
         def __getitem__(self, grid):
             return lambda **arguments: launched.append(arguments)
 
-    monkeypatch.setattr(launch, f"{kernel}_kernel", Kernel())
+    monkeypatch.setattr(plans, f"{kernel}_kernel", Kernel())
     config = {"conv": ConvConfig, "weight_grad": WeightGradConfig}[kernel]((1, 4, 4), 16, 16)
     call = trial.Trial(problem, "cpu").prepare(config)
     assert not launched

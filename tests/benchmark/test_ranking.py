@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_tied.autotune import gpus, shortlist
-from triton_tied.autotune.candidates import list_of
+from triton_tied.autotune.candidates import list_of, read_file
 from triton_tied.autotune.cost_model import TERMS, predict
 from triton_tied.autotune.problem import Problem
 from triton_tied.geometry import resolve
@@ -142,3 +142,15 @@ def test_the_fit_finds_terms_that_explain_what_was_timed(tmp_path):
     before = cost_model.error_of(timed, TERMS)
     assert cost_model.error_of(timed, cost_model.fit(timed)) < before / 100
     assert cost_model.error_of(timed, truth) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_page_of_predictions_shows_the_committed_file_which_is_of_these_kernels():
+    static = load(SCRIPT.with_name("static.py"))
+    results = SCRIPT.parent / "results"
+    committed = json.loads((results / "static-sm_90.json").read_text())
+    before = json.loads((results / "static-sm_90-first-kernels.json").read_text())["rows"]
+    assert committed["source"] == read_file()["source"]
+    rows = list(static.predicted(gpus.KNOWN["H100"]))
+    assert json.loads(json.dumps(rows)) == committed["rows"]
+    page = (SCRIPT.parents[1] / "docs" / "predicted.md").read_text()
+    assert "\n".join(static.table(rows, static._times(before))) in page

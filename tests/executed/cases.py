@@ -260,16 +260,27 @@ def draw(
     """A problem that a config of a list serves: with one tile of channels or several, whole or
     not. ``needs``: exactly those that it asks of the compiled code."""
     kernel, target, list_name = key
-    config = candidate.config
-    config = replace(config, splits=chance.choice((1, 1, 2, 3)))
     while True:
+        config = replace(candidate.config, splits=chance.choice((1, 1, 2, 3)))
         case = _propose(target, list_name, config, chance)
+        if needs is not None:
+            case = _asking_for(needs, case)
         if case.layout.size and min(case.output) > 0:
             asked = problem_of(case)
-            found = asked.needs(config)
+            found = asked.needs(case.config)
             served = not found & candidate.not_for if needs is None else found == needs
             if served and asked.why_unreadable(config) is None:
                 return case
+
+
+def _asking_for(needs: frozenset[str], case: Case) -> Case:
+    """Nearer to a case of exactly these needs, so that one is soon drawn."""
+    case = replace(case, wide="wide" in needs)
+    if case.kernel == "weight_grad":
+        return case
+    if "scattered_output" not in needs:
+        return replace(case, to_channels_last=True)
+    return replace(case, to_channels_last=False, config=replace(case.config, splits=1))
 
 
 def draw_matrices(target: str, chance: random.Random) -> Case:
@@ -328,8 +339,12 @@ def _whole(side: int, chance: random.Random) -> int:
 
 
 def problem_of(case: Case) -> Problem:
-    """As the choice of a config sees it."""
-    inputs = inputs_of(case)
+    """As the choice of a config sees it, which knows no numbers."""
+    (n, h, w), channels, dtype = case.image, case.layout.channels, case.torch_dtype
+    shapes = [(n, channels, h, w), (n, channels, *case.output[1:])]
+    x, grad = (_place(torch.zeros(shape, dtype=dtype), case.memory) for shape in shapes)
+    packed = torch.zeros(case.layout.size, dtype=dtype)
     with _precision(case):
-        found = problem_of_call(_call_of(case, inputs, inputs.packed))
+        call = _call_of(case, Inputs(x, grad, grad, packed, packed), packed)
+        found = problem_of_call(call)
     return replace(found, wide=case.wide)

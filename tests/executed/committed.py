@@ -1,7 +1,7 @@
 """Executes what is committed: each config of the list in each form that it promises. Those with
 faults leave the list, and the others say how many cases were executed.
 
-    python -m executed.committed [--seed N] [--jobs N]
+    python -m executed.committed [--seed N] [--each N] [--jobs N]
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from triton_tied.inspection.requirements import all_needs
 from .cases import Case, Key, draw
 from .many import LISTS, executed
 
-_DRAWN = 2  # problems of each form
 
-
-def cases_of(key: Key, candidate: Candidate, chance: random.Random) -> Iterator[Case]:
+def cases_of(key: Key, candidate: Candidate, chance: random.Random, each: int) -> Iterator[Case]:
     """All that is promised at once, and nothing of it; of half precision both dtypes."""
     promised = all_needs(candidate.config) - candidate.not_for
     for needs in dict.fromkeys((promised, frozenset())):
-        for _ in range(_DRAWN * (2 if key[2] == "half" else 1)):
+        for _ in range(each * (2 if key[2] == "half" else 1)):
             yield draw(key, candidate, chance, needs)
 
 
@@ -35,13 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m executed.committed", description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--each", type=int, default=2, help="problems of each form")
     given = parser.parse_args()
     chance, start = random.Random(given.seed), time.monotonic()
     work = [
         (key, place, case)
         for key, found in LISTS.items()
         for place, candidate in enumerate(found)
-        for case in cases_of(key, candidate, chance)
+        for case in cases_of(key, candidate, chance, given.each)
     ]
     counts: collections.Counter[tuple[Key, int]] = collections.Counter()
     faulty: set[tuple[Key, int]] = set()

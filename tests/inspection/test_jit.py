@@ -1,6 +1,7 @@
 """Launches as Triton compiles them, under a driver of a GPU that is not there: the compiler's word
 is real, and the compile checks compile what is launched."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +17,10 @@ from triton_tied.inspection import compiled
 from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
-from triton_tied.kernels.launch import Convolution, WeightGradient
+from triton_tied.kernels.matrices import matrices_kernel
+from triton_tied.kernels.plans import Convolution, WeightGradient, make_plan
+from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
+from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.weight_grad import weight_grad_kernel
 from triton_tied.packing import Layout
 
@@ -64,7 +68,7 @@ class Driver:
 def gpu(request, tmp_path, monkeypatch):
     """The driver of the target that the test names, and programs compiled anew."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernels = (conv_kernel, weight_grad_kernel)
+    kernels = (conv_kernel, weight_grad_kernel, sum_splits_kernel, matrices_kernel)
     there = Driver(getattr(request, "param", "sm_90"))
     monkeypatch.setattr(driver, "_active", there)
     for kernel in kernels:
@@ -83,31 +87,41 @@ def image(channels, memory, sides=(8, 64), n=2):
     return values.repeat_interleave(3, 3)[..., ::3]  # no stride is 1 or a multiple of 16
 
 
-def convolution_of(form, memory="channels_last", sides=(8, 64), geometry=SAME):
+def convolution_of(form, memory="channels_last", sides=(8, 64), geometry=SAME, **options):
     symmetry = "self_adjoint" if form.sign > 0 else "skew_adjoint"
     layout = Layout(form.channels, form.kernel_size, symmetry=symmetry)
     packed = torch.randn(layout.size).to(torch.bfloat16)
-    centre = None
-    if not form.gathered_centre:
-        centre = torch.randn(1, form.channels, form.channels).to(torch.bfloat16)
-    x = image(form.channels, memory, sides)
-    residual = image(form.channels, memory, sides) if form.residual else None
-    bias = torch.randn(form.channels).to(torch.bfloat16)
-    last = memory == "channels_last"
-    return Convolution(x, packed, centre, bias, residual, layout, geometry, 1.0, last)
+    weights = packed
+    if are_matrices(layout, "ieee"):
+        stored = stored_taps(layout, "ieee")
+        weights = expand_matrices(packed, layout, stored, torch.bfloat16, "ieee")
+    x, bias = image(form.channels, memory, sides), torch.randn(form.channels).to(torch.bfloat16)
+    last = not form.scattered_output
+    convolution = Convolution(
+        x, packed, weights, bias, None, layout, geometry, 1.0, 1.0, last, "ieee"
+    )
+    return convolution._replace(**options)
 
 
-def launch_one(config, form, sides=(8, 64), geometry=SAME):
+def gradient_of(convolution, **options):
+    x, layout, geometry = convolution.x, convolution.layout, convolution.geometry
+    rows, columns = geometry.output_size(x.shape[2:], layout.kernel_size)
+    grad = x.new_empty(*x.shape[:2], rows, columns).contiguous(memory_format=torch.channels_last)
+    if geometry == SAME:  # in the memory of x, whatever that is
+        grad = torch.empty_like(x).copy_(x) if x.is_contiguous() else x
+    gradient = WeightGradient(x, grad, layout, geometry, 1.0, x.dtype, False, "ieee")
+    return gradient._replace(**options)
+
+
+def launch_one(config, form, sides=(8, 64), geometry=SAME, **options):
     """Launches the kernel on images, and with arguments, that a form describes."""
     memory = {"planar_descriptor": "contiguous"}.get(config.loader, "channels_last")
-    if form.scattered:
-        memory, sides = "scattered", (7, 5)
+    if form.scattered or form.scattered_output:  # no stride is a multiple of 16
+        memory, sides = "scattered" if form.scattered else memory, (7, 5)
     convolution = convolution_of(form, memory, sides, geometry)
     if isinstance(config, ConvConfig):
-        return launch.conv(convolution, config)
-    x, layout = convolution.x, convolution.layout
-    grad = image(form.channels, memory, sides)
-    return launch.weight_grad(WeightGradient(x, grad, layout, geometry, 1.0), config)
+        return launch.conv(convolution._replace(**options), config)
+    return launch.weight_grad(gradient_of(convolution, **options), config)
 
 
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_90"], indirect=True)
@@ -115,13 +129,18 @@ def launch_one(config, form, sides=(8, 64), geometry=SAME):
     "config, form",
     [
         (POINTER, compiled.Form(64)),
-        (POINTER, compiled.Form(72, -1, residual=True, gathered_centre=True)),
+        (replace(POINTER, splits=2), compiled.Form(64, split=True)),
+        (POINTER, compiled.Form(72, -1, scattered_output=True)),
         (POINTER, compiled.Form(35, scattered=True)),
         (GRAD_POINTER, compiled.Form(64)),
         (GRAD_POINTER, compiled.Form(40, -1)),
-        (CONV_BULK, compiled.Form(128, residual=True)),
+        (GRAD_POINTER, compiled.Form(35, scattered=True, ragged_boxes=True)),
+        (CONV_BULK, compiled.Form(128)),
+        (replace(CONV_BULK, splits=3), compiled.Form(64, split=True)),
+        (replace(CONV_BULK, BLOCK_K=32), compiled.Form(128)),
         (replace(CONV_BULK, loader="planar_descriptor"), compiled.Form(128, -1)),
         (GRAD_BULK, compiled.Form(128)),
+        (replace(GRAD_BULK, BLOCK_K=32), compiled.Form(128)),
     ],
     ids=lambda value: repr(value)[:60],
 )
@@ -129,10 +148,11 @@ def test_what_is_launched_is_what_the_checks_compile(gpu, config, form):
     if config.loader != "pointer" and gpu.target == "sm_80":
         pytest.skip("sm_80 has no bulk copies")
     launch_one(config, form)
-    (launched,) = gpu.loaded
+    launched, *sums = gpu.loaded
     checked = compiled.compile_config(config, gpu.target, "bfloat16", form)
     assert launched.resources == checked.resources
-    assert len(gpu.launched) == 1
+    assert len(gpu.launched) == len(gpu.loaded) == 1 + (config.splits > 1)
+    assert len(sums) == (config.splits > 1)
 
 
 def test_no_code_is_made_anew_for_other_sizes_and_paddings(gpu):
@@ -146,33 +166,65 @@ def test_no_code_is_made_anew_for_other_sizes_and_paddings(gpu):
 
 def test_splits_make_no_code_anew(gpu):
     for splits in (2, 3, 16):
-        config = WeightGradConfig((1, 4, 8), 32, 32, splits, 4, 3)
-        launch_one(config, compiled.Form(64))
+        launch_one(replace(GRAD_POINTER, splits=splits), compiled.Form(64))
+    assert len(gpu.launched) == 6 and len(gpu.loaded) == 2  # each with its sum
+    for splits in (2, 3, 4):
+        launch_one(replace(POINTER, splits=splits), compiled.Form(64))
+    assert len(gpu.launched) == 12 and len(gpu.loaded) == 4
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_neither_bias_nor_residual_nor_scales_make_code_anew(gpu, splits):
+    residual = image(64, "channels_last")
+    for options in (
+        {},
+        {"bias": None},
+        {"residual": residual},
+        {"bias": None, "residual": residual, "alpha": -0.3, "beta": 2.0},
+        {"residual": residual, "beta": 0.0, "alpha": 0.0},
+    ):
+        launch_one(replace(POINTER, splits=splits), compiled.Form(64), **options)
+    assert len(gpu.launched) == 5 * splits and len(gpu.loaded) == splits
+
+
+@pytest.mark.parametrize("config", [GRAD_POINTER, replace(GRAD_POINTER, splits=1)])
+def test_the_gradient_of_a_bias_makes_no_code_anew(gpu, config):
+    for has_bias in (False, True):
+        launch_one(config, compiled.Form(64), has_bias=has_bias)
+    assert len(gpu.launched) == 2 * config.splits and len(gpu.loaded) == config.splits
+
+
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+def test_matrices_of_all_layers_are_unpacked_by_one_code(gpu, symmetry):
+    for channels, kernel in ((64, (3, 3)), (128, (1, 1)), (72, (5, 4))):
+        layout = Layout(channels, kernel, symmetry=symmetry)
+        packed = torch.randn(layout.size).to(torch.bfloat16)
+        launch.unpack_matrices(packed, layout, layout.taps, torch.bfloat16, "ieee")
     assert len(gpu.launched) == 3 and len(gpu.loaded) == 1
+    checked = compiled.compile_matrices(launch.MATRICES_BLOCK, gpu.target, "bfloat16", layout.sign)
+    assert gpu.loaded[0].resources == checked.resources
 
 
 @pytest.mark.parametrize("gpu", ["sm_80"], indirect=True)
 def test_a_config_that_spills_is_known_before_it_is_launched(gpu):
-    convolution = convolution_of(compiled.Form(128, -1, gathered_centre=True))
-    # two sums of 128 numbers a thread
-    assert "spills" in launch.fault(convolution, ConvConfig((1, 8, 16), 128, 16, 4, 2))
+    convolution = convolution_of(compiled.Form(128, -1))
+    # a sum of 256 numbers a thread
+    assert "spills" in launch.fault(convolution, ConvConfig((1, 16, 16), 128, 16, 4, 2))
     assert launch.fault(convolution, POINTER) is None
     assert not gpu.launched
 
 
-@pytest.mark.parametrize("config", [POINTER, GRAD_POINTER, CONV_BULK, GRAD_BULK])
+@pytest.mark.parametrize(
+    "config", [POINTER, replace(POINTER, splits=2), GRAD_POINTER, CONV_BULK, GRAD_BULK]
+)
 def test_asking_for_a_fault_compiles_what_is_then_launched(gpu, config):
-    form = compiled.Form(128, residual=True)
-    convolution = convolution_of(form)
-    x, layout = convolution.x, convolution.layout
-    if isinstance(config, ConvConfig):
-        assert launch.fault(convolution, config) is None
-        launch.conv(convolution, config)
-    else:
-        gradient = WeightGradient(x, x.clone(), layout, SAME, 1.0)
-        assert launch.fault(gradient, config) is None
-        launch.weight_grad(gradient, config)
-    assert len(gpu.loaded) == len(gpu.launched) == 1
+    call = convolution_of(compiled.Form(128))
+    if isinstance(config, WeightGradConfig):
+        call = gradient_of(call)
+    assert launch.fault(call, config) is None
+    asked = len(gpu.loaded)
+    launch.run(make_plan(call, config), call)
+    assert asked == len(gpu.loaded) == len(gpu.launched) == 1 + (config.splits > 1)
 
 
 def test_a_config_that_does_not_compile_is_known_too(gpu):
@@ -182,19 +234,23 @@ def test_a_config_that_does_not_compile_is_known_too(gpu):
 
 
 def test_what_is_compiled_ahead_is_what_is_launched(gpu, tmp_path):
-    jobs, calls = [], []
-    for config in (POINTER, CONV_BULK, GRAD_POINTER, GRAD_BULK):
+    configs = (POINTER, replace(POINTER, splits=2), CONV_BULK, GRAD_POINTER, GRAD_BULK)
+    jobs = []
+    for channels, config in itertools.product((64, 128), configs):
         kernel = "conv" if isinstance(config, ConvConfig) else "weight_grad"
-        centre = "gathered" if kernel == "conv" else "none"
-        problem = Problem(kernel, "bfloat16", Layout(64, (3, 3)), (2, 8, 64), SAME, centre=centre)
-        extras = frozenset({"bias", "residual"} if kernel == "conv" else ())
-        jobs.append(Job(90, problem, config, extras))
-        form = compiled.Form(64, residual=True, gathered_centre=True)
-        calls.append((config, form))
+        problem = Problem(kernel, "bfloat16", Layout(channels, (3, 3)), (2, 8, 64), SAME)
+        jobs.append(Job(90, problem, config))
     with Compilers(2) as compilers:
-        assert list(compilers.compile(jobs)) == [None] * 4
+        assert list(compilers.compile(jobs)) == [None] * len(jobs)
     ahead = set(tmp_path.rglob("*.cubin"))
-    for config, form in calls:
-        launch_one(config, form, sides=(16, 128))
-    assert len(gpu.launched) == len(ahead) == 4
+    for job in jobs:
+        form = compiled.Form(job.problem.layout.channels)
+        residual = image(form.channels, "channels_last", (16, 128))
+        more = {"residual": residual} if job.problem.kernel == "conv" else {"has_bias": True}
+        launch_one(job.config, form, sides=(16, 128), **more)
+    layout = Layout(128, (3, 3))
+    launch.read_weights(torch.randn(layout.size).to(torch.bfloat16), layout, torch.bfloat16, "ieee")
+    assert {path.stem for path in ahead} == {
+        "conv_kernel", "weight_grad_kernel", "sum_splits_kernel", "matrices_kernel"
+    }  # fmt: skip
     assert set(tmp_path.rglob("*.cubin")) == ahead

@@ -14,6 +14,7 @@ from triton_tied.autotune import candidates
 from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.launch import MATRICES_BLOCK
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
 
@@ -104,8 +105,9 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
     for key, candidate in _draw(chance, 4, large):
         holds = _compiled(key, candidate.config).instructions
         assert holds.matrix_instructions > 0
-        assert holds.register_operands == 0
-        assert 0 < holds.matrix_waits <= requirements.MAX_MATRIX_WAITS
+        assert holds.register_operands == holds.layout_changes == holds.narrow_accesses == 0
+        assert holds.loop_waits == 1 and holds.loop_barriers <= requirements.MAX_LOOP_BARRIERS
+        assert holds.redundancy == 1 and not holds.loop_fences
         assert holds.bulk_copies > 0
 
 
@@ -117,14 +119,14 @@ def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
 
 
 def test_spills_are_noticed():
-    config = ConvConfig((1, 8, 16), 128, 16, 4, 2)  # two sums of 128 numbers a thread
-    form = requirements.demanding_form(config, {"two_sums"})
+    config = ConvConfig((1, 16, 16), 128, 16, 4, 2)  # a sum of 256 numbers a thread
+    form = requirements.demanding_form(config, requirements.all_needs(config))
     found = requirements.faults_when_compiled(config, "sm_80", "bfloat16", form)
     assert any("spills" in fault for fault in found)
 
 
 def test_too_much_shared_memory_is_noticed():
-    config = ConvConfig((1, 8, 16), 128, 64, 8, 4)
+    config = ConvConfig((1, 16, 16), 128, 64, 8, 5)
     form = requirements.plain_form(config)
     found = requirements.faults_when_compiled(config, "sm_80", "bfloat16", form)
     assert any("shared memory" in fault for fault in found)
@@ -145,8 +147,10 @@ def test_matrix_instructions_on_gfx942(kernel, chance):
 
 
 @pytest.mark.parametrize("target", compiled.TARGETS)
-def test_centre_kernel_does_not_spill(target):
-    code = compiled.compile_centre(report.CENTRE_BLOCK, target, "float32")
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_that_unpacks_matrices_does_not_spill(target, sign, dtype):
+    code = compiled.compile_matrices(MATRICES_BLOCK, target, dtype, sign)
     assert not requirements.resource_faults(target, code.resources)
 
 
@@ -168,10 +172,11 @@ def test_report_has_exactly_the_promised_fields(capsys, monkeypatch):
     rows = json.loads(capsys.readouterr().out)
     fields = (
         "kernel loader roles dtype config registers spill_bytes shared_bytes shared_limit "
-        "matrix_instructions bulk_copies async_copies_16b matrix_waits"
+        "matrix_instructions bulk_copies async_copies_16b register_operands loop_barriers "
+        "loop_fences loop_waits narrow_accesses layout_changes redundancy"
     )
     assert all(" ".join(row) == fields for row in rows)
-    assert {row["kernel"] for row in rows} == {"conv", "weight_grad", "centre"}
+    assert {row["kernel"] for row in rows} == {"conv", "weight_grad", "matrices"}
     assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16"}
 
 

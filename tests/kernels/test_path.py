@@ -1,14 +1,16 @@
 """The whole way through the kernels: functions and layers, as users call them."""
 
 import collections
+import contextlib
 import random
 
 import bounds
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from functorch.compile import aot_function, nop
-from problems import INTERPRETED, KERNEL_DTYPES, SYMMETRIES
+from problems import INTERPRETED, KERNEL_DTYPES, SYMMETRIES, integers
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
@@ -50,7 +52,7 @@ def launches(monkeypatch):
 @pytest.fixture
 def unpacked(monkeypatch):
     """The centre is read as a matrix, however few the channels."""
-    monkeypatch.setattr(stored_taps, "_UNPACKED_FROM", 1)
+    monkeypatch.setattr(stored_taps, "UNPACKED_FROM", 1)
 
 
 @pytest.fixture
@@ -223,15 +225,49 @@ def test_autocast_computes_in_half_from_a_float32_packed_vector(device, launches
         y = layer(layer(x))
         assert y.dtype == torch.float16
         y.float().square().sum().backward()
-    half = layer.packed_weight.detach().half().requires_grad_()
-    bias = layer.bias.detach().half()
-    z = x.half()
+    assert launches["conv"] == 3 and launches["weight_grad"] == 2
+    packed = layer.packed_weight.detach().half().double().requires_grad_()
+    bias = layer.bias.detach().double().requires_grad_()  # is not rounded to half
+    z = x.half().double()
     for _ in range(2):
-        z = tt.tied_conv2d(z, half, bias, kernel_size=3, padding=1)
-    assert torch.equal(y, z)
-    assert layer.packed_weight.grad.dtype == torch.float32
-    (expected,) = torch.autograd.grad(z.float().square().sum(), half)
-    torch.testing.assert_close(layer.packed_weight.grad, expected.float(), rtol=2e-3, atol=2e-3)
+        z = F.conv2d(z, oracle.expand(packed, 4, (3, 3), 1, "self_adjoint"), bias, padding=1)
+    torch.testing.assert_close(y.double(), z, rtol=2e-3, atol=2e-3)
+    truth = torch.autograd.grad(z.square().sum(), (packed, bias))
+    for parameter, expected in zip((layer.packed_weight, layer.bias), truth, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert oracle.relative_error(parameter.grad, expected) < 5e-3  # y, dy in half, twice
+
+
+TOO_MANY = [2**12 + 1, 70_001]  # float16 rounds the former, and ends before the latter
+
+
+@pytest.mark.parametrize("total", TOO_MANY)
+@pytest.mark.parametrize("needs_packed", [True, False])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_autocast_rounds_no_gradient_of_a_parameter_to_half(device, total, needs_packed, splits):
+    x = torch.ones(1, 1, 8, 8, device=device)
+    packed = torch.ones(1, device=device, requires_grad=needs_packed)
+    bias = torch.zeros(1, device=device, requires_grad=True)
+    grad = torch.full((1, 1, 8, 8), float(total // 64), dtype=torch.float16, device=device)
+    grad[..., 0] += (total - 64 * (total // 64)) // 8
+    grad[..., 0, 0] += total % 8
+    config = WeightGradConfig((1, 4, 4), 16, 16, splits)
+    with torch.autocast(device, torch.float16), select.using(weight_grad=config):
+        y = tt.tied_conv2d(x, packed, bias, kernel_size=1)
+        leaves = [leaf for leaf in (packed, bias) if leaf.requires_grad]
+        gradients = torch.autograd.grad(y, leaves, grad)
+    # each is the sum of grad: the image is one everywhere
+    assert [(g.dtype, g.item()) for g in gradients] == [(torch.float32, total)] * len(leaves)
+    assert torch.tensor(float(total)).half().float() != total
+
+
+def test_autocast_rounds_no_bias_to_half(device, launches):
+    x, packed = (torch.ones(shape, device=device) for shape in ((1, 1, 2, 2), (1,)))
+    bias = torch.tensor([2.0**-12 - 1], device=device)  # which is -1 in half
+    with torch.autocast(device, torch.float16):
+        y = tt.tied_conv2d(x, packed, bias, kernel_size=1)
+    assert y.dtype == torch.float16 and torch.equal(y.float(), torch.full_like(x, 2.0**-12))
+    assert launches == {"conv": 1}
 
 
 def test_autocast_leaves_float64_alone(device):
@@ -356,6 +392,201 @@ def test_output_gradients_of_any_strides(name, device):
     )
     for a, e in zip(actual, expected, strict=True):
         assert oracle.relative_error(a, e) < 1e-5  # float32 rounding, summed over 72 pixels
+
+
+# What PyTorch itself runs on a GPU beside our kernels: all but memory and views of it.
+NO_KERNEL = {"to", "_to_copy", "detach", "empty", "empty_strided", "view", "slice", "as_strided"}
+
+STEPS = {
+    # name: channels, autocast, dtype of the image and whether it needs a gradient, casts
+    "float16": (64, False, torch.float16, True, 0),
+    "float16, many channels": (128, False, torch.float16, True, 0),
+    "autocast, a layer inside": (64, True, torch.float16, True, 1),  # the weight
+    "autocast, the first layer": (64, True, torch.float32, False, 2),  # and the image
+    "autocast, an image with a gradient": (64, True, torch.float32, True, 3),  # cast back
+    "autocast, many channels": (128, True, torch.float16, True, 0),  # the matrices are in half
+    "float32": (64, False, torch.float32, True, 0),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_launches_of_a_training_step(name, splits, device, monkeypatch):
+    channels, autocast, dtype, needs_x, casts = STEPS[name]
+    parameters = torch.float32 if autocast else dtype
+    layer = tt.TiedConv2d(channels, 3, padding=1, device=device, dtype=parameters)
+    x = randn(2, channels, 8, 8, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(needs_x)
+    grad = randn(*x.shape, device=device, dtype=torch.float16 if autocast else dtype)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    monkeypatch.undo()  # of memory that is filled and held, which PyTorch then copies
+    launches = collections.Counter()  # counted alone: interpreted, they would call PyTorch
+    monkeypatch.setattr(launch._Call, "run", lambda call: launches.update([NAMES[call.kernel]]))
+
+    def step():
+        launches.clear()
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.autocast(device, torch.float16, enabled=autocast):
+            y = layer(x)
+        y.backward(grad)
+        return +launches
+
+    configs = ConvConfig((1, 8, 8), 16, 16), WeightGradConfig((1, 8, 8), 16, 16, splits)
+    with select.using(conv=configs[0], weight_grad=configs[1]):
+        expected = {"conv": 1 + needs_x, "weight_grad": 1, "sum": splits - 1, "matrices": 0}
+        expected["matrices"] = int(channels >= 128)
+        assert step() == +collections.Counter(expected)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            assert step() == +collections.Counter(expected)
+    others = {
+        event.key.removeprefix("aten::"): event.count
+        for event in profiled.key_averages()
+        if event.key.startswith("aten::")
+    }
+    others = {key: count for key, count in others.items() if key not in NO_KERNEL}
+    assert others == ({"copy_": casts} if casts else {})
+
+
+def second(function, tensors, directions):
+    """Gradients of what the gradients of x, packed and bias make with the directions, and they."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = function(*leaves)
+    first = torch.autograd.grad(output.pow(3).sum(), leaves, create_graph=True)
+    products = [(g * d).sum() for g, d in zip(first, directions, strict=True)]
+    return [*first, *torch.autograd.grad(sum(products), leaves)]
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("alone", [None, 1, 2], ids=["all", "packed", "bias"])
+def test_second_derivatives_go_through_the_gradient_of_the_bias(symmetry, alone, device, launches):
+    packed_shape = (tt.packed_size(6, 3, 2, symmetry),)
+    shapes = (2, 6, 5, 4), packed_shape, (6,)
+    tensors, directions = ([randn(*s, device=device) for s in shapes] for _ in range(2))
+    if alone is not None:  # a direction along the gradient of one of them
+        directions = [d * (i == alone) for i, d in enumerate(directions)]
+
+    def ours(x, packed, bias):
+        return tt.tied_conv2d(
+            x, packed, bias, kernel_size=3, padding=(1, 0), groups=2, symmetry=symmetry, alpha=-0.7
+        )
+
+    def dense(x, packed, bias):
+        weight = oracle.expand(packed, 6, (3, 3), 2, symmetry)
+        return -0.7 * F.conv2d(x, weight, bias, padding=(1, 0), groups=2)
+
+    doubles = [[t.double() for t in each] for each in (tensors, directions)]
+    truth = second(dense, *doubles)
+    for actual, expected in zip(second(ours, tensors, directions), truth, strict=True):
+        assert oracle.relative_error(actual, expected) < 1e-5  # three float32 convolutions deep
+    # its own derivative is a convolution with a bias: nothing of PyTorch stands in for it
+    assert launches["conv"] >= 4 and launches["weight_grad"] >= 2
+
+
+PRECISIONS = ["tf32", "ieee"]
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("many", [False, True], ids=["few channels", "many channels"])
+@pytest.mark.parametrize("before", PRECISIONS)
+@pytest.mark.parametrize("how", ["plain", "cached", "prepared"])
+@pytest.mark.skipif(torch.version.hip is not None, reason="tf32 is NVIDIA's")
+def test_a_setting_that_changes_is_followed_by_every_launch(
+    how, before, many, kernel, device, convolution_precision, monkeypatch, request
+):
+    """Between forward and backward, inside a block, after a weight was prepared: what is read of
+    the weight is what the precision of each launch asks for."""
+    if many:
+        request.getfixturevalue("unpacked")
+    after, channels = PRECISIONS[before == "tf32"], 4
+    seen, run = [], launch._Call.run
+
+    def watched(call):
+        if call.kernel is conv_kernel:
+            arguments = call.arguments
+            taps = arguments["KERNEL_H"] * arguments["KERNEL_W"]
+            seen.append((arguments["INPUT_PRECISION"], arguments["STORED"] == taps))
+        return run(call)
+
+    monkeypatch.setattr(launch._Call, "run", watched)
+    # small integers: exact in either precision
+    layout = (channels, kernel, 1, "self_adjoint")
+    x = integers((1, channels, 3, 4), torch.float32, device).requires_grad_()
+    packed = integers((tt.packed_size(*layout),), torch.float32, device).requires_grad_()
+
+    def forward():
+        return tt.tied_conv2d(x, weight, kernel_size=kernel)
+
+    with tt.cached() if how == "cached" else contextlib.nullcontext():
+        convolution_precision.fp32_precision = before
+        weight = tt.prepare(packed, channels, kernel) if how == "prepared" else packed
+        first = forward()
+        convolution_precision.fp32_precision = after
+        gradients = torch.autograd.grad(first.square().sum(), (x, packed))
+        other = forward()
+        convolution_precision.fp32_precision = before
+        again = forward()
+    stores_all = [(precision, precision == "tf32") for precision in (before, after, after, before)]
+    if kernel == (1, 1) and many:
+        stores_all = [(precision, True) for precision, _ in stores_all]  # its centre is all
+    assert seen == stores_all
+    doubles = [t.detach().double().requires_grad_() for t in (x, packed)]
+    truth = F.conv2d(doubles[0], oracle.expand(doubles[1], *layout))
+    for y in (first, other, again):
+        assert torch.equal(y.double(), truth)
+    expected = torch.autograd.grad(truth.square().sum(), doubles)
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert torch.equal(actual.double(), wanted)
+
+
+@pytest.mark.parametrize(
+    "dims, beta, alpha, splits",
+    [
+        (1, 0, 1.0, 1),
+        (2, 0, 0.5, 2),
+        (2, 0, "tensor", 1),
+        (1, -1.5, 1.0, 2),
+        (2, 2, 0.5, 1),
+        (1, -1.5, "tensor", 1),
+    ],
+)
+def test_beta_scales_the_residual_and_its_gradient(dims, beta, alpha, splits, device, launches):
+    dtype = KERNEL_DTYPES[1]
+    x, residual = (randn(2, 6, *[5] * dims, device=device, dtype=dtype) for _ in range(2))
+    kernel = (3,) * dims
+    packed = randn(tt.packed_size(6, kernel), device=device, dtype=dtype)
+    bias = randn(6, device=device, dtype=dtype)
+    factor = torch.tensor(0.5, device=device) if alpha == "tensor" else alpha
+
+    def ours(*tensors):
+        x, packed, bias, residual = tensors
+        return TIED[dims](
+            x, packed, bias, kernel_size=3, padding=1, alpha=factor, residual=residual, beta=beta
+        )
+
+    def truth(*tensors):
+        x, packed, bias, residual = tensors
+        weight = oracle.expand(packed, 6, kernel, 1, "self_adjoint")
+        y = oracle.CONVOLUTIONS[dims](x, weight, bias, padding=1)
+        return float(factor) * y + beta * residual
+
+    tensors = (x, packed, bias, residual)
+    with select.using(conv=ConvConfig((2, 8, 8), 16, 16, splits=splits)):
+        actual = run(ours, tensors)
+    expected = run(truth, [tensor.double() for tensor in tensors])
+    assert launches["conv"] == 2
+    for ours_, wanted in zip(actual, expected, strict=True):
+        assert oracle.relative_error(ours_, wanted) < 2e-3  # float16: 2^-11 at each rounding
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_residual_of_beta_zero_is_not_looked_at(splits, device):
+    x, packed = randn(1, 4, 5, 5, device=device), randn(tt.packed_size(4, 3), device=device)
+    options = {"kernel_size": 3, "padding": 1}
+    with select.using(conv=ConvConfig((1, 4, 4), 16, 16, splits=splits)):
+        plain = tt.tied_conv2d(x, packed, **options)
+        nothing = torch.full_like(x, torch.nan)
+        assert torch.equal(tt.tied_conv2d(x, packed, residual=nothing, beta=0, **options), plain)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])

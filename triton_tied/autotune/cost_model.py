@@ -37,7 +37,7 @@ class Terms:
     start: float = 2200.0  # cycles to fill the pipeline and to write the result [4]
     gather: float = 1200.0  # cycles to gather a tile of the centre [4]
     barrier: float = 30.0  # cycles of each barrier or wait of a loop [4]
-    launch_us: float = 3.0  # of a launch [3]
+    launch_us: float = 2.0  # of a launch [4]
 
 
 TERMS = Terms()

@@ -99,7 +99,8 @@ def _code_of(problem: Problem, call: Convolution | WeightGradient, config: Confi
     parts = [problem.code, *sorted(problem.needs(config))]
     for name, value in call._asdict().items():
         if isinstance(value, Tensor):
-            parts.append(name if value.data_ptr() % 16 == 0 else f"{name}_unaligned")
+            dtype = "" if value.dtype == call.x.dtype else f"_{value.dtype}"
+            parts.append(name + dtype + ("_unaligned" if value.data_ptr() % 16 else ""))
     if problem.memory == "strided":
         parts.append(f"strides {call.x.stride()}")
     if isinstance(call, Convolution):

@@ -5,11 +5,11 @@ Hard limits first, then the cost model's predictions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..kernels.configs import Config, ConvConfig, count_boxes
+from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate, list_of
 from .cost_model import count_programs, floor_us, live_share, predict_us
 from .gpus import GPU
@@ -121,8 +121,9 @@ def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
 def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
     config = candidate.config
     if isinstance(config, ConvConfig):
-        steps = problem.layout.taps * math.ceil(problem.layout.group_channels / config.BLOCK_K)
-        most = min(MAX_CONV_SPLITS, steps)
+        layout = problem.layout
+        stored = stored_taps(layout, "tf32" if problem.dtype == "float32" else "ieee")
+        most = min(MAX_CONV_SPLITS, most_splits(layout, stored, config.BLOCK_K))
     else:
         most = min(MAX_SPLITS, count_boxes(problem.output, config))
     programs = count_programs(problem, config)

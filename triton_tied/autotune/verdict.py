@@ -48,7 +48,8 @@ def _convolve(call: Convolution, magnitudes: bool = False) -> Tensor:
     def read(tensor: Tensor) -> Tensor:
         return tensor.double().abs() if magnitudes else tensor.double()
 
-    weight = read(expand(call.packed, call.layout))
+    packed = call.packed.to(call.x.dtype)  # which the kernel reads, under autocast too
+    weight = read(expand(packed, call.layout))
     return reference.convolve(
         read(call.x),
         weight,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .. import rounding
+from .formulas import peers_of
 from .passes import Images
-from .peers import DENSE, PEERS, Peer
-from .workloads import TORCH_DTYPES, Format, Workload
+from .peers import DENSE, Peer
+from .workloads import FORMULAS, TORCH_DTYPES, Format, Workload
 
 _WORST = 1e-2  # a relative error that no dtype excuses
 
@@ -20,43 +23,56 @@ class Truth:
     sums: where dense itself needs more than it, that is twice what dense needs. In norm it is twice
     dense's error, in its worse layout, or four roundings: of averaged weights, whose redundant
     parts are rounded before, and of the output.
+
+    A formula of many convolutions is held in norm alone, to twice the error of the published one or
+    four roundings for each term or step. In the gradient of an equilibrium a number that is zero but
+    for rounding counts or does not: there any error is allowed that a dtype may excuse.
     """
 
     def __init__(self, workload: Workload, tied: Tensor, images: Images, memory: Format) -> None:
-        def dense(weight: Tensor, *ends: Tensor) -> list[Tensor]:
-            x, grad = ends
-            return _outputs(
-                PEERS["dense"](workload, weight, memory), Images(x.requires_grad_(), grad)
-            )
-
-        ends = [_ends(image).double().detach() for image in images]
-        magnitudes = [image.abs() for image in ends]
-        weight = tied.double()
-        self._wanted = dense(weight, *ends)
-        scales = dense(weight.abs(), *magnitudes)
+        formula = workload.family in FORMULAS
+        kinds = peers_of(workload)
+        bars = [kinds[name] for name in (("published",) if formula else DENSE)]
         dtype = TORCH_DTYPES[workload.dtype]
         operand = rounding.TF32 if workload.dtype == "tf32" else 0.0
-        # An averaged weight is off by three roundings of a weight and four of what is averaged
-        # away, which has its standard deviation: seven of these are never drawn.
         u = torch.finfo(dtype).eps / 2
-        off = 1.1 * u * (3 * weight.abs().max() + 28 * weight.std(correction=0))
-        shifts = dense(torch.ones_like(weight), *magnitudes)
-        # Where a border is wrapped, the gradients of up to three copies an axis are rounded, then
-        # summed in the dtype: twice that many roundings, to be generous.
-        copies = 2 * 3 ** len(workload.image) if workload.padding_mode == "circular" else 0
-        self._bounds = [
-            off * shift
-            + rounding.bound(truth, scale, weight[0].numel(), dtype, copies * scale, operand)
-            for truth, scale, shift in zip(self._wanted, scales, shifts, strict=True)
-        ]
-        layouts = [PEERS[name] for name in DENSE]
-        layouts = [kind for kind in layouts if not kind.why_not(workload, tied.device)]
-        found = [self._errors(kind(workload, tied, memory), images) for kind in layouts]
+
+        def exact(weight: Tensor, *ends: Tensor) -> list[Tensor]:
+            x, grad = ends
+            return _outputs(bars[0](workload, weight, memory), Images(x.requires_grad_(), grad))
+
+        def bounds() -> list[Tensor]:
+            magnitudes = [image.abs() for image in ends]
+            scales = exact(weight.abs(), *magnitudes)
+            # An averaged weight is off by three roundings of a weight and four of what is averaged
+            # away, which has its standard deviation: seven of these are never drawn.
+            off = 1.1 * u * (3 * weight.abs().max() + 28 * weight.std(correction=0))
+            shifts = exact(torch.ones_like(weight), *magnitudes)
+            # Where a border is wrapped, the gradients of up to three copies an axis are rounded,
+            # then summed in the dtype: twice that many roundings, to be generous.
+            copies = 2 * 3 ** len(workload.image) if workload.padding_mode == "circular" else 0
+            return [
+                off * shift
+                + rounding.bound(truth, scale, weight[0].numel(), dtype, copies * scale, operand)
+                for truth, scale, shift in zip(self._wanted, scales, shifts, strict=True)
+            ]
+
+        ends = [_ends(image).double().detach() for image in images]
+        weight = tied.double()
+        self._wanted = exact(weight, *ends)
+        unknown = [torch.full_like(truth, math.inf) for truth in self._wanted]
+        self._bounds = unknown if formula else bounds()
+        bars = [kind for kind in bars if not kind.why_not(workload, tied.device)]
+        found = [self._errors(kind(workload, tied, memory), images) for kind in bars]
         floor = 4 * (operand or u)
+        if formula:
+            floor *= workload.applications
         self._allowed = [
             (max(1.0, 2 * max(ratios)), min(max(2 * max(norms), floor), _WORST))
             for ratios, norms in (zip(*errors, strict=True) for errors in zip(*found, strict=True))
         ]
+        if workload.family == "mondeq-splitting":
+            self._allowed[1] = 1.0, _WORST
 
     def why_wrong(self, peer: Peer, images: Images) -> str | None:
         """In its output or its input gradient, which are computed of all images; NaN is wrong."""

@@ -121,6 +121,21 @@ class Clock:
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
 
+    def kept_bytes(self, call: Call) -> int:
+        """Those that autograd holds after a forward until the backward: inputs and parameters too,
+        each tensor's memory once."""
+        storages: dict[int, int] = {}
+
+        def hold(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            output = call()  # which keeps the memory, so that no place is taken twice
+        del output
+        return sum(storages.values())
+
     def launches(self, call: Call) -> int | None:
         """Kernels, copies and fills that a call starts on a GPU."""
         if not self.on_gpu:

@@ -54,6 +54,7 @@ class Pass:
         around: all calls run inside this context.
         whole: whether a compiled peer can run it by itself.
         applications: how often it repeats the convolution with one weight, if it does.
+        keeps: whether what autograd holds after it is what a training step holds.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Pass:
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     whole: bool = True
     applications: Callable[[Workload], int] | None = None
+    keeps: bool = False
 
     def times(self, workload: Workload) -> int:
         """How many convolutions with one weight a call is."""
@@ -130,7 +132,7 @@ PASSES = {
     each.name: each
     for each in (
         Pass("forward_backward", _forward_backward),
-        Pass("forward", _forward),
+        Pass("forward", _forward, keeps=True),
         Pass("inference", _inference, _inferring, whole=False),
         Pass("weight_build", _weight_build),
         Pass("input_gradient", _input_gradient, whole=False),

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from .peers import PEERS  # noqa: E402
 from .results import Measured, Measurement, Result, pairwise_means  # noqa: E402
-from .workloads import TORCH_DTYPES  # noqa: E402
+from .workloads import FORMULAS, TORCH_DTYPES  # noqa: E402
 
 COLOURS = {name: peer.colour for name, peer in PEERS.items()}
 LABELS = {name: peer.label for name, peer in PEERS.items()}
@@ -76,6 +76,7 @@ def roofline(result: Result) -> Figure | None:
     on a GPU of CUDA graphs, where no launch is seen."""
     rows = [row for row in result.rows if row.pass_ == "forward_backward"]
     rows = [row for row in rows if not row.family.startswith("scaling")]
+    rows = [row for row in rows if row.family not in FORMULAS]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     if not rows:
         return None

@@ -17,8 +17,10 @@ from typing import Any, Literal
 import torch
 
 from ..version import __version__
+from .formulas import FORMULA_PEERS, OTHERS
 from .peers import DENSE, TIED_PEERS
 from .roofline import Ceilings
+from .workloads import FORMULAS
 
 BEST_DENSE = "best_dense"
 Measured = Literal["median_ms", "graph_ms"]
@@ -37,6 +39,7 @@ class Measurement:
         roofline_share: the least time over the median, on a GPU that of the graph; above 1 where
             the cache keeps what the formula reads from memory.
         extra_bytes: the peak above what was held at the start.
+        kept_bytes: of a forward, what autograd holds until the backward.
         launches, graph_ms: of a GPU only.
     """
 
@@ -63,6 +66,7 @@ class Measurement:
     extra_bytes: int | None
     launches: int | None = None
     graph_ms: float | None = None
+    kept_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {name.rstrip("_"): _short(value) for name, value in asdict(self).items()}
@@ -194,7 +198,8 @@ def measurements_of(
     """One row for each peer that was timed, with its ratios to the others; a dense weight need not
     be built, so that nothing has a ratio to that."""
     dense = min((medians[name] for name in DENSE if name in medians and not builds), default=None)
-    tied = min((medians[name] for name in TIED_PEERS if name in medians), default=None)
+    others = (*TIED_PEERS, *OTHERS)
+    tied = min((medians[name] for name in others if name in medians), default=None)
     return [
         make(
             peer=name,
@@ -209,7 +214,8 @@ def measurements_of(
 def table(rows: list[Measurement]) -> str:
     """One line for each workload and pass: milliseconds of each peer, and what this package's are
     of the best dense and of the best tied peer's; its share of the roofline, and MB of extra
-    memory, its own and those of dense."""
+    memory, its own and those of dense. Formulas have a table of their own."""
+    rows = [row for row in rows if row.family not in FORMULAS]
     peers = list(dict.fromkeys(row.peer for row in rows))
     lines: dict[tuple[str, str, str], dict[str, Measurement]] = {}
     for row in rows:
@@ -225,6 +231,35 @@ def table(rows: list[Measurement]) -> str:
         cells.append(_megabytes(found["dense"]) if "dense" in found else "-")
         text.append(f"{workload:<{width}}{memory:<15}{pass_:<18}" + _columns(cells))
     return "\n".join(text)
+
+
+def formula_table(rows: list[Measurement]) -> list[list[str]]:
+    """One line for each formula, memory format and pass: milliseconds of each peer, this package's
+    over those of the published formula and of the best by hand, and, of a forward, the MiB that
+    each keeps for the backward. Empty where nothing was measured."""
+    lines: dict[tuple[str, str, str], dict[str, Measurement]] = {}
+    for row in rows:
+        if row.family in FORMULAS:
+            key = (row.workload, row.memory_format.replace("_", "-"), row.pass_.replace("_", " "))
+            lines.setdefault(key, {})[row.peer] = row
+    if not lines:
+        return []
+    labels = list(FORMULA_PEERS.values())
+    text = [["layer", "images", "pass", *(f"{label}, ms" for label in labels)]]
+    text[0] += [f"over {FORMULA_PEERS[name]}" for name in OTHERS]
+    text[0] += [f"{label}, MiB kept" for label in labels]
+    for key, found in lines.items():
+        ours = found.get("tied")
+        ratios = [
+            f"{ours.median_ms / found[name].median_ms:.2f}" if ours and name in found else ""
+            for name in OTHERS
+        ]
+        times = [f"{found[name].median_ms:.4g}" if name in found else "" for name in FORMULA_PEERS]
+        kept = [found[name].kept_bytes if name in found else None for name in FORMULA_PEERS]
+        text.append(
+            [*key, *times, *ratios, *("" if n is None else f"{n / 2**20:.3g}" for n in kept)]
+        )
+    return text
 
 
 def _of_tied(row: Measurement) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .clocks import Clock
-from .workloads import TORCH_DTYPES, Dtype, Workload
+from .workloads import FORMULAS, TORCH_DTYPES, Dtype, Workload
 
 
 class Work(NamedTuple):
@@ -40,7 +40,7 @@ def work_of(workload: Workload, pass_name: str, times: int) -> Work:
     packed = problem.itemsize * workload.layout.size
     dense = problem.itemsize * math.prod(workload.layout.weight_shape)
     image = images // 2  # the output is as large as the input
-    return {
+    work = {
         "weight_build": Work(0, packed + dense),
         "forward": Work(problem.flops, problem.least_bytes),
         "inference": Work(problem.flops, problem.least_bytes),
@@ -49,7 +49,22 @@ def work_of(workload: Workload, pass_name: str, times: int) -> Work:
         "forward_backward": Work(3 * problem.flops, 5 * image + 3 * packed),
         "applications": Work(3 * problem.flops * times, 5 * image * times + 3 * packed),
         "evaluation": Work(problem.flops * times, 2 * image * times + packed),
-    }[pass_name]
+    }
+    if workload.family not in FORMULAS:
+        return work[pass_name]
+    # Of a formula only what goes in and comes out must be read and written.
+    least_bytes = work["forward" if pass_name == "evaluation" else pass_name].least_bytes
+    return Work(problem.flops * _convolutions(workload, pass_name, times), least_bytes)
+
+
+def _convolutions(workload: Workload, pass_name: str, times: int) -> int:
+    if pass_name == "evaluation":
+        return workload.convolutions(times)
+    forward = workload.convolutions(workload.applications)
+    if pass_name == "forward":
+        return forward
+    # The splitting's backward finds another equilibrium, and has the gradients of one application.
+    return 2 * forward + 6 if workload.family == "mondeq-splitting" else 3 * forward
 
 
 def measure(clock: Clock, dtypes: set[Dtype]) -> Ceilings:

@@ -15,10 +15,22 @@ from ..autotune.problem import problems_of_layer
 from . import roofline
 from .agreement import Truth
 from .clocks import Clock, Turn, interleave
+from .formulas import peers_of, random_weight
 from .passes import PASSES, Call, Pass, random_images
-from .peers import PEERS, Peer, Tied, random_tied_weight
+from .peers import PEERS, Peer, Tied
 from .results import LeftOut, Measurement, Result, machine_of, measurements_of
-from .workloads import TORCH_DTYPES, Dtype, Format, Workload, every, on_cpu, quick, sweeps
+from .workloads import (
+    FORMULAS,
+    TORCH_DTYPES,
+    Dtype,
+    Format,
+    Workload,
+    every,
+    formulas,
+    on_cpu,
+    quick,
+    sweeps,
+)
 
 Progress = Callable[[int, int, str], None]
 
@@ -27,6 +39,7 @@ _EVERYWHERE = tuple(name for name, peer in PEERS.items() if peer.in_every_worklo
 _IN_SWEEPS = tuple(name for name, peer in PEERS.items() if peer.in_sweeps)
 _TRAINING = ("forward_backward", "forward")
 _PARTS = tuple(name for name in PASSES if name not in _TRAINING)
+_OF_FORMULAS = (*_TRAINING, "evaluation")
 # Each shape is compiled anew, which takes seconds.
 _COMPILED_FAMILIES = ("resnet", "lca")
 _COMPILED_IN_QUICK = 2
@@ -60,6 +73,7 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
     compiled = compiled[: _COMPILED_IN_QUICK if is_quick else None]
     both = [workload for workload in headline if len(workload.formats) > 1]
     more = ("forward_backward", "inference", "evaluation")
+    built = formulas(on_gpu, is_quick)
     return [
         *(
             Cell(
@@ -68,6 +82,7 @@ def plan(device: torch.device, is_quick: bool) -> list[Cell]:
             for each in headline
         ),
         *(Cell(each, "channels_last", _TRAINING[:1], _IN_SWEEPS) for each in swept),
+        *(Cell(each, each.formats[0], _OF_FORMULAS, tuple(peers_of(each))) for each in built),
         *(Cell(each, "contiguous", (*_TRAINING, "inference"), _EVERYWHERE) for each in both),
         *(Cell(each, each.formats[0], _PARTS, _UNCOMPILED) for each in headline),
         *(Cell(each, memory, more, _EVERYWHERE) for each in rest for memory in each.formats),
@@ -121,7 +136,11 @@ def run(
 
 def _weight(cell: Cell, tflops: dict[str, float]) -> float:
     """Seconds for one call of each peer and pass, at the ceiling and with what else it takes."""
-    arithmetic = cell.workload.problem.flops / (tflops[cell.workload.dtype] * 1e12)
+    workload = cell.workload
+    convolutions = (
+        workload.convolutions(workload.applications) if workload.family in FORMULAS else 1
+    )
+    arithmetic = convolutions * workload.problem.flops / (tflops[workload.dtype] * 1e12)
     return len(cell.passes) * len(cell.peers) * (arithmetic + _CALL_S)
 
 
@@ -145,11 +164,12 @@ class _Bench:
         self.cell, self.clock, self.result = cell, clock, result
         self.end_of_run, self.end_of_cell = end_of_run, time.monotonic() + share_s
         self.workload, dtype = cell.workload, TORCH_DTYPES[cell.workload.dtype]
-        self.tied = random_tied_weight(self.workload, dtype, clock.device)
+        self.peers = peers_of(self.workload)
+        self.tied = random_weight(self.workload, dtype, clock.device)
         self.images = random_images(self.workload, cell.memory, dtype, clock.device)
 
     def run(self) -> None:
-        if any(PEERS[name].whole for name in self.cell.peers):
+        if any(self.peers[name].whole for name in self.cell.peers):
             torch._dynamo.reset()  # it would refuse to compile the same lines for ever new shapes
         with ExitStack() as settings:
             settings.enter_context(roofline.precision(self.workload.dtype))
@@ -177,7 +197,7 @@ class _Bench:
 
     def _make(self, name: str, truth: Truth) -> Peer | None:
         """A peer that was seen to compute the same convolution."""
-        kind = PEERS[name]
+        kind = self.peers[name]
         reason = kind.why_not(self.workload, self.clock.device)
         if self.end_of_run - time.monotonic() < (_COMPILE_S if kind.whole else 0):
             reason = _NO_TIME
@@ -232,6 +252,7 @@ class _Bench:
                 flops=work.flops,
                 least_bytes=work.least_bytes,
                 extra_bytes=self.clock.extra_bytes(turns[peer].call),
+                kept_bytes=self.clock.kept_bytes(turns[peer].call) if each.keeps else None,
                 launches=self.clock.launches(turns[peer].call),
                 graph_ms=graph_ms,
             )
@@ -276,7 +297,7 @@ class _Bench:
         }  # fmt: skip
 
     def _fail(self, peer: str, error: Exception, pass_: str = "") -> None:
-        if PEERS[peer] is Tied:
+        if issubclass(self.peers[peer], Tied):
             self._fault(peer, _first_line(error))
         else:
             self._leave_out(_first_line(error), pass_, peer)

@@ -47,11 +47,15 @@ SOURCES = {
     "depthwise": "depthwise and grouped use, as in github.com/thib-s/orthogonium",
     "oned": "SimpleSelfAttention's symmetric 1x1; sparse coding in one dimension",
     "launch": "time per call, with nothing to compute",
+    "soc-exponential": "the exponential of soc's convolutions, as those nets apply it",
+    "mondeq-splitting": "the equilibrium of mondeq's nets, by forward-backward splitting",
     "scaling channels": "one layer, its channels swept",
     "scaling side": "one layer, the image's side swept",
     "scaling batch": "one layer, the batch swept",
     "scaling kernel": "one layer, the kernel's side swept",
 }
+# Families whose forward is a formula of several convolutions.
+FORMULAS = ("soc-exponential", "mondeq-splitting")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Workload:
         family: a key of :data:`SOURCES`.
         image: the sizes of one image's sides.
         kernel: the side of the kernel.
-        applications: convolutions with one weight in a training step, all of them tracked.
+        applications: convolutions with one weight in a training step, all of them tracked; of
+            "soc-exponential" the terms, of "mondeq-splitting" the steps.
         evaluations: convolutions with one weight in a forward without gradients.
         headline: counts in the geometric means.
     """
@@ -99,6 +104,11 @@ class Workload:
     @property
     def layout(self) -> Layout:
         return Layout(self.channels, (self.kernel,) * len(self.image), self.groups, self.symmetry)
+
+    def convolutions(self, applications: int) -> int:
+        """Of a forward. A step of the splitting applies one tied and two free weights, and one is
+        applied more, for the gradient."""
+        return 3 * (applications + 1) if self.family == "mondeq-splitting" else applications
 
     @property
     def problem(self) -> Problem:
@@ -190,6 +200,33 @@ def sweeps(batch: int, dtype: Dtype, small: bool = False) -> list[Workload]:
         *(layer("batch", n=n) for n in batches),
         *(layer("kernel", k=k) for k in kernels),
     ]
+
+
+def formulas(on_gpu: bool, is_quick: bool = False) -> list[Workload]:
+    """What is built on a tied convolution, at the shapes of its users; on a CPU where a forward
+    takes less than a second, so of the splitting one image. In float32, and on a GPU the
+    exponential in bfloat16."""
+    dtype: Dtype = "bf16" if on_gpu else "fp32"
+    found = [
+        *(replace(w, family="soc-exponential") for w in _soc() if w.kernel == 3),
+        *(
+            replace(w, family="mondeq-splitting", batch=n, applications=20, evaluations=1)
+            for w in _mondeq()
+            for n in (128, 1)
+        ),
+    ]
+    found = [w for w in found if w.dtype == (dtype if w.family == "soc-exponential" else "fp32")]
+    found = [replace(workload, headline=False) for workload in found]
+    if not on_gpu:
+        found = [w for w in found if _flops(w) < _MAX_FLOPS_ON_CPU]
+    if not is_quick:
+        return found
+    small = min((w for w in found if w.family == "soc-exponential"), key=_flops)
+    return [small, min((w for w in found if w.family == "mondeq-splitting"), key=_flops)]
+
+
+def _flops(workload: Workload) -> int:
+    return workload.problem.flops * workload.convolutions(workload.applications)
 
 
 def _soc() -> list[Workload]:

@@ -121,6 +121,8 @@ def _show(result: Result) -> None:
     print(f"ceilings: {ceilings.copy_gbs:.4g} GB/s; TFLOP/s: {rates}\n")
     print(results.table(result.rows), "\n")
     print(results.means_table(result.rows), "\n")
+    for line in results.formula_table(result.rows):
+        print(" | ".join(line))
     reasons = collections.Counter(
         (each.peer or each.pass_ or "workloads", each.reason) for each in result.left_out
     )

@@ -75,7 +75,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _problems(given: argparse.Namespace) -> list[Problem]:
     asked = problems_asked_for(given)
-    problems = [each for problem in asked for each in (problem, as_copied(problem))]
+    problems = [*dict.fromkeys(each for problem in asked for each in (problem, as_copied(problem)))]
     if not problems and (given.dry_run or not (given.import_ or given.export)):
         raise ValueError("expected --shape, --model, --import or --export")
     return problems

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from ..dispatch import INTERPRETED
 from ..kernels.configs import Config, ConvConfig, compile_options, constants
 from ..kernels.conv import conv_kernel
+from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
@@ -180,10 +181,15 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
     return _compile(kernel, compiled_in, dtype, target, options, form.split)
 
 
-def compile_matrices(block: int, target: str, dtype: str) -> Compiled:
+def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
     """Compiles the kernel that unpacks matrices, for tiles of ``block`` squared."""
-    compiled_in = {"SIGN": -1, "ROUNDS": dtype == "float32" and target != "gfx942", "BLOCK": block}
-    return _compile(matrices_kernel, compiled_in, dtype, target, {})
+    compiled_in = {
+        "SIGN": sign,
+        "ROUNDS": dtype == "float32" and target != "gfx942",
+        "BLOCK": block,
+    }
+    options = matrices_options(on_nvidia=target != "gfx942")
+    return _compile(matrices_kernel, compiled_in, dtype, target, options)
 
 
 def _compile(

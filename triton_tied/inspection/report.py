@@ -57,10 +57,10 @@ def rows(target: str) -> Iterator[tuple[CompiledConfig, list[str]]]:
                 for candidate in found:
                     yield _row(kernel, target, dtype, candidate)
     for dtype in ("float32", "float16", "bfloat16"):
-        code = compile_matrices(MATRICES_BLOCK, target, dtype)
+        both = [compile_matrices(MATRICES_BLOCK, target, dtype, sign) for sign in (1, -1)]
         config = {"BLOCK_N": MATRICES_BLOCK, "BLOCK_K": MATRICES_BLOCK, "num_warps": 4}
-        row = _fill("matrices", "pointer", None, dtype, config, target, code)
-        yield row, resource_faults(target, code.resources)
+        row = _fill("matrices", "pointer", None, dtype, config, target, both[0])
+        yield row, [fault for code in both for fault in resource_faults(target, code.resources)]
 
 
 def _row(

@@ -31,6 +31,15 @@ def multiply(x, w, acc, ROLES: tl.constexpr, INPUT_PRECISION: tl.constexpr):
 
 
 @triton.jit
+def share(steps, split, splits):
+    """The first step of a split, and the one after its last. Splits are not empty. If the compiler
+    did not know that, sums would come from two places, and each product would wait for the last."""
+    start, stop = steps * split // splits, steps * (split + 1) // splits
+    tl.assume(start < stop)
+    return start, stop
+
+
+@triton.jit
 def add_taps(
     acc, start, stop, x, weights, group, image, top, left, n_start,
     n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
@@ -100,8 +109,8 @@ def conv_kernel(
     opposite_weights: the same, for tiles of BLOCK_K x BLOCK_N, None where weights does.
     triangles: packed, for the centre of each group.
     bias: bias_channels is 0 where there is none; residual: beta is 0 where there is none.
-    splits: so many programs share a sum, each part of which goes to a y of its own, stride_split
-    apart. CHANNELS: of one group. LOADER, ROLES: see load_pixels, multiply.
+    splits: so many programs, no more than a loop has steps, share a sum, and write a y each,
+    stride_split apart. CHANNELS: of one group. LOADER, ROLES: see load_pixels, multiply.
     DENSE: x is (N, H, W, C) without gaps; DENSE_OUTPUT: residual and y are. WIDE: offsets take 64
     bits."""
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
@@ -111,8 +120,6 @@ def conv_kernel(
     N_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
     HAS_OPPOSITE: tl.constexpr = STORED < TAPS and PAIRS > 0
     HAS_TRIANGLE: tl.constexpr = STORED == PAIRS and TAPS % 2 == 1
-    DIRECT_STEPS: tl.constexpr = STORED * K_BLOCKS
-    STEPS: tl.constexpr = DIRECT_STEPS + (PAIRS * K_BLOCKS if HAS_OPPOSITE else 0)
 
     if opposite_weights is None:
         opposite_weights = weights
@@ -133,11 +140,10 @@ def conv_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    first, last = STEPS * split // splits, STEPS * (split + 1) // splits
     if STORED > 0:
+        start, stop = share(STORED * K_BLOCKS, split, splits)
         acc = add_taps(
-            acc, first, tl.minimum(last, DIRECT_STEPS),
-            x, weights, group, image, top, left, n_start,
+            acc, start, stop, x, weights, group, image, top, left, n_start,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             False, STORED, CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
             LOADER, ROLES, INPUT_PRECISION, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N, BLOCK_K,
@@ -146,9 +152,9 @@ def conv_kernel(
         # A sign is applied to the sum: a negated operand would have to leave shared memory.
         if SIGN < 0:
             acc = -acc
+        start, stop = share(PAIRS * K_BLOCKS, split, splits)
         acc = add_taps(
-            acc, tl.maximum(first - DIRECT_STEPS, 0), last - DIRECT_STEPS,
-            x, opposite_weights, group, image, top, left, n_start,
+            acc, start, stop, x, opposite_weights, group, image, top, left, n_start,
             n, h, w, stride_xn, stride_xc, stride_xh, stride_xw,
             True, STORED, CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
             LOADER, ROLES, INPUT_PRECISION, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_N, BLOCK_K,

@@ -104,6 +104,11 @@ def compile_matrices(
     return _matrices_call(packed, layout, matrices, precision).fault()
 
 
+def matrices_options(on_nvidia: bool) -> dict[str, int]:
+    """How Triton compiles :func:`unpack_matrices`; see :func:`.configs.compile_options`."""
+    return {"maxnreg": 255} if on_nvidia else {}
+
+
 class _Call(NamedTuple):
     """A launch with its arguments, and where it runs."""
 
@@ -166,6 +171,8 @@ class _Call(NamedTuple):
             broken = explain(error)
             if broken:
                 raise broken from error
+            if "out of memory" in str(error):  # to load it: that says nothing of the code
+                return None
             return f"{type(error).__name__}: {error}"
         spilled = 4 * compiled.n_spills
         return f"spills {spilled} bytes of registers" if spilled else None
@@ -245,5 +252,6 @@ def _matrices_call(
     numbers = (c, groups, layout.taps, stored)
     constants = (layout.sign, rounds_operands(precision), MATRICES_BLOCK)
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
-    launch = Launch(matrices_kernel, programs, numbers, constants, {})
+    options = matrices_options(on_nvidia=torch.version.hip is None)
+    launch = Launch(matrices_kernel, programs, numbers, constants, options)
     return _call(launch, (packed, matrices), (), packed.device)

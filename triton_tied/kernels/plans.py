@@ -18,6 +18,7 @@ from . import configs
 from .configs import Config, ConvConfig, WeightGradConfig, count_boxes
 from .conv import conv_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
+from .stored_taps import most_splits
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
 
@@ -161,8 +162,9 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
     partial = None
-    if config.splits > 1:
-        shape = (config.splits, pixels, layout.channels)
+    splits = min(config.splits, most_splits(layout, call.stored, config.BLOCK_K))
+    if splits > 1:
+        shape = (splits, pixels, layout.channels)
         partial = torch.empty(shape, dtype=torch.float32, device="meta")
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
@@ -174,14 +176,14 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         **_strides(memory_of(x) == "channels_last", x=x), **_strides(dense_output, r=r, y=y),
         "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
         "stride_split": pixels * layout.channels, "padding_h": padding_h, "padding_w": padding_w,
-        "splits": config.splits,
+        "splits": splits,
         **_constants(
             config, layout, call.geometry, call.precision, [x], [y, call.weights, residual],
             stored=call.stored, dense_output=dense_output,
         ),
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
-    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * config.splits
+    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
     descriptors = []
     if config.loader != "pointer" and programs:
         descriptors = [_describe(config, 0, 0, config.BLOCK_K, x)]
@@ -220,8 +222,8 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     }  # fmt: skip
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
-    programs = (layout.taps + 1) // 2 * tiles * layout.groups if layout.size else 0
-    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits
+    programs = (layout.taps + 1) // 2 * tiles * layout.groups
+    programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits if size else 0
     descriptors = []
     if config.loader != "pointer" and programs:
         descriptors.append(_describe(config, 0, 0, config.BLOCK_K, x))

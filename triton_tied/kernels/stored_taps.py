@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,12 @@ def stored_taps(layout: Layout, precision: InputPrecision) -> int:
 def are_matrices(layout: Layout, precision: InputPrecision) -> bool:
     """Whether the stored taps are more than what ``packed`` begins with."""
     return precision == "tf32" or stored_taps(layout, precision) > layout.pairs
+
+
+def most_splits(layout: Layout, stored: int, block_k: int) -> int:
+    """How many programs at most may share a sum: the steps of the shorter loop over taps."""
+    taps = [stored, layout.pairs if stored < layout.taps else 0]
+    return min((n for n in taps if n), default=0) * math.ceil(layout.group_channels / block_k) or 1
 
 
 def expand_matrices(

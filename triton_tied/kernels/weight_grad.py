@@ -61,6 +61,27 @@ def multiply_pixels(first, second, acc, INPUT_PRECISION: tl.constexpr, ROUNDS: t
     return tl.dot(tl.trans(first), second, acc, input_precision=INPUT_PRECISION)
 
 
+@triton.jit
+def store_triangle(
+    tile, target, row, column, CHANNELS: tl.constexpr, SIGN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Of a tile [N, K] of a matrix the lower triangle, its diagonal halved. By 32 columns at once:
+    its rows start at odd places, and the addresses of all would not fit into the registers."""
+    if BLOCK_K > 32:
+        halves = tl.permute(tl.reshape(tile, (BLOCK_N, 2, BLOCK_K // 2)), (0, 2, 1))
+        one, other = tl.split(halves)
+        middle = column + BLOCK_K // 2
+        store_triangle(one, target, row, column, CHANNELS, SIGN, BLOCK_N, BLOCK_K // 2)
+        store_triangle(other, target, row, middle, CHANNELS, SIGN, BLOCK_N, BLOCK_K // 2)
+    else:
+        rows = (row + tl.arange(0, BLOCK_N))[:, None]
+        columns = (column + tl.arange(0, BLOCK_K))[None, :]
+        mask = (rows < CHANNELS) & ((rows > columns) | ((rows == columns) & (SIGN > 0)))
+        tile = tl.where(rows == columns, tile * 0.5, tile).to(target.dtype.element_ty)
+        tl.store(target + triangle_row(rows, SIGN) + columns, tile, mask=mask)
+
+
 @triton.jit(
     do_not_specialize=[
         "n", "h", "w", "out_h", "out_w", "stride_partial",
@@ -215,6 +236,4 @@ def weight_grad_kernel(
     else:
         target += GROUPS * PAIRS * CHANNELS * CHANNELS
         target += group.to(tl.int64) * triangle_size(CHANNELS, SIGN)
-        values = tl.where(rows == columns, acc * 0.5, acc).to(partial.dtype.element_ty)
-        mask = mask & ((rows > columns) | ((rows == columns) & (SIGN > 0)))
-        tl.store(target + triangle_row(rows, SIGN) + columns, values, mask=mask)
+        store_triangle(acc, target, n_start, k_start, CHANNELS, SIGN, BLOCK_N, BLOCK_K)

@@ -1,0 +1,118 @@
+"""The 1x1 case without spatial axes: a linear layer whose matrix is symmetric or antisymmetric."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .functional import check_groups, compute_dtype
+from .packing import (
+    Layout,
+    PreparedWeight,
+    Symmetry,
+    check_supported,
+    check_symmetry,
+    expected_length,
+    tied_matrix,
+)
+from .tracing import overridable, sizes_of
+
+
+@overridable
+def tied_linear(
+    input: Tensor,
+    packed: Tensor | PreparedWeight,
+    bias: Tensor | None = None,
+    *,
+    groups: int = 1,
+    symmetry: Symmetry = "self_adjoint",
+) -> Tensor:
+    """``x @ W.T + bias``, as ``F.linear``, with a symmetric or antisymmetric matrix W of which
+    ``packed`` is the lower triangle: a tied convolution with one tap, on the last axis.
+
+    It is plain PyTorch on every device. A matrix that is applied many times, as in a recurrent net,
+    is made once inside a ``cached()`` block.
+
+    Args:
+        input: ``(..., C)``; float64, float32, float16 or bfloat16.
+        packed: ``(packed_size(C, (1,), groups, symmetry),)``, of the dtype of ``input``; or what
+            ``prepare`` made of it.
+        bias: ``(C,)`` or None, of the dtype of ``input``.
+        groups: divides C; W has so many blocks on its diagonal, each of them tied.
+        symmetry: "self_adjoint" (symmetric) or "skew_adjoint" (antisymmetric).
+
+    Returns:
+        ``(..., C)``.
+
+    Under autocast all tensors but float64 ones are cast to the autocast dtype, as in ``F.linear``.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an unknown symmetry; a weight that was prepared for another convolution.
+        RuntimeError: sizes, dtypes or devices that do not fit; NotImplementedError for dtypes and
+            layouts not supported.
+
+    Examples:
+        >>> packed = torch.randn(packed_size(8, (1,), symmetry="skew_adjoint"))
+        >>> y = tied_linear(torch.randn(5, 8), packed, symmetry="skew_adjoint")
+    """
+    layout = _check(input, packed, bias, groups, symmetry)
+    matrix = tied_matrix(packed, layout)
+    if layout.groups == 1:
+        return F.linear(input, matrix, bias)
+    blocks = matrix.view(layout.groups, layout.group_channels, layout.group_channels)
+    grouped = input.unflatten(-1, (layout.groups, layout.group_channels))
+    output = torch.einsum("...gi,goi->...go", grouped, blocks).flatten(-2)
+    return output if bias is None else output + bias.to(output.dtype)
+
+
+def _check(
+    input: Tensor,
+    packed: Tensor | PreparedWeight,
+    bias: Tensor | None,
+    groups: int,
+    symmetry: Symmetry,
+) -> Layout:
+    """All that needs no values."""
+    numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
+    tensors = {"input": input, "packed": numbers}
+    if bias is not None:
+        tensors["bias"] = bias
+    for name, tensor in tensors.items():
+        check_supported("tied_linear", name, tensor)
+    groups, symmetry = check_groups(groups), check_symmetry(symmetry)
+    shape = list(sizes_of(input))
+    if not shape:
+        raise RuntimeError(
+            f"expected input to tied_linear to be of size [..., channels], "
+            f"but got input of size {shape}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but input is on {input.device} "
+                f"and {name} is on {tensor.device}"
+            )
+        if tensor.dtype != input.dtype and compute_dtype(tensor) != compute_dtype(input):
+            raise RuntimeError(
+                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+    channels = shape[-1]
+    if channels < 1 or channels % groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected input{shape} to have a positive number of channels "
+            f"divisible by {groups}, but got {channels} channels"
+        )
+    layout = Layout(channels, (1,), groups, symmetry)
+    if isinstance(packed, PreparedWeight):
+        packed.checked(layout)
+    elif packed.shape != (layout.size,):
+        raise RuntimeError(expected_length(layout, packed.shape))
+    if bias is not None and bias.shape != (channels,):
+        raise RuntimeError(
+            f"Given weight of size {[channels, layout.group_channels]}, expected bias to be "
+            f"1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} "
+            f"instead"
+        )
+    return layout
