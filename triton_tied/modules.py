@@ -67,9 +67,10 @@ class _TiedConv(nn.Module):
         functional.check_padding_mode(padding_mode)
         self._layout = make_layout(channels, kernel, groups, symmetry)
         self.stride = geometry.stride
-        self.padding = padding if isinstance(padding, str) else geometry.symmetric_padding
-        if self.padding is None:
+        amounts = padding if isinstance(padding, str) else geometry.symmetric_padding
+        if amounts is None:
             raise ValueError(f"negative padding is not supported, got padding={padding}")
+        self.padding: Padding = amounts
         self.dilation = geometry.dilation
         self.padding_mode = padding_mode
         self._channels_last = False

@@ -308,7 +308,13 @@ def test_output_gradients_in_other_memory_have_backwards_of_their_own(device):
     y = tt.tied_conv2d(x, packed, **OPTIONS)
     expected = tt.reference.tied_conv2d(double, packed.double(), **OPTIONS)
     dense = torch.randn_like(y)
-    for grad in (dense, dense.contiguous(), dense[:1].expand(2, -1, -1, -1), dense, _shifted(dense)):
+    for grad in (
+        dense,
+        dense.contiguous(),
+        dense[:1].expand(2, -1, -1, -1),
+        dense,
+        _shifted(dense),
+    ):
         (actual,) = torch.autograd.grad(y, x, grad, retain_graph=True)
         (wanted,) = torch.autograd.grad(expected, double, grad.double(), retain_graph=True)
         assert relative_error(actual, wanted) < BOUND
@@ -359,9 +365,7 @@ def test_known_calls_of_one_row(device, long_ways):
         x, packed = torch.randn(2, 4, 7, device=device), torch.randn(tt.packed_size(4, (3,)))
         packed = packed.to(device)
         y = tt.tied_conv1d(x, packed, kernel_size=3, padding=1)
-        expected = tt.reference.tied_conv1d(
-            x.double(), packed.double(), kernel_size=3, padding=1
-        )
+        expected = tt.reference.tied_conv1d(x.double(), packed.double(), kernel_size=3, padding=1)
         assert y.shape == x.shape and relative_error(y, expected) < BOUND
     assert len(long_ways) == 1
 

@@ -18,7 +18,7 @@ from ..dispatch import INTERPRETED
 from ..packing import Layout
 from .configs import Config, ConvConfig, WeightGradConfig
 from .matrices import matrices_kernel
-from .plans import Convolution, Launch, Plan, WeightGradient, make_plan
+from .plans import Convolution, Description, Launch, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
 from .toolchain import explain
 
@@ -26,9 +26,10 @@ MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a 
 # Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
 _compiling = threading.Lock()
 _ANY_DEVICE = contextlib.nullcontext()
-# A compiled kernel takes all arguments, those too that it was compiled for. Its types, constants and
-# alignments are those of a plan's description, and what is written is new memory, which PyTorch
-# aligns: so it is the one that Triton would look up, in most of the time that a launch takes.
+# In these versions a compiled kernel can be launched itself, with all arguments of its function. In
+# calls of a plan's description it is the one that Triton finds anew at each launch, which takes most
+# of the time: types, constants and alignments are the same, and what is written is new memory, which
+# PyTorch aligns.
 _TAKES_ALL = triton.__version__.startswith(("3.6.", "3.7."))
 _PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
@@ -214,13 +215,11 @@ def _bind(
 
 
 def _is_watched(launch: Launch) -> bool:
-    """Whether somebody wants to see each launch as Triton's own, or other code than was compiled."""
+    """Whether somebody wants to be told of each launch, or to have other code compiled for it."""
     return bool(launch.kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
 
 
-def _described(
-    descriptions: list[Description], tensors: tuple[Tensor | None, ...]
-) -> list[Any]:
+def _described(descriptions: list[Description], tensors: tuple[Tensor | None, ...]) -> list[Any]:
     """The tensors, those that are described as descriptors. Triton checked the fields before; its
     constructor would again."""
     arguments: list[Any] = list(tensors)

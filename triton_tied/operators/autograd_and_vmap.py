@@ -46,7 +46,7 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
     tensors, options = arguments[: _TENSORS[operator]], arguments[_TENSORS[operator] :]
-    if _somebody_listens() or not all([t is None or _is_plain(t) for t in tensors]):
+    if _somebody_listens() or not all(t is None or _is_plain(t) for t in tensors):
         return operator(*arguments)
     return (apply_known if operator is conv else _apply_known_gradient)(tensors, options, None)
 
@@ -59,19 +59,22 @@ def apply_known(
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return TiedConv.apply(*tensors, options, known)
-    return compute_known(*tensors, *options, known)
+    arguments: tuple[Any, ...] = (*tensors, *options, known)
+    return compute_known(*arguments)
 
 
 def _apply_known_gradient(
     tensors: tuple[Tensor, ...], options: tuple[Any, ...], known: Known | None
 ) -> Tensor:
-    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return TiedConvWeightGrad.apply(*tensors, options, known)
-    return compute_known_gradient(*tensors, *options, known)
+    arguments: tuple[Any, ...] = (*tensors, *options, known)
+    return compute_known_gradient(*arguments)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not _is_many(tensor)
+    """Whether its memory holds its numbers, which the dispatcher need not see to."""
+    return type(tensor) in _PLAIN and not _is_many(tensor) and not tensor.is_neg()
 
 
 def _is_many(tensor: Tensor) -> bool:
@@ -151,9 +154,7 @@ def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
 
-def _conv_backward(
-    ctx: Any, grad: Tensor | None, known: _KnownBackward | None = None
-) -> tuple:
+def _conv_backward(ctx: Any, grad: Tensor | None, known: _KnownBackward | None = None) -> tuple:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
     x, packed = ctx.saved_tensors
@@ -327,19 +328,18 @@ class TiedConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, options, known = inputs
-        output = compute_known(*tensors, *options, known)
-        _keep_conv(ctx, (*tensors, *options), output)
+        arguments: tuple[Any, ...] = (*tensors, *options, known)
+        output = compute_known(*arguments)
+        _keep_conv(ctx, arguments[:-1], output)
         ctx.known = known
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
-        known = ctx.known
-        if known is not None and grad is not None and _is_plain(grad) and is_plain_here():
-            gradients = _conv_backward(ctx, grad, _known_backward(known, ctx, grad))
-        else:
-            gradients = _conv_backward(ctx, grad)
-        return *gradients[:5], None, None
+        known = None
+        if ctx.known is not None and grad is not None and _is_plain(grad) and is_plain_here():
+            known = _known_backward(ctx, grad)
+        return *_conv_backward(ctx, grad, known)[:5], None, None
 
 
 class _KnownBackward(NamedTuple):
@@ -350,13 +350,12 @@ class _KnownBackward(NamedTuple):
     weight_grad: Known
 
 
-def _known_backward(known: Known, ctx: Any, grad: Tensor) -> _KnownBackward:
-    precision = input_precision(grad.dtype)
-    needs_bias = ctx.needs_input_grad[3]
-    key = (known, grad.shape, grad.stride(), grad.data_ptr() % 16, precision, needs_bias)
+def _known_backward(ctx: Any, grad: Tensor) -> _KnownBackward:
+    place = (grad.shape, grad.stride(), grad.data_ptr() % 16)
+    key = (ctx.known, *place, input_precision(grad.dtype), ctx.needs_input_grad[3])
     found: Any = remembered(key)
     if found is None:
-        layout, geometry = known.layout, known.geometry
+        layout, geometry = ctx.known.layout, ctx.known.geometry
         *_, circular, _ = ctx.options
         transposed = geometry if circular else geometry.transposed(layout.kernel_size)
         padding, conv = transposed.flat_padding, Known(layout, transposed)
@@ -368,8 +367,9 @@ class TiedConvWeightGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, options, known = inputs
-        output = compute_known_gradient(*tensors, *options, known)
-        _keep_weight_grad(ctx, (*tensors, *options), output)
+        arguments: tuple[Any, ...] = (*tensors, *options, known)
+        output = compute_known_gradient(*arguments)
+        _keep_weight_grad(ctx, arguments[:-1], output)
         return output
 
     @staticmethod

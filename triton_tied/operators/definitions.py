@@ -115,8 +115,6 @@ def compute_known(
     return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-
-
 def compute_weight_grad(
     x: Tensor,
     grad: Tensor,

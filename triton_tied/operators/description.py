@@ -37,21 +37,24 @@ def key_of(
     plain, or an option is neither number nor string nor a tuple or list of them."""
     if not is_plain_here():
         return None
-    prepared: Any = None
+    numbers: Any = packed
+    prepared = None
     if type(packed) is PreparedWeight:
-        prepared, packed = packed, packed.packed
-        if prepared.weights is None:
+        numbers, weights = packed.packed, packed.weights
+        if weights is None:
             return None
-        prepared = (prepared.layout, prepared.weights.shape, prepared.weights.data_ptr() % 16)
-    for tensor in (input, packed, bias, residual):
-        if tensor is not None and (type(tensor) not in _PLAIN or is_legacy_batchedtensor(tensor)):
-            return None  # another's class; or one that stands for many, which have no memory
+        prepared = (packed.layout, weights.shape, weights.data_ptr() % 16)
+    for tensor in (input, numbers, bias, residual):
+        if tensor is not None and not (
+            type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor) and not tensor.is_neg()
+        ):
+            return None  # another's class, one that stands for many, or holds others' negatives
     try:
         autocast = autocast_dtype(input.device.type)
         return (
             dims, marshal.dumps(options), prepared,  # bytes tell True from 1, though they are equal
             input.shape, input.stride(), input.dtype, input.device, input.data_ptr() % 16,
-            packed.shape, packed.stride(), packed.dtype, packed.device, packed.data_ptr() % 16,
+            numbers.shape, numbers.stride(), numbers.dtype, numbers.device, numbers.data_ptr() % 16,
             None if bias is None else _place_of(bias),
             None if residual is None else _place_of(residual),
             autocast, input_precision(autocast or input.dtype),

@@ -53,8 +53,9 @@ def convolve(
     copies = image_copy.copying_pays(images, way.layout, way.geometry, output_memory)
     call = Call(way, input.dtype, copies)
     if key is not None and why_reference(input.device, input.dtype) is None:
-        reads_packed = isinstance(packed, Tensor) and _is_read_itself(packed, way.layout, call.dtype)
-        call = remember(key, Call(way, input.dtype, copies, reads_packed, Known(way.layout, way.geometry)))
+        reads_packed = _reads_itself(packed, way.layout, input.dtype)
+        known = Known(way.layout, way.geometry)
+        call = remember(key, Call(way, input.dtype, copies, reads_packed, known))
     return _run(call, images, packed, bias, residual, float(alpha), float(beta))
 
 
@@ -91,11 +92,11 @@ def _run(
     if residual is not None and not way.keeps_shape:
         residual = _with_rows(residual, way)
     if call.reads_packed and not is_open():
-        numbers, weights = packed, packed.detach()
+        parts: Any = (packed, packed.detach())  # type: ignore[union-attr]
     else:
-        numbers, weights = prepare(packed, way.layout, call.dtype)
-    tensors, options = (images, numbers, weights, bias, residual), (*way.options, alpha, beta)
-    options += (way.channels_last,)
+        parts = prepare(packed, way.layout, call.dtype)
+    tensors = (images, *parts, bias, residual)
+    options = (*way.options, alpha, beta, way.channels_last)
     if call.known is None:
         output = apply(conv, *tensors, *options)
     else:
@@ -158,9 +159,11 @@ def _way_of(
     )  # fmt: skip
 
 
-def _is_read_itself(packed: Tensor, layout: Layout, dtype: torch.dtype) -> bool:
-    matrices = are_matrices(layout, input_precision(dtype))
-    return packed.dtype == dtype and packed.is_contiguous() and not matrices
+def _reads_itself(packed: Tensor | PreparedWeight, layout: Layout, dtype: torch.dtype) -> bool:
+    """Whether the kernels read ``packed``, and nothing that is made of it."""
+    if isinstance(packed, PreparedWeight) or are_matrices(layout, input_precision(dtype)):
+        return False
+    return packed.dtype == dtype and packed.is_contiguous()
 
 
 def _keeps_size(layout: Layout, geometry: Geometry) -> bool:

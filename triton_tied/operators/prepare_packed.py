@@ -45,6 +45,7 @@ def _is_plain(packed: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.is_legacy_batchedtensor(packed)
+        or packed.is_neg()
     )
 
 
