@@ -97,8 +97,7 @@ def compute_known(
         x, geometry = _wrap(x, geometry)
     if known is not None or why_reference(x.device, x.dtype) is None:
         select, launch, plans = _kernels()
-        if weights is None or x.dtype == torch.float32:
-            weights = weights_for(x.dtype, packed, layout, weights)
+        weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
@@ -201,9 +200,9 @@ def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
 def weights_for(
     dtype: torch.dtype, packed: Tensor, layout: Layout, weights: Tensor | None
 ) -> Tensor:
-    """The weights that were made before, or made now if there are none, or if PyTorch's setting for
-    products of float32 has changed since."""
-    if weights is None:
+    """The weights that were made before, or made now if there are none, or for another dtype, or if
+    PyTorch's setting for products of float32 has changed since."""
+    if weights is None or weights.dtype != dtype:
         return read_weights(packed, layout, dtype)
     if dtype != torch.float32:
         return weights

@@ -43,7 +43,7 @@ def key_of(
         numbers, weights = packed.packed, packed.weights
         if weights is None:
             return None
-        prepared = (packed.layout, weights.shape, weights.data_ptr() % 16)
+        prepared = (packed.layout, weights.shape, weights.dtype, weights.data_ptr() % 16)
     for tensor in (input, numbers, bias, residual):
         if tensor is not None and not (
             type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor) and not tensor.is_neg()
