@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from triton import knobs
+from triton.compiler.compiler import LazyDict
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -212,6 +213,8 @@ def shown(value):
     """What of an argument the GPU is told."""
     if isinstance(value, TensorDescriptor):
         return [shown(value.base), {**vars(value), "base": None}]
+    if isinstance(value, LazyDict):  # for hooks
+        return value.get()
     return value.data_ptr() if isinstance(value, torch.Tensor) else value
 
 

@@ -27,9 +27,8 @@ MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a 
 _compiling = threading.Lock()
 _ANY_DEVICE = contextlib.nullcontext()
 # In these versions a compiled kernel can be launched itself, with all arguments of its function. In
-# calls of one description it is what Triton finds anew at each launch, which takes most of the time:
-# types, constants and alignments are the same, and what is written is new memory, which PyTorch
-# aligns.
+# calls of one description it is what Triton finds anew at each launch, in most of its time: types,
+# constants and alignments are the same, and what is written is new memory, which PyTorch aligns.
 _TAKES_ALL = triton.__version__.startswith(("3.6.", "3.7."))
 _PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
