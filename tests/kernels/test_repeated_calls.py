@@ -157,6 +157,15 @@ def test_tensors_are_checked_each_time(device):
         tt.tied_conv2d(x, packed.tolist(), bias, **OPTIONS)
 
 
+@pytest.mark.parametrize("which", range(3), ids=["image", "weight", "bias"])
+def test_memory_that_holds_negatives_is_read_with_its_sign(which, device):
+    given = tensors(device)
+    check(*given)
+    negative = [torch._neg_view(t) if i == which else t for i, t in enumerate(given)]
+    check(*negative)
+    check(*given)
+
+
 def test_tables_that_are_read_again_are_asked_again(device, long_ways, monkeypatch):
     check(*tensors(device))
     tuned_configs.read_again()
