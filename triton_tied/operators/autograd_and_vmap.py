@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,12 +111,12 @@ def _adjoint(
     weights: Tensor | None,
     options: Sequence[Any],
     channels_last: bool,
-    known: _KnownBackward | None = None,
+    known: Known | None = None,
 ) -> Tensor:
     """The transposed convolution of ``grad``."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
     if known is not None:
-        padding = known.padding
+        padding = known.geometry.flat_padding
     elif not circular:  # a wrapped border stays as it is
         padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
     tensors = (grad, packed, weights, None, None)
@@ -126,7 +126,7 @@ def _adjoint(
     )  # fmt: skip
     if known is None:
         return apply(conv, *tensors, *options)
-    return apply_known(tensors, options, known.conv)
+    return apply_known(tensors, options, known)
 
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
@@ -154,7 +154,9 @@ def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
 
-def _conv_backward(ctx: Any, grad: Tensor | None, known: _KnownBackward | None = None) -> tuple:
+def _conv_backward(
+    ctx: Any, grad: Tensor | None, known: tuple[Known, Known] | None = None
+) -> tuple:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
     x, packed = ctx.saved_tensors
@@ -164,14 +166,16 @@ def _conv_backward(ctx: Any, grad: Tensor | None, known: _KnownBackward | None =
     images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
     along_x = along_packed = along_bias = None
     if needs_x:  # in the format of the output: x may be a copy of the caller's image
-        along_x = _adjoint(images, packed, ctx.weights, ctx.options, ctx.channels_last, known)
+        along_x = _adjoint(
+            images, packed, ctx.weights, ctx.options, ctx.channels_last, known and known[0]
+        )
     if needs_packed:  # in the dtype of packed, which may be wider than that of x
         with_bias = needs_bias and ctx.bias_dtype == packed.dtype
         options = (*ctx.options, packed.dtype, with_bias)
         if known is None:
             both = apply(weight_grad, x, images, *options)
         else:
-            both = _apply_known_gradient((x, images), options, known.weight_grad)
+            both = _apply_known_gradient((x, images), options, known[1])
         along_packed, along_bias = _split(both, packed)
     if needs_bias and along_bias is None:
         along_bias = images.sum((0, 2, 3), dtype=ctx.bias_dtype)
@@ -342,24 +346,16 @@ class TiedConv(torch.autograd.Function):
         return *_conv_backward(ctx, grad, known)[:5], None, None
 
 
-class _KnownBackward(NamedTuple):
-    """What is kept of the backward of calls of one description and gradients of another."""
-
-    padding: list[int]  # of the transposed convolution
-    conv: Known
-    weight_grad: Known
-
-
-def _known_backward(ctx: Any, grad: Tensor) -> _KnownBackward:
+def _known_backward(ctx: Any, grad: Tensor) -> tuple[Known, Known]:
+    """What is known of the two launches of the backward, for gradients of a description."""
     place = (grad.shape, grad.stride(), grad.data_ptr() % 16)
     key = (ctx.known, *place, input_precision(grad.dtype), ctx.needs_input_grad[3])
     found: Any = remembered(key)
     if found is None:
         layout, geometry = ctx.known.layout, ctx.known.geometry
-        *_, circular, _ = ctx.options
+        *_, circular, _ = ctx.options  # a wrapped border stays as it is
         transposed = geometry if circular else geometry.transposed(layout.kernel_size)
-        padding, conv = transposed.flat_padding, Known(layout, transposed)
-        found = remember(key, _KnownBackward(padding, conv, Known(layout, geometry)))
+        found = remember(key, (Known(layout, transposed), Known(layout, geometry)))
     return found
 
 

@@ -42,20 +42,19 @@ def convolve(
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._len_torch_dispatch_stack():
         tell_counters()
-    batched = input.dim() == len(layout.kernel_size) + 2
-    way = _way_of(layout, geometry, padding_mode, batched, channels_last)
-    if way.circular:
+    call = _call_of(input, layout, geometry, padding_mode, channels_last)
+    if call.circular:
         _check_wraps_once(input, geometry)
-    images = _images_of(input, way)
+    images = _images_of(input, call)
     from ..autotune import image_copy  # its tables of files are slow to import
 
     output_memory: Memory = "channels_last" if channels_last else "contiguous"
-    copies = image_copy.copying_pays(images, way.layout, way.geometry, output_memory)
-    call = Call(way, input.dtype, copies)
+    copies = image_copy.copying_pays(images, call.layout, call.geometry, output_memory)
+    call = call._replace(copies=copies)
     if key is not None and why_reference(input.device, input.dtype) is None:
-        reads_packed = _reads_itself(packed, way.layout, input.dtype)
-        known = Known(way.layout, way.geometry)
-        call = remember(key, Call(way, input.dtype, copies, reads_packed, known))
+        reads_packed = _reads_itself(packed, call.layout, call.dtype)
+        known = Known(call.layout, call.geometry)
+        call = remember(key, call._replace(reads_packed=reads_packed, known=known))
     return _run(call, images, packed, bias, residual, float(alpha), float(beta))
 
 
@@ -73,8 +72,7 @@ def repeat(
         input = input.to(call.dtype)
     if residual is not None and residual.dtype != call.dtype:
         residual = residual.to(call.dtype)
-    images = input if call.way.keeps_images else _images_of(input, call.way)
-    return _run(call, images, packed, bias, residual, alpha, beta)
+    return _run(call, _images_of(input, call), packed, bias, residual, alpha, beta)
 
 
 def _run(
@@ -86,76 +84,65 @@ def _run(
     alpha: float,
     beta: float,
 ) -> Tensor:
-    way = call.way
     if call.copies:
         images = images.contiguous(memory_format=torch.channels_last)
-    if residual is not None and not way.keeps_shape:
-        residual = _with_rows(residual, way)
+    if residual is not None:
+        residual = _with_rows(residual, call)
     if call.reads_packed and not is_open():
         parts: Any = (packed, packed.detach())  # type: ignore[union-attr]
     else:
-        parts = prepare(packed, way.layout, call.dtype)
+        parts = prepare(packed, call.layout, call.dtype)
     tensors = (images, *parts, bias, residual)
-    options = (*way.options, alpha, beta, way.channels_last)
+    options = (*call.options, alpha, beta, call.channels_last)
     if call.known is None:
         output = apply(conv, *tensors, *options)
     else:
         output = apply_known(tensors, options, call.known)
-    if way.keeps_shape:
-        return output
-    output = output.squeeze(2) if way.is_row else output
-    return output if way.batched else output.squeeze(0)
+    output = output.squeeze(2) if call.is_row else output
+    return output if call.batched else output.squeeze(0)
 
 
 class Call(NamedTuple):
-    """What a description of a call says of it: how it becomes one of the operator, in which dtype,
-    whether the image is copied into channels-last memory first; and of a plain one, whether the
-    kernels read ``packed`` itself, and what is known of its launch."""
-
-    way: _Way
-    dtype: torch.dtype
-    copies: bool
-    reads_packed: bool = False
-    known: Known | None = None
-
-
-class _Way(NamedTuple):
-    """How a convolution becomes one of images with zeros or a wrapped border around them."""
+    """What a description says of its calls: how they become the operator's, on images with zeros or
+    a wrapped border around them. ``known``: what is known of the launches of plain ones."""
 
     pads: str  # the mode of a padded copy, "" where there is none
     padding: list[int]  # of that copy
     circular: bool
     is_row: bool  # one dimension is an image of one row
     batched: bool
-    keeps_shape: bool  # batched images are the operator's
-    keeps_images: bool  # and nothing is padded
     channels_last: bool  # the output
+    dtype: torch.dtype
     layout: Layout
     geometry: Geometry
     options: tuple[Any, ...]  # the operator's, but for scale factors and memory format
+    copies: bool = False  # the image into channels-last memory
+    reads_packed: bool = False  # itself, and nothing that is made of it
+    known: Known | None = None
 
 
-def _way_of(
-    layout: Layout, geometry: Geometry, padding_mode: str, batched: bool, channels_last: bool
-) -> _Way:
+def _call_of(
+    input: Tensor, layout: Layout, geometry: Geometry, padding_mode: str, channels_last: bool
+) -> Call:
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     pads = "" if circular or padding_mode == "zeros" else padding_mode
     flat_padding = geometry.flat_padding
     if pads:
         geometry = replace(geometry, padding=((0, 0),) * len(geometry.padding))
+    batched = input.dim() == len(layout.kernel_size) + 2
     is_row = len(layout.kernel_size) == 1
     if is_row:
         geometry = Geometry(
             (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation)
         )
         layout = replace(layout, kernel_size=(1, *layout.kernel_size))
-    kernel_size, dilation, groups = layout.kernel_size, geometry.dilation, layout.groups
     padding = tuple(geometry.flat_padding)
-    options = (kernel_size, padding, dilation, groups, layout.symmetry, circular)
-    keeps_shape = batched and not is_row
-    return _Way(
-        pads, flat_padding, circular, is_row, batched, keeps_shape, keeps_shape and not pads,
-        channels_last, layout, geometry, options,
+    options = (
+        layout.kernel_size, padding, geometry.dilation, layout.groups, layout.symmetry, circular
+    )  # fmt: skip
+    return Call(
+        pads, flat_padding, circular, is_row, batched, channels_last, input.dtype, layout, geometry,
+        options,
     )  # fmt: skip
 
 
@@ -184,13 +171,13 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
         )
 
 
-def _images_of(input: Tensor, way: _Way) -> Tensor:
-    if way.pads:
-        padded = F.pad(input, way.padding, mode=way.pads)
+def _images_of(input: Tensor, call: Call) -> Tensor:
+    if call.pads:
+        padded = F.pad(input, call.padding, mode=call.pads)
         input = padded.to(input.dtype)  # autocast pads in float32
-    return _with_rows(input, way)
+    return _with_rows(input, call)
 
 
-def _with_rows(tensor: Tensor, way: _Way) -> Tensor:
-    tensor = tensor if way.batched else tensor.unsqueeze(0)
-    return tensor.unsqueeze(2) if way.is_row else tensor
+def _with_rows(tensor: Tensor, call: Call) -> Tensor:
+    tensor = tensor if call.batched else tensor.unsqueeze(0)
+    return tensor.unsqueeze(2) if call.is_row else tensor
