@@ -52,8 +52,8 @@ print(sorted(name for name in set(sys.modules) - before if "triton_tied" not in 
 
 
 def test_import_takes_little_longer_than_that_of_torch():
-    """Six hundredths at most, of processor time; it was 0.034 to 0.044 when written, and is 0.047 to
-    0.052 with all that came since. Measured in one process, so that a busy machine slows both."""
+    """Six hundredths at most, of processor time; it was 0.034 to 0.044 when written, and 0.047 to
+    0.052 with all that had come since. Measured in one process: a busy machine slows both."""
     code = """
 import time
 start = time.process_time()
