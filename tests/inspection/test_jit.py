@@ -337,7 +337,8 @@ def test_what_is_compiled_ahead_is_what_is_launched(gpu, tmp_path):
         more = {"residual": residual} if job.problem.kernel == "conv" else {"has_bias": True}
         launch_one(job.config, form, sides=(16, 128), **more)
     layout = Layout(128, (3, 3))
-    launch.read_weights(torch.randn(layout.size).to(torch.bfloat16), layout, torch.bfloat16, "ieee")
+    packed, stored = torch.randn(layout.size).to(torch.bfloat16), stored_taps(layout, "ieee")
+    launch.unpack_matrices(packed, layout, stored, torch.bfloat16, "ieee")
     assert {path.stem for path in ahead} == {
         "conv_kernel", "weight_grad_kernel", "sum_splits_kernel", "matrices_kernel"
     }  # fmt: skip
