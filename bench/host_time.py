@@ -1,13 +1,13 @@
 """What a call costs on the CPU before the GPU has anything to do: this package against Triton.
 
-    python bench/host_time.py [--rounds 60] [--json FILE] [--profile]
+    python bench/host_time.py [--calls 3000] [--json FILE] [--profile]
 
 On a stand-in H100 whose launches do nothing, so that only Python's and PyTorch's time is left. A
 layer's forward without gradients is held against Triton's own ``kernel[grid](...)`` of the same
-arguments, forward and backward against those of its three launches; in turns, in one process.
-Medians over the rounds, in microseconds. What a real GPU adds is left out: PyTorch's calls that
-make a device current, or ask whether a graph is being captured. ``--profile`` shows where the time
-of a forward goes. Needs Triton, but no GPU.
+arguments, by name and by position, forward and backward against those of its three launches: one
+call each in turns, in one process. Medians, in microseconds. What a real GPU adds is left out:
+PyTorch's calls that ask which device is current, or whether a graph is being captured.
+``--profile`` shows where the time of a forward goes. Needs Triton, but no GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ import triton_tied as tt
 from triton_tied.benchmark.results import machine_of
 from triton_tied.kernels import launch
 
-CALLS = 50  # in one round
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
@@ -42,27 +40,23 @@ def main() -> None:
     x = torch.randn(1, 16, 4, 8, dtype=torch.bfloat16)  # small: the CPU has to make the tensors
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     if given.profile:
-        profile(lambda: forward(layer, x))
+        with torch.no_grad():
+            profile(lambda: layer(x))
         return
-    calls = {
-        "forward": lambda: forward(layer, x),
-        "forward and backward": lambda: both(layer, x),
-    }
-    rows = measure(calls, given.rounds)
+    rows = {}
+    with torch.no_grad():
+        rows["forward"] = measure(lambda: layer(x), given.calls)
+    rows["forward and backward"] = measure(lambda: both(layer, x), given.calls)
     for name, row in rows.items():
-        ours, theirs = row["ours_us"], row["triton_us"]
-        print(
-            f"{name:<22}{ours:7.1f} us, Triton's own {row['launches']} launches {theirs:6.1f} us: "
-            f"{ours / theirs:.2f} x"
-        )
+        ours = row["ours_us"]
+        print(f"{name:<21}{ours:7.1f} us; Triton's own launches, {row['launches']}:", end="")
+        for how in ("by_name", "by_position"):
+            theirs = row[f"triton_{how}_us"]
+            print(f" {theirs:.1f} us {how.replace('_', ' ')}, {ours / theirs:.2f} x;", end="")
+        print()
     if given.json:
         result = {"machine": machine_of(torch.device("cpu")), "host_time": rows}
         given.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def forward(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return layer(x)
 
 
 def both(layer: torch.nn.Module, x: torch.Tensor) -> None:
@@ -70,23 +64,19 @@ def both(layer: torch.nn.Module, x: torch.Tensor) -> None:
     torch.autograd.grad(y, (x, layer.packed_weight, layer.bias), y.detach())
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+def measure(call: Callable[[], object], count: int) -> dict[str, float]:
     """Medians of ours, and of Triton's own launches of the same kernels, in turns."""
-    launches = {name: launches_of(call) for name, call in calls.items()}
-    ours: dict[str, list[float]] = {name: [] for name in calls}
-    theirs: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            ours[name].append(microseconds(call))
-            theirs[name].append(microseconds(lambda: launch_all(launches[name])))  # noqa: B023
-    return {
-        name: {
-            "launches": len(launches[name]),
-            "ours_us": statistics.median(ours[name]),
-            "triton_us": statistics.median(theirs[name]),
-        }
-        for name in calls
-    }
+    launches = launches_of(call)
+    ways = {"ours": call, "triton_by_name": by_name(launches)}
+    ways["triton_by_position"] = by_position(launches)
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(count):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seen[name].append((time.perf_counter() - start) * 1e6)
+    medians = {f"{name}_us": statistics.median(found) for name, found in seen.items()}
+    return {"launches": len(launches), **medians}
 
 
 def launches_of(call: Callable[[], object]) -> list[launch._Call]:
@@ -102,17 +92,32 @@ def launches_of(call: Callable[[], object]) -> list[launch._Call]:
     return seen
 
 
-def launch_all(launches: list[launch._Call]) -> None:
-    """By Triton alone."""
-    for each in launches:
-        each.kernel[(each.programs,)](**each.arguments)
+def by_name(launches: list[launch._Call]) -> Callable[[], None]:
+    """By Triton alone, arguments by name."""
+    found = [
+        (each.kernel, (each.launch.programs,), {**each.arguments, **each.launch.options})
+        for each in launches
+    ]
+
+    def run() -> None:
+        for kernel, grid, arguments in found:
+            kernel[grid](**arguments)
+
+    return run
 
 
-def microseconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - start) / CALLS * 1e6
+def by_position(launches: list[launch._Call]) -> Callable[[], None]:
+    """By Triton alone, arguments by position."""
+    found = [
+        (each.kernel, (each.launch.programs,), each.values, each.launch.options)
+        for each in launches
+    ]
+
+    def run() -> None:
+        for kernel, grid, values, options in found:
+            kernel[grid](*values, **options)
+
+    return run
 
 
 def profile(call: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import triton_tied.packing
+from triton_tied.autotune import choices
 from triton_tied.dispatch import HAS_TRITON, INTERPRETED
 
 # There are no kernels without Triton.
@@ -25,6 +26,14 @@ def fresh_random_data():
     seed = int(os.environ.get("TRITON_TIED_SEED", torch.seed() % 2**32))
     torch.manual_seed(seed)
     print(f"TRITON_TIED_SEED={seed}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """What was decided for calls of other tests, which may have changed the rules."""
+    choices.forget_all()
+    yield
+    choices.forget_all()
 
 
 @pytest.fixture

@@ -113,6 +113,11 @@ class _Block:
 _current: ContextVar[_Block | None] = ContextVar("triton_tied_cached", default=None)
 
 
+def is_open() -> bool:
+    """Whether there may be a block; if not, nothing is reused."""
+    return not torch.compiler.is_compiling() and _current.get() is not None
+
+
 def is_caching(packed: Tensor) -> bool:
     """Whether what is made of ``packed`` now may be used again."""
     return _made_of(packed) is not None

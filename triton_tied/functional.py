@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .autotune.choices import remembered
 from .dispatch import takes_operators
 from .geometry import (
     PADDING_MODES,
@@ -30,7 +31,8 @@ from .geometry import (
     resolve,
 )
 from .memory_format import is_channels_last
-from .operators.kernel_path import convolve
+from .operators.description import key_of
+from .operators.kernel_path import convolve, repeat
 from .packing import (
     Layout,
     PreparedWeight,
@@ -41,9 +43,10 @@ from .packing import (
     is_distributed,
     layout_of_length,
 )
-from .tracing import overridable, sizes_of
+from .tracing import autocast_dtype, overridable, sizes_of
 
 _Options = ParamSpec("_Options")
+_NUMBERS = (int, float)
 
 
 def tied_conv(
@@ -64,12 +67,17 @@ def tied_conv(
     beta: float = 1.0,
 ) -> Tensor:
     """``tied_conv2d`` over ``dims`` spatial dimensions: 1, 2 or 3."""
+    options = (kernel_size, stride, padding, dilation, groups, padding_mode, symmetry)
+    key = key_of(dims, input, packed, bias, residual, options)
+    known: Any = None if key is None else remembered(key)
+    if known is not None and type(alpha) in _NUMBERS and type(beta) in _NUMBERS:
+        return repeat(known, input, packed, bias, residual, float(alpha), float(beta))
     numbers = packed.packed if isinstance(packed, PreparedWeight) else packed
     tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
-    autocast = _autocast_dtype(described["input"].device.type)
+    autocast = autocast_dtype(described["input"].device.type)
     # The checks look at descriptions only, so that what passed once need not be checked again.
     is_plain = type(input) is Tensor and not torch.compiler.is_compiling()
     layout, geometry, dtype = (_check_once if is_plain else _check)(
@@ -92,7 +100,7 @@ def tied_conv(
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
-            return convolve(*arguments, alpha, residual, beta, channels_last)
+            return convolve(*arguments, alpha, residual, beta, channels_last, key)
         output = convolve(*arguments, 1.0, None, 1.0, channels_last)  # the kernels take a number
         return reference.add_scaled(output, alpha, residual, beta)
     bias = None if bias is None else bias.to(dtype)
@@ -109,11 +117,9 @@ def _over(
 ) -> Callable[_Options, Tensor]:
     """``function`` over so many dimensions, under a name and with a signature of its own."""
 
-    @overridable
-    def tied_convnd(*args: _Options.args, **kwargs: _Options.kwargs) -> Tensor:
-        return function(dims, *args, **kwargs)
-
+    tied_convnd = overridable(functools.partial(function, dims))
     signature = inspect.signature(function)
+    tied_convnd.__module__ = __name__
     tied_convnd.__name__ = tied_convnd.__qualname__ = f"tied_conv{dims}d"
     tied_convnd.__doc__ = doc
     tied_convnd.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -351,14 +357,7 @@ def _named(given: Any) -> str:
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """In which a convolution would compute with the tensor, autocast considered."""
-    return _after_autocast(tensor.dtype, _autocast_dtype(tensor.device.type))
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    known = torch.amp.is_autocast_available(device_type)
-    if known and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
+    return _after_autocast(tensor.dtype, autocast_dtype(tensor.device.type))
 
 
 def _after_autocast(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:

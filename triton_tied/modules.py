@@ -67,9 +67,10 @@ class _TiedConv(nn.Module):
         functional.check_padding_mode(padding_mode)
         self._layout = make_layout(channels, kernel, groups, symmetry)
         self.stride = geometry.stride
-        self.padding = padding if isinstance(padding, str) else geometry.symmetric_padding
-        if self.padding is None:
+        amounts = padding if isinstance(padding, str) else geometry.symmetric_padding
+        if amounts is None:
             raise ValueError(f"negative padding is not supported, got padding={padding}")
+        self.padding: Padding = amounts
         self.dilation = geometry.dilation
         self.padding_mode = padding_mode
         self._channels_last = False
@@ -291,16 +292,21 @@ class _TiedConv(nn.Module):
         if self._channels_last:
             input = as_channels_last(self.dims, input)
             residual = None if residual is None else as_channels_last(self.dims, residual)
+        layout = self._layout
         return functional.BY_DIMENSIONS[self.dims](
             input,
             self.packed_weight,
             self.bias,
-            kernel_size=self.kernel_size,
-            symmetry=self.symmetry,
+            kernel_size=layout.kernel_size,
+            symmetry=layout.symmetry,
             alpha=alpha,
             residual=residual,
             beta=beta,
-            **options_of(self),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=layout.groups,
+            padding_mode=self.padding_mode,
         )
 
     def extra_repr(self) -> str:

@@ -64,3 +64,24 @@ def takes_plain_operations_only() -> bool:
         return False
     onnx = sys.modules.get("torch.onnx")  # slow to import, and there only if someone exports
     return torch.jit.is_tracing() or (onnx is not None and onnx.is_in_onnx_export())
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """In which autocast computes on such a device; None where it is off."""
+    known = torch.amp.is_autocast_available(device_type)
+    if known and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def is_plain_here() -> bool:
+    """Whether nobody but the kernels sees a call of plain tensors: no compiler, transform, forward
+    mode, tracer or profiler, and no mode that listens to the dispatcher."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    )

@@ -16,6 +16,7 @@ from triton_tied.autotune.race import race
 from triton_tied.autotune.shortlist import Predicted, Shortlist, make_shortlist
 from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.toolchain import ToolchainError, explain
 from triton_tied.packing import Layout
 
@@ -115,12 +116,13 @@ def test_a_config_with_a_fault_is_recorded_and_never_timed():
 class Kernel:
     """Stands in for a kernel: what it would be compiled to, and how often it was launched."""
 
+    arg_names = conv_kernel.arg_names
+
     def __init__(self, spills=0, error=None):
         self.spills, self.error, self.launched = spills, error, 0
 
-    def __getitem__(self, grid):
+    def run(self, *arguments, grid, warmup, **options):
         self.launched += 1
-        return lambda *arguments, **constants: None
 
     def warmup(self, *arguments, grid, **constants):
         if self.error:
@@ -192,8 +194,8 @@ def test_a_broken_toolchain_is_one_clear_error(monkeypatch, x, remedy, environme
     tried = []
 
     class Broken(Kernel):
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: self.warmup(grid=grid)
+        def run(self, *arguments, grid, warmup, **options):
+            self.warmup(grid=grid)
 
         def warmup(self, *arguments, grid, **constants):
             tried.append(grid)

@@ -123,6 +123,23 @@ def test_choices_are_remembered_in_every_mode(benchmark_mode, monkeypatch, timed
     assert config_of(call) == first
 
 
+def test_what_was_chosen_before_a_capture_serves_in_it_but_not_the_other_way(
+    benchmark_mode, monkeypatch, timed
+):
+    def plan_of(x, capturing):
+        monkeypatch.setattr(select, "times_on_first_use", lambda device: not capturing)
+        return select.conv_plan(convolution_of(x, PROBLEM.layout, GEOMETRY))
+
+    before, inside = torch.zeros(2, 64, 8, 8), torch.zeros(16, 64, 8, 8)
+    first = plan_of(before, False)
+    assert len(timed) == 1
+    assert plan_of(before, True) is first and plan_of(before, False) is first
+    plan_of(inside, True)
+    assert len(timed) == 1
+    plan_of(inside, False)
+    assert len(timed) == 2
+
+
 def test_all_failing_leaves_the_first_choice(monkeypatch):
     monkeypatch.setattr(trial, "race_on", lambda *_: Outcome({}))
     assert select.choose(PROBLEM, DEVICE, times=True) == config_for(PROBLEM, DEVICE)

@@ -572,7 +572,7 @@ def test_the_look_up_that_is_timed_is_of_a_known_call(monkeypatch):
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not launched by Triton")
 def test_host_time_is_that_of_the_launches_of_a_layer(tmp_path):
-    command = [sys.executable, str(ROOT / "bench" / "host_time.py"), "--rounds", "1"]
+    command = [sys.executable, str(ROOT / "bench" / "host_time.py"), "--calls", "1"]
     path = tmp_path / "host.json"
     done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

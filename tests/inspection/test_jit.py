@@ -1,20 +1,24 @@
 """Launches as Triton compiles them, under a driver of a GPU that is not there: the compiler's word
 is real, and the compile checks compile what is launched."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from triton import knobs
+from triton.compiler.compiler import LazyDict
 from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_tied.autotune.compile_ahead import Compilers, Job
 from triton_tied.autotune.problem import Problem
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
-from triton_tied.kernels import launch
+from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.matrices import matrices_kernel
@@ -205,6 +209,90 @@ def test_matrices_of_all_layers_are_unpacked_by_one_code(gpu, symmetry):
     assert gpu.loaded[0].resources == checked.resources
 
 
+def shown(value):
+    """What of an argument the GPU is told."""
+    if isinstance(value, TensorDescriptor):
+        return [shown(value.base), {**vars(value), "base": None}]
+    if isinstance(value, LazyDict):  # for hooks
+        return value.get()
+    return value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("config", [POINTER, CONV_BULK, GRAD_POINTER, GRAD_BULK])
+def test_what_is_launched_again_is_what_triton_would_launch(gpu, config, splits, monkeypatch):
+    """The first call of a plan goes through Triton's JIT, the next ones to the compiled kernel."""
+    if isinstance(config, ConvConfig):
+        calls = [convolution_of(compiled.Form(64), alpha=a, beta=0.5) for a in (1.0, -0.3, 2.0)]
+    else:
+        pairs = [[image(64, "channels_last") for _ in range(2)] for _ in range(3)]
+        calls = [
+            WeightGradient(*pair, Layout(64, (3, 3)), SAME, 0.5, torch.bfloat16, True, "ieee")
+            for pair in pairs
+        ]
+    plan = plans.make_plan(calls[0], replace(config, splits=splits))
+    memory = {}  # the same for all runs, so that they can be compared
+    monkeypatch.setattr(
+        plans.Written,
+        "make",
+        lambda written, device: memory.setdefault(
+            written, torch.empty(written.shape, dtype=written.dtype)
+        ),
+    )
+    launch.run(plan, calls[0])
+    for call in calls[1:]:
+        gpu.launched.clear()
+        with monkeypatch.context() as patch:
+            for kernel in (conv_kernel, weight_grad_kernel, sum_splits_kernel):
+                patch.setattr(kernel, "run", None)
+            launch.run(plan, call)
+        again = gpu.launched[:]
+        gpu.launched.clear()
+        launch.run(plans.make_plan(call, replace(config, splits=splits)), call)
+        assert len(again) == splits
+        for one, other in zip(again, gpu.launched, strict=True):
+            assert list(map(shown, one)) == list(map(shown, other))
+
+
+def test_who_watches_launches_sees_all_of_them(gpu, monkeypatch):
+    call = convolution_of(compiled.Form(64))
+    plan, seen = plans.make_plan(call, POINTER), []
+    monkeypatch.setattr(conv_kernel, "pre_run_hooks", [lambda *_, **__: seen.append("before")])
+    launch.run(plan, call)
+    launch.run(plan, call)
+    assert seen == ["before"] * 2
+    monkeypatch.setattr(conv_kernel, "pre_run_hooks", [])
+    monkeypatch.setattr(knobs.runtime, "launch_enter_hook", seen.append)
+    launch.run(plan, call)
+    assert gpu.launched[-1][7] == seen.append and gpu.launched[-1][6].get()["name"] == "conv_kernel"
+    monkeypatch.setattr(knobs.runtime, "launch_enter_hook", None)
+    compiled_before = len(gpu.loaded)
+    monkeypatch.setattr(knobs.compilation, "instrumentation_mode", "gsan")
+    monkeypatch.setattr(conv_kernel, "run", lambda *_, **__: seen.append("JIT"))
+    launch.run(plan, call)
+    assert seen[-1] == "JIT" and len(gpu.loaded) == compiled_before
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_launch_runs_on_the_device_of_its_tensors(gpu, current, monkeypatch):
+    call = convolution_of(compiled.Form(64))
+    plan, made = plans.make_plan(call, POINTER), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda device: made.append(device) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr(launch, "_call", on_gpu(launch._call))
+    for _ in range(2):
+        launch.run(plan, call)
+    assert made == [torch.device("cuda", 0)] * 2 * (current != 0) and len(gpu.launched) == 2
+
+
+def on_gpu(make):
+    return lambda each, tensors, scales, device: make(
+        each, tensors, scales, torch.device("cuda", 0)
+    )
+
+
 @pytest.mark.parametrize("gpu", ["sm_80"], indirect=True)
 def test_a_config_that_spills_is_known_before_it_is_launched(gpu):
     convolution = convolution_of(compiled.Form(128, -1))
@@ -249,7 +337,8 @@ def test_what_is_compiled_ahead_is_what_is_launched(gpu, tmp_path):
         more = {"residual": residual} if job.problem.kernel == "conv" else {"has_bias": True}
         launch_one(job.config, form, sides=(16, 128), **more)
     layout = Layout(128, (3, 3))
-    launch.read_weights(torch.randn(layout.size).to(torch.bfloat16), layout, torch.bfloat16, "ieee")
+    packed, stored = torch.randn(layout.size).to(torch.bfloat16), stored_taps(layout, "ieee")
+    launch.unpack_matrices(packed, layout, stored, torch.bfloat16, "ieee")
     assert {path.stem for path in ahead} == {
         "conv_kernel", "weight_grad_kernel", "sum_splits_kernel", "matrices_kernel"
     }  # fmt: skip

@@ -401,7 +401,8 @@ def test_output_gradients_of_any_strides(name, device):
 
 
 # What PyTorch itself runs on a GPU beside our kernels: all but memory and views of it.
-NO_KERNEL = {"to", "_to_copy", "detach", "empty", "empty_strided", "view", "slice", "as_strided"}
+VIEWS = {"view", "narrow", "slice", "as_strided", "detach"}
+NO_KERNEL = {"to", "_to_copy", "empty", "empty_strided"} | VIEWS
 
 STEPS = {
     # name: channels, autocast, dtype of the image and whether it needs a gradient, casts

@@ -15,10 +15,11 @@ from ..geometry import Geometry
 from ..memory_format import Memory, memory_of
 from ..packing import Layout
 from . import gpus
+from .choices import remember, remembered
 from .cost_model import copy_us
 from .problem import WITH_MEMORY, Problem, key_of, problem_of
 from .shortlist import make_shortlist
-from .tuned_configs import entry_for, remember, remembered
+from .tuned_configs import entry_for
 
 _WIDEST_ACCESS = 16  # bytes
 

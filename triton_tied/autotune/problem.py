@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from ..kernels.configs import Config, why_unreadable
 from ..kernels.precision import input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
-from .candidates import Dtype, Kernel, Need
+
+if TYPE_CHECKING:  # slow to import
+    from .candidates import Dtype, Kernel, Need
 
 # Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
 WITH_MEMORY = (Tensor, torch.nn.Parameter)

@@ -19,12 +19,15 @@ from torch import Tensor
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
 from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
+from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
-from .problem import Problem, key_of, problem_of
+from .candidates import Kernel
+from .choices import Known, remember, remembered
+from .problem import Problem, problem_of
 from .recording import is_recording, record
 from .shortlist import make_shortlist
-from .tuned_configs import entry_for, remember, remembered, was_timed_in_vain
+from .tuned_configs import entry_for, was_timed_in_vain
 
 # Why a config should not serve the tensors at hand, or None: the compiler's word, and the check of
 # what it made.
@@ -36,9 +39,25 @@ _MAX_COMPILED = 8  # where so many fail, something else is wrong
 
 
 class Choice(NamedTuple):
-    """What is remembered of a call's description: how it is launched, or that nothing serves."""
+    """How calls of one description are launched, or that nothing serves; and whether that was
+    timed, if no table knew it, and its kernel checked."""
 
     plan: Plan | None
+    timed: bool
+    checked: bool
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether it holds for another call of the description now: nobody gives configs or
+        records, and it is careful enough."""
+        if _given or is_recording():
+            return False
+        return device.type != "cuda" or self.is_careful(device)
+
+    def is_careful(self, device: torch.device) -> bool:
+        """Whether no more timing or checking is asked for now than when it was made."""
+        return (self.timed or not times_on_first_use(device)) and (
+            self.checked or not first_use.checks(device)
+        )
 
 
 # Of the whole process: on a GPU the backward runs on threads of PyTorch's own.
@@ -62,24 +81,30 @@ def using(
         _given = outer
 
 
-def conv_plan(convolution: Convolution) -> Plan | None:
-    """How a convolution is launched; None: the reference has to serve.
+def conv_plan(convolution: Convolution, known: Known | None = None) -> Plan | None:
+    """How a convolution is launched; None: the reference has to serve. What is ``known`` of calls
+    of its description saves the look-up, and is kept there.
 
     Raises:
         ValueError: a config that was given by :func:`using` cannot serve it.
         ToolchainError: Triton can compile nothing on this machine.
     """
-    call = convolution
-    residual = None if call.residual is None else _place_of(call.residual)
-    bias = call.packed if call.bias is None else call.bias  # whose place it takes
-    bias_code = (call.bias is None, bias.dtype, bias.data_ptr() % 16)
-    others = (_place_of(call.weights), *bias_code, residual, call.channels_last)
-    return _plan(call, (call.x,), others)
+    choice = None if known is None else known.choice
+    if choice is None or not choice.serves(convolution.x.device):
+        x, packed, weights, bias, residual, layout, geometry, *_, last, precision = convolution
+        places = _places((x, packed, weights, bias, residual), precision)
+        choice = _choice(convolution, "conv", (layout, geometry, last, *places), known)
+    return choice.plan
 
 
-def weight_grad_plan(gradient: WeightGradient) -> Plan | None:
+def weight_grad_plan(gradient: WeightGradient, known: Known | None = None) -> Plan | None:
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
-    return _plan(gradient, (gradient.x, gradient.grad), (gradient.dtype, gradient.has_bias))
+    choice = None if known is None else known.choice
+    if choice is None or not choice.serves(gradient.x.device):
+        x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
+        key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
+        choice = _choice(gradient, "weight_grad", key, known)
+    return choice.plan
 
 
 def problem_of_call(call: Convolution | WeightGradient) -> Problem:
@@ -93,33 +118,39 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
     return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
 
 
-def _place_of(tensor: Tensor) -> tuple:
-    """What of a tensor the plan depends on."""
-    return tensor.shape, tensor.stride(), tensor.data_ptr() % 16
+def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None) -> tuple:
+    """What of the tensors, of which the first is an image, the plan and the compiled code depend
+    on: equal places, equal plans."""
+    image: Any = tensors[0]
+    places = [
+        t if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in tensors
+    ]
+    return image.device, precision or input_precision(image.dtype), *places
 
 
-def _plan(
-    call: Convolution | WeightGradient, images: tuple[Tensor, ...], others: tuple
-) -> Plan | None:
+def _choice(
+    call: Convolution | WeightGradient, kernel: Kernel, key: tuple, keeper: Known | None
+) -> Choice:
     if is_recording():
         record(problem_of_call(call))
-    is_conv = isinstance(call, Convolution)
-    by_hand = _given.get("conv" if is_conv else "weight_grad")
+    by_hand = _given.get(kernel)
     if by_hand is not None:
-        return make_plan(call, by_hand)
-    layout, geometry, device = call.layout, call.geometry, call.x.device
-    times, checks = times_on_first_use(device), first_use.checks(device)
-    key = (is_conv, layout, geometry, times, checks, *key_of(*images), *others)
-    known = remembered(key)
-    if known is None:
+        return Choice(make_plan(call, by_hand), False, False)
+    device, key = call.x.device, (kernel, *key)
+    choice: Any = remembered(key)
+    if choice is None or not choice.is_careful(device):
+        times, checks = times_on_first_use(device), first_use.checks(device)
         problem = problem_of_call(call)
 
         def fault(config: Config) -> str | None:
             return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
 
         config = choose(problem, device, times, fault)
-        known = remember(key, Choice(None if config is None else make_plan(call, config)))
-    return known.plan  # type: ignore[attr-defined]
+        plan = None if config is None else make_plan(call, config)
+        choice = remember(key, Choice(plan, times, checks))
+    if keeper is not None:
+        keeper.choice = choice
+    return choice
 
 
 def times_on_first_use(device: torch.device) -> bool:

@@ -1,7 +1,6 @@
 """What was tuned: the user's table, the shipped one, and what this process could not save.
 
-Both tables are read once; choices that were made by them are remembered here, and forgotten when
-they are read anew.
+Both tables are read once; choices that were made by them are forgotten when they are read anew.
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ import contextlib
 import functools
 import warnings
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from ..kernels.configs import Config
-from . import disk_cache, gpus
+from . import choices, disk_cache, gpus
 from .disk_cache import Entry, Origin, Table
 from .problem import Problem
 from .shortlist import make_shortlist, serves
 
-_MAX_CHOICES = 4096  # calls that are told apart; images of ever new sizes must not fill the memory
-
-_Choice = TypeVar("_Choice")
-_choices: dict[tuple, object] = {}
 _tables: dict[str, Table] = {}
 # What this process timed but no table holds, by GPU and problem: a winner that could not be saved,
 # or None, since nothing worked. It need not be timed again.
@@ -109,7 +103,7 @@ def keep(path: Path, origin: Origin, problem: Problem, entry: Entry | None) -> N
 def read_again() -> None:
     """Reads the tables at the next choice."""
     _tables.clear()
-    _choices.clear()
+    choices.forget_all()
 
 
 def forget() -> None:
@@ -117,19 +111,6 @@ def forget() -> None:
     _unsaved.clear()
     _verdicts.clear()
     read_again()
-
-
-def remembered(call: tuple) -> object | None:
-    """The choice that was made for a call, or None."""
-    return _choices.get(call)
-
-
-def remember(call: tuple, choice: _Choice) -> _Choice:
-    """Keeps a choice until the tables are read again."""
-    if len(_choices) >= _MAX_CHOICES:
-        _choices.clear()
-    _choices[call] = choice
-    return choice
 
 
 @functools.lru_cache(maxsize=16)

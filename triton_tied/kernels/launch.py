@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
 from ..packing import Layout
 from .configs import Config, ConvConfig, WeightGradConfig
 from .matrices import matrices_kernel
-from .plans import Convolution, Launch, Plan, WeightGradient, make_plan
+from .plans import Convolution, Description, Launch, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
-from .stored_taps import are_matrices, stored_taps
 from .toolchain import explain
 
 MATRICES_BLOCK = 64  # rows and columns of the tile that a program unpacks of a matrix
 # Triton parses kernels with Python's parser, which on some versions of Python fails in two threads.
 _compiling = threading.Lock()
 _ANY_DEVICE = contextlib.nullcontext()
+# In these versions a compiled kernel can be launched itself, with all arguments of its function. In
+# calls of one description it is what Triton finds anew at each launch, in most of its time: types,
+# constants and alignments are the same, and what is written is new memory, which PyTorch aligns.
+_TAKES_ALL = triton.__version__.startswith(("3.6.", "3.7."))
+_PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
 
 def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
@@ -50,32 +56,29 @@ def run(plan: Plan, call: Convolution | WeightGradient) -> Tensor:
     Raises:
         ToolchainError: Triton can compile nothing on this machine.
     """
-    return prepared(plan, call)()
+    output, calls = _bind(plan, call, call.x.device)
+    return _run(output, calls)
 
 
 def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Tensor]:
     """All but the launches; what is returned may be called again, and then writes the same memory
     anew."""
-    device = call.x.device
-    output = _like(plan.output, device)
-    partial = output if plan.partial is None else _like(plan.partial, device)
-    calls = [each for each in _bind(plan, call, output, partial) if each.programs]
+    output, calls = _bind(plan, call, call.x.device)
+    return lambda: _run(output, calls)
 
-    def launch() -> Tensor:
-        if not calls:
-            output.zero_()  # the gradient of no image
-        for each in calls:
-            each.run()
-        return output
 
-    return launch
+def _run(output: Tensor, calls: list[_Call]) -> Tensor:
+    if not calls[0].launch.programs:
+        return output.zero_()  # the gradient of no image
+    for each in calls:
+        each.run()
+    return output
 
 
 def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
     """Why the config should not be launched, or None; see :meth:`_Call.fault`."""
-    plan = make_plan(call, config)
-    partial = plan.output if plan.partial is None else plan.partial
-    faults = (each.fault() for each in _bind(plan, call, plan.output, partial))
+    _, calls = _bind(make_plan(call, config), call, "meta")
+    faults = (each.fault() for each in calls)
     return next((found for found in faults if found), None)
 
 
@@ -93,19 +96,6 @@ def unpack_matrices(
     return matrices
 
 
-def read_weights(
-    packed: Tensor, layout: Layout, dtype: torch.dtype, precision: InputPrecision
-) -> Tensor:
-    """What a convolution in ``dtype`` reads of the weight; see :class:`Convolution`.
-
-    Raises:
-        ToolchainError: Triton can compile nothing on this machine.
-    """
-    if not are_matrices(layout, precision):
-        return packed.to(dtype).contiguous()
-    return unpack_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
-
-
 def compile_matrices(
     packed: Tensor, layout: Layout, stored: int, dtype: torch.dtype, precision: InputPrecision
 ) -> str | None:
@@ -120,26 +110,43 @@ def matrices_options(on_nvidia: bool) -> dict[str, int]:
 
 
 class _Call(NamedTuple):
-    """A kernel, the number of its programs, its arguments, and where it runs."""
+    """A launch with its arguments, and where it runs."""
 
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
+    launch: Launch
+    values: tuple[Any, ...]
     device: torch.device
+
+    @property
+    def kernel(self) -> Any:
+        return self.launch.kernel
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By name."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=True))
 
     def run(self) -> None:
         """
         Raises:
             ToolchainError: Triton can compile nothing on this machine.
         """
+        launch = self.launch
+        if launch.compiled is not None and not _is_watched(launch):
+            with self._on_device():
+                launch.compiled[(launch.programs, 1, 1)](*self.values)
+            return
         try:
             with _compiling, self._on_device():  # what was not compiled is compiled here
-                self.kernel[(self.programs,)](**self.arguments)
+                grid = (launch.programs,)
+                compiled = launch.kernel.run(
+                    *self.values, grid=grid, warmup=False, **launch.options
+                )
         except Exception as error:
             broken = explain(error)
             if broken:
                 raise broken from error
             raise
+        launch.compiled = compiled if _TAKES_ALL and type(compiled) is CompiledKernel else None
 
     def fault(self) -> str | None:
         """Compiles, and launches nothing. Returns why this GPU cannot run what came of it, or
@@ -155,7 +162,10 @@ class _Call(NamedTuple):
             return None
         try:
             with _compiling, self._on_device():
-                compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments)
+                launch = self.launch
+                compiled = launch.kernel.warmup(
+                    *self.values, grid=(launch.programs,), **launch.options
+                )
                 compiled._init_handles()  # loads it, which tells what it needs
         except Exception as error:  # a compiler has many ways to fail, none of them ours
             broken = explain(error)
@@ -168,56 +178,62 @@ class _Call(NamedTuple):
         return f"spills {spilled} bytes of registers" if spilled else None
 
     def _on_device(self) -> contextlib.AbstractContextManager:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else _ANY_DEVICE
-
-
-def _like(described: Tensor, device: torch.device) -> Tensor:
-    shape, stride = described.shape, described.stride()
-    return torch.empty_strided(shape, stride, dtype=described.dtype, device=device)
+        device = self.device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return _ANY_DEVICE
+        return torch.cuda.device(device)
 
 
 def _bind(
-    plan: Plan, call: Convolution | WeightGradient, output: Tensor, partial: Tensor
-) -> list[_Call]:
-    """The launches of a plan. ``partial`` is what the first writes, the output if it is alone."""
-    if isinstance(call, Convolution):
-        scales: dict[str, Any] = {"alpha": call.alpha, "beta": _beta(call)}
-        # What is absent is never read: any pointer of the dtype that it would have serves.
-        bias = call.packed if call.bias is None else call.bias
-        added = {"bias": bias, "residual": output if call.residual is None else call.residual}
-        tensors = {"x": call.x, "weights": call.weights, "opposite_weights": None, **added}
-        packed = call.weights if call.weights.dim() == 1 else None
-        tensors |= {"triangles": packed, "y": partial}
+    plan: Plan, call: Convolution | WeightGradient, device: torch.device | str
+) -> tuple[Tensor, list[_Call]]:
+    """Memory for the result on a device, and the launches that fill it."""
+    output = plan.output.make(device)
+    partial = output if plan.partial is None else plan.partial.make(device)
+    scales: tuple[float, ...]
+    if type(call) is Convolution:
+        x, packed, weights, bias, residual, *_ = call
+        if residual is None:
+            residual, scales = output, (call.alpha, 0.0)
+        else:
+            scales = (call.alpha, call.beta)
+        if bias is None:
+            bias = packed  # never read: any pointer of the dtype that it would have serves
+        triangles = weights if weights.dim() == 1 else None
+        tensors = (x, weights, None, triangles, bias, residual, partial)
     else:
-        scales, added = {"alpha": call.alpha}, {"bias": output, "residual": output}
-        tensors = {"x": call.x, "grad": call.grad, "partial": partial}
-        tensors |= {"opposite_x": None, "opposite_grad": None}
-    device = call.x.device
+        x, bias, residual, scales = call.x, output, output, (call.alpha,)
+        tensors = (x, None, call.grad, None, partial)
+    arguments = _described(plan.descriptors, tensors) if plan.descriptors else tensors
     if plan.sum is None:
-        return [_call(plan.main, {**_described(plan, tensors), **scales}, device)]
-    ones = dict.fromkeys(scales, 1.0) | {"beta": 0.0}
-    first = {**_described(plan, tensors), **({name: ones[name] for name in scales})}
-    last = {"partial": partial, **added, "y": output, **ones, **scales}
-    return [_call(plan.main, first, device), _call(plan.sum, last, device)]
+        return output, [_call(plan.main, arguments, scales, x.device)]
+    first = _call(plan.main, arguments, _PLAIN[: len(scales)], x.device)
+    scales = scales + _PLAIN[len(scales) :]
+    last = _call(plan.sum, (partial, bias, residual, output), scales, x.device)
+    return output, [first, last]
 
 
-def _beta(call: Convolution) -> float:
-    return 0.0 if call.residual is None else call.beta
+def _is_watched(launch: Launch) -> bool:
+    """Whether somebody wants to be told of each launch, or to have other code compiled for it."""
+    return bool(launch.kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
 
 
-def _described(plan: Plan, tensors: dict[str, Tensor | None]) -> dict[str, Any]:
-    """The tensors, those that have a description as its descriptor."""
-    arguments: dict[str, Any] = dict(tensors)
-    for name, description in plan.descriptors.items():
-        tensor = tensors[name]
-        if tensor is None:  # the same memory, read in other tiles
-            tensor = tensors[name.removeprefix("opposite_")]
-        arguments[name] = TensorDescriptor(tensor, *description)
+def _described(descriptions: list[Description], tensors: tuple[Tensor | None, ...]) -> list[Any]:
+    """The tensors, those that are described as descriptors. Triton checked the fields before; its
+    constructor would again."""
+    arguments: list[Any] = list(tensors)
+    for argument, tensor, fields in descriptions:
+        descriptor = arguments[argument] = object.__new__(TensorDescriptor)
+        descriptor.__dict__.update(fields)
+        descriptor.base = tensors[tensor]
     return arguments
 
 
-def _call(launch: Launch, arguments: dict[str, Any], device: torch.device) -> _Call:
-    return _Call(launch.kernel, launch.programs, {**launch.arguments, **arguments}, device)
+def _call(
+    launch: Launch, tensors: Sequence[Any], scales: tuple[float, ...], device: torch.device
+) -> _Call:
+    values = (*tensors, *launch.numbers, *scales, *launch.constants)
+    return _Call(launch, values, device)
 
 
 def _empty_matrices(
@@ -231,17 +247,9 @@ def _matrices_call(
     packed: Tensor, layout: Layout, matrices: Tensor, precision: InputPrecision
 ) -> _Call:
     groups, stored, c, _ = matrices.shape
-    arguments = {
-        "packed": packed,
-        "matrices": matrices,
-        "channels": c,
-        "groups": groups,
-        "taps": layout.taps,
-        "stored": stored,
-        "SIGN": layout.sign,
-        "ROUNDS": rounds_operands(precision),
-        "BLOCK": MATRICES_BLOCK,
-        **matrices_options(on_nvidia=torch.version.hip is None),
-    }
+    numbers = (c, groups, layout.taps, stored)
+    constants = (layout.sign, rounds_operands(precision), MATRICES_BLOCK)
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
-    return _Call(matrices_kernel, programs, arguments, packed.device)
+    options = matrices_options(on_nvidia=torch.version.hip is None)
+    launch = Launch(matrices_kernel, programs, numbers, constants, options)
+    return _call(launch, (packed, matrices), (), packed.device)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..geometry import Geometry
 from ..memory_format import empty_image, extent, memory_of
@@ -76,35 +78,52 @@ class WeightGradient(NamedTuple):
         return self.layout.channels if self.has_bias else 0
 
 
-class Launch(NamedTuple):
-    """A kernel, the number of its programs, and its arguments but for tensors."""
+@dataclass(eq=False, slots=True)
+class Launch:
+    """A kernel, the number of its programs, and what stays the same from call to call: of its
+    arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
+    factors; how it is compiled, and what came of it when it was launched first."""
 
     kernel: Any
     programs: int
-    arguments: dict[str, Any]
+    numbers: tuple[Any, ...]
+    constants: tuple[Any, ...]
+    options: dict[str, Any]
+    compiled: Any = None
 
 
 class Description(NamedTuple):
-    """Of what is read through a descriptor: sizes, strides and a box."""
+    """An argument that is a tensor's descriptor, by their places among the tensors, and all fields
+    of it but the tensor."""
 
-    sizes: list[int]
-    strides: list[int]
-    block: list[int]
+    argument: int
+    tensor: int
+    fields: dict[str, Any]
+
+
+class Written(NamedTuple):
+    """What a launch writes."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self, device: torch.device | str) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
 
 
 class Plan(NamedTuple):
     """A config made ready for all calls of one description: what is left are the tensors themselves
     and scale factors.
 
-    ``descriptors``: by the argument's name. ``output``: what comes out, and ``partial``: what the
-    splits write that ``sum`` reads, or None; both on the meta device.
+    ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None.
     """
 
     main: Launch
     sum: Launch | None
-    descriptors: dict[str, Description]
-    output: Tensor
-    partial: Tensor | None
+    descriptors: list[Description]
+    output: Written
+    partial: Written | None
     config: Config
 
 
@@ -150,13 +169,12 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
     (padding_h, _), (padding_w, _) = call.geometry.padding
-    biased = {
-        "bias_channels": 0 if call.bias is None else layout.channels,
-        **_strides(dense_output, r=y if residual is None else residual, y=y),
-    }
+    bias_channels = 0 if call.bias is None else layout.channels
+    r = y if residual is None else residual
     arguments = {
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
-        **_strides(memory_of(x) == "channels_last", x=x), **biased,
+        **_strides(memory_of(x) == "channels_last", x=x), **_strides(dense_output, r=r, y=y),
+        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
         "stride_split": pixels * layout.channels, "padding_h": padding_h, "padding_w": padding_w,
         "splits": splits,
         **_constants(
@@ -166,17 +184,16 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
     programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
-    descriptors = {}
-    if config.loader != "pointer":
-        descriptors["x"] = _describe(config, config.BLOCK_K, x)
-        descriptors |= _describe_weights(config, layout, call.stored)
-    main = Launch(conv_kernel, programs, arguments)
+    descriptors = []
+    if config.loader != "pointer" and programs:
+        descriptors = [_describe(config, 0, 0, config.BLOCK_K, x)]
+        descriptors += _describe_weights(config, layout, call)
+    main = _launch(conv_kernel, programs, arguments)
     if partial is None:
-        return Plan(main, None, descriptors, y, None, config)
-    arguments["bias_channels"] = 0  # the sum adds it
-    biased |= _strides(False, r=y if residual is None else residual, y=y)
-    total = _sum((out_h, out_w), partial, _SUM_TILE, biased)
-    return Plan(main, total, descriptors, y, partial, config)
+        return Plan(main, None, descriptors, _written(y), None, config)
+    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
+    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
+    return Plan(main, total, descriptors, _written(y), _written(partial), config)
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -207,20 +224,24 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
     programs = (layout.taps + 1) // 2 * tiles * layout.groups
     programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits if size else 0
-    descriptors = {}
-    if config.loader != "pointer":
-        descriptors["x"] = _describe(config, config.BLOCK_K, x)
-        descriptors["grad"] = _describe(config, config.BLOCK_N, grad)
+    descriptors = []
+    if config.loader != "pointer" and programs:
+        descriptors.append(_describe(config, 0, 0, config.BLOCK_K, x))
+        descriptors.append(_describe(config, 2, 2, config.BLOCK_N, grad))
         if config.BLOCK_N != config.BLOCK_K:
-            descriptors["opposite_x"] = _describe(config, config.BLOCK_N, x)
-            descriptors["opposite_grad"] = _describe(config, config.BLOCK_K, grad)
-    main = Launch(weight_grad_kernel, programs, arguments)
+            descriptors.append(_describe(config, 1, 0, config.BLOCK_N, x))
+            descriptors.append(_describe(config, 3, 2, config.BLOCK_K, grad))
+    main = _launch(weight_grad_kernel, programs, arguments)
     if partial is None:
-        return Plan(main, None, descriptors, output, None, config)
+        return Plan(main, None, descriptors, _written(output), None, config)
     vector = output.view(1, size, 1, 1)
     written = {"bias_channels": 0, **_strides(True, r=vector, y=vector)}  # only that of channels
     total = _sum((1, 1), partial, _SUM_VECTOR, written)
-    return Plan(main, total, descriptors, output, partial, config)
+    return Plan(main, total, descriptors, _written(output), _written(partial), config)
+
+
+def _written(tensor: Tensor) -> Written:
+    return Written(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _sum(
@@ -234,7 +255,17 @@ def _sum(
         "BLOCK_M": tile[0], "BLOCK_N": tile[1],
     }  # fmt: skip
     programs = triton.cdiv(pixels, tile[0]) * triton.cdiv(channels, tile[1])
-    return Launch(sum_splits_kernel, programs, arguments)
+    return _launch(sum_splits_kernel, programs, arguments)
+
+
+def _launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> Launch:
+    """By position, as Triton takes arguments fastest."""
+    names = kernel.arg_names
+    scales = names.index("alpha")
+    numbers = tuple(arguments[name] for name in names[:scales] if name in arguments)
+    constants = tuple(arguments[name] for name in names[scales:] if name in arguments)
+    options = {name: value for name, value in arguments.items() if name not in names}
+    return Launch(kernel, programs, numbers, constants, options)
 
 
 def _check_readable(
@@ -246,7 +277,9 @@ def _check_readable(
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
 
 
-def _describe(config: Config, channels: int, image: Tensor) -> Description:
+def _describe(
+    config: Config, argument: int, tensor: int, channels: int, image: Tensor
+) -> Description:
     """Memory without gaps in its format, and a box of pixels and so many channels."""
     sizes, block = dict(zip("nchw", image.shape, strict=True)), {"c": channels}
     block |= dict(zip("nhw", config.box, strict=True))
@@ -256,20 +289,30 @@ def _describe(config: Config, channels: int, image: Tensor) -> Description:
     else:  # see load_pixels
         axes = "nhcw" if block["h"] == 1 else "nchw"
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
-    return Description(*([of[axis] for axis in axes] for of in (sizes, strides, block)))
+    found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
+    return Description(argument, tensor, _fields(image, *found))
 
 
-def _describe_weights(config: Config, layout: Layout, stored: int) -> dict[str, Description]:
+def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
     """Matrices without gaps, if there are any, and a tile of one; and one for transposes, if it is
     another."""
-    c, n, k = layout.group_channels, config.BLOCK_N, config.BLOCK_K
+    c, n, k, stored = layout.group_channels, config.BLOCK_N, config.BLOCK_K, call.stored
+    if not stored:
+        return []
     sizes, strides = [layout.groups * stored, c, c], [c * c, c, 1]
-    found = {}
-    if stored:
-        found["weights"] = Description(sizes, strides, [1, n, k])
-        if n != k and stored < layout.taps:
-            found["opposite_weights"] = Description(sizes, strides, [1, k, n])
+    found = [Description(1, 1, _fields(call.weights, sizes, strides, [1, n, k]))]
+    if n != k and stored < layout.taps:
+        found.append(Description(2, 1, _fields(call.weights, sizes, strides, [1, k, n])))
     return found
+
+
+def _fields(
+    tensor: Tensor, sizes: list[int], strides: list[int], block: list[int]
+) -> dict[str, Any]:
+    """Checked by Triton, once for all tensors that lie in memory like this one."""
+    fields = dict(vars(TensorDescriptor(tensor, sizes, strides, block)))
+    del fields["base"]
+    return fields
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:

@@ -21,11 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..autotune.choices import Known, remember, remembered
+from ..kernels.precision import input_precision
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
-from .definitions import compute_conv, compute_weight_grad, conv, geometry_of, weight_grad
+from ..tracing import is_plain_here
+from .definitions import (
+    compute_known,
+    compute_known_gradient,
+    conv,
+    geometry_of,
+    weight_grad,
+)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_TENSORS: dict[Callable, int] = {conv: 5, weight_grad: 2}  # so many first arguments, or None
 
 
 def apply(operator: Callable, *arguments: Any) -> Tensor:
@@ -35,17 +45,36 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     slow to call, where nobody listens to it."""
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    if _somebody_listens() or not all(map(_is_plain, tensors)):
+    tensors, options = arguments[: _TENSORS[operator]], arguments[_TENSORS[operator] :]
+    if _somebody_listens() or not all(t is None or _is_plain(t) for t in tensors):
         return operator(*arguments)
-    function = _EAGER[operator]
+    return (apply_known if operator is conv else _apply_known_gradient)(tensors, options, None)
+
+
+def apply_known(
+    tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], known: Known | None
+) -> Tensor:
+    """The convolution in a plain call, of which something may be known."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return TiedConv.apply(*tensors, options, known)
+    arguments: tuple[Any, ...] = (*tensors, *options, known)
+    return compute_known(*arguments)
+
+
+def _apply_known_gradient(
+    tensors: tuple[Tensor, ...], options: tuple[Any, ...], known: Known | None
+) -> Tensor:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return function.apply(*arguments)
-    return function.forward(*arguments)
+        return TiedConvWeightGrad.apply(*tensors, options, known)
+    arguments: tuple[Any, ...] = (*tensors, *options, known)
+    return compute_known_gradient(*arguments)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not _is_many(tensor)
+    """Whether its memory holds its numbers, which the dispatcher need not see to."""
+    return type(tensor) in _PLAIN and not _is_many(tensor) and not tensor.is_neg()
 
 
 def _is_many(tensor: Tensor) -> bool:
@@ -82,15 +111,22 @@ def _adjoint(
     weights: Tensor | None,
     options: Sequence[Any],
     channels_last: bool,
+    known: Known | None = None,
 ) -> Tensor:
     """The transposed convolution of ``grad``."""
     kernel_size, padding, dilation, groups, symmetry, circular, alpha = options
-    if not circular:  # a wrapped border stays as it is
+    if known is not None:
+        padding = known.geometry.flat_padding
+    elif not circular:  # a wrapped border stays as it is
         padding = geometry_of(padding, dilation).transposed(kernel_size).flat_padding
-    return apply(
-        conv, grad, packed, weights, None, None, kernel_size, padding, dilation, groups, symmetry,
-        circular, SIGNS[symmetry] * alpha, 1.0, channels_last,
+    tensors = (grad, packed, weights, None, None)
+    options = (
+        kernel_size, padding, dilation, groups, symmetry, circular, SIGNS[symmetry] * alpha, 1.0,
+        channels_last,
     )  # fmt: skip
+    if known is None:
+        return apply(conv, *tensors, *options)
+    return apply_known(tensors, options, known)
 
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
@@ -118,7 +154,9 @@ def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
 
-def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
+def _conv_backward(
+    ctx: Any, grad: Tensor | None, known: tuple[Known, Known] | None = None
+) -> tuple:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
     x, packed = ctx.saved_tensors
@@ -128,10 +166,16 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
     images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
     along_x = along_packed = along_bias = None
     if needs_x:  # in the format of the output: x may be a copy of the caller's image
-        along_x = _adjoint(images, packed, ctx.weights, ctx.options, ctx.channels_last)
+        along_x = _adjoint(
+            images, packed, ctx.weights, ctx.options, ctx.channels_last, known and known[0]
+        )
     if needs_packed:  # in the dtype of packed, which may be wider than that of x
         with_bias = needs_bias and ctx.bias_dtype == packed.dtype
-        both = apply(weight_grad, x, images, *ctx.options, packed.dtype, with_bias)
+        options = (*ctx.options, packed.dtype, with_bias)
+        if known is None:
+            both = apply(weight_grad, x, images, *options)
+        else:
+            both = _apply_known_gradient((x, images), options, known[1])
         along_packed, along_bias = _split(both, packed)
     if needs_bias and along_bias is None:
         along_bias = images.sum((0, 2, 3), dtype=ctx.bias_dtype)
@@ -145,7 +189,8 @@ def _conv_backward(ctx: Any, grad: Tensor | None) -> tuple:
 def _split(both: Tensor, packed: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients, or directions, of packed and of a bias that may follow it."""
     size = packed.shape[0]
-    return (both, None) if both.shape[0] == size else (both[:size], both[size:])
+    rest = both.shape[0] - size
+    return (both.narrow(0, 0, size), both.narrow(0, size, rest)) if rest else (both, None)
 
 
 def _keep_weight_grad(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -279,22 +324,50 @@ class _WeightGrad(torch.autograd.Function):
 _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight_grad: _WeightGrad}
 
 
-# ---- eager mode: the same without the operator
+# ---- eager mode: the same without the operator. (With a setup_context of its own each call of a
+# Function would bind its arguments anew by inspect.signature.)
 
 
 class TiedConv(torch.autograd.Function):
-    forward = staticmethod(compute_conv)
-    setup_context = staticmethod(_keep_conv)
-    backward = staticmethod(_conv_backward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, options, known = inputs
+        arguments: tuple[Any, ...] = (*tensors, *options, known)
+        output = compute_known(*arguments)
+        _keep_conv(ctx, arguments[:-1], output)
+        ctx.known = known
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        known = None
+        if ctx.known is not None and grad is not None and _is_plain(grad) and is_plain_here():
+            known = _known_backward(ctx, grad)
+        return *_conv_backward(ctx, grad, known)[:5], None, None
+
+
+def _known_backward(ctx: Any, grad: Tensor) -> tuple[Known, Known]:
+    """What is known of the two launches of the backward, for gradients of a description."""
+    place = (grad.shape, grad.stride(), grad.data_ptr() % 16)
+    key = (ctx.known, *place, input_precision(grad.dtype), ctx.needs_input_grad[3])
+    found: Any = remembered(key)
+    if found is None:
+        layout, geometry = ctx.known.layout, ctx.known.geometry
+        *_, circular, _ = ctx.options  # a wrapped border stays as it is
+        transposed = geometry if circular else geometry.transposed(layout.kernel_size)
+        found = remember(key, (Known(layout, transposed), Known(layout, geometry)))
+    return found
 
 
 class TiedConvWeightGrad(torch.autograd.Function):
-    forward = staticmethod(compute_weight_grad)
-    setup_context = staticmethod(_keep_weight_grad)
-    backward = staticmethod(_weight_grad_backward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, options, known = inputs
+        arguments: tuple[Any, ...] = (*tensors, *options, known)
+        output = compute_known_gradient(*arguments)
+        _keep_weight_grad(ctx, arguments[:-1], output)
+        return output
 
-
-_EAGER: dict[Callable, type[torch.autograd.Function]] = {
-    conv: TiedConv,
-    weight_grad: TiedConvWeightGrad,
-}
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        return *_weight_grad_backward(ctx, grad)[:2], None, None

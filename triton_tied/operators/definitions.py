@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,14 @@ from torch.library import custom_op
 from .. import reference
 from ..dispatch import why_reference
 from ..geometry import Geometry
+from ..kernels.precision import input_precision
+from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from ..memory_format import Memory, empty_image
 from ..packing import Layout, check_symmetry, expand
 
 if TYPE_CHECKING:
     from ..autotune.candidates import Kernel
+    from ..autotune.choices import Known
 
 
 def compute_conv(
@@ -60,19 +63,47 @@ def compute_conv(
         circular: wrap the border; only with an odd kernel and padding that keeps the size.
         channels_last: the memory format of the result.
     """
-    layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    return compute_known(
+        x, packed, weights, bias, residual, kernel_size, padding, dilation, groups, symmetry,
+        circular, alpha, beta, channels_last, None,
+    )  # fmt: skip
+
+
+conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
+
+
+def compute_known(
+    x: Tensor,
+    packed: Tensor,
+    weights: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    symmetry: str,
+    circular: bool,
+    alpha: float,
+    beta: float,
+    channels_last: bool,
+    known: Known | None,
+) -> Tensor:
+    """:func:`compute_conv` for a call of a description of which something is known."""
+    if known is None:
+        layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    else:
+        layout, geometry = known.layout, known.geometry
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype) is None:
-        from ..autotune import select
-        from ..kernels import launch, plans
-
+    if known is not None or why_reference(x.device, x.dtype) is None:
+        select, launch, plans = _kernels()
         weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
         )
-        plan = select.conv_plan(convolution)
+        plan = select.conv_plan(convolution, known)
         if plan is not None:
             return launch.run(plan, convolution)
     else:
@@ -82,9 +113,6 @@ def compute_conv(
     bias = None if bias is None else bias.to(x.dtype)
     y = reference.convolve(x, weight, bias, geometry, groups, "zeros", alpha, residual, beta)
     return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-conv = custom_op("triton_tied::conv", mutates_args=())(compute_conv)
 
 
 def compute_weight_grad(
@@ -102,15 +130,40 @@ def compute_weight_grad(
 ) -> Tensor:
     """The gradient of ``packed`` in :func:`compute_conv`, for the output gradient ``grad``, in
     ``dtype``; with ``has_bias`` followed by that of the bias."""
-    layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    return compute_known_gradient(
+        x, grad, kernel_size, padding, dilation, groups, symmetry, circular, alpha, dtype, has_bias,
+        None,
+    )  # fmt: skip
+
+
+weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
+
+
+def compute_known_gradient(
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    symmetry: str,
+    circular: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    has_bias: bool,
+    known: Known | None,
+) -> Tensor:
+    """:func:`compute_weight_grad`, as :func:`compute_known`."""
+    if known is None:
+        layout, geometry = _describe(x, kernel_size, padding, dilation, groups, symmetry)
+    else:
+        layout, geometry = known.layout, known.geometry
     if circular:
         x, geometry = _wrap(x, geometry)
-    if why_reference(x.device, x.dtype) is None:
-        from ..autotune import select
-        from ..kernels import launch, plans
-
+    if known is not None or why_reference(x.device, x.dtype) is None:
+        select, launch, plans = _kernels()
         gradient = plans.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
-        plan = select.weight_grad_plan(gradient)
+        plan = select.weight_grad_plan(gradient, known)
         if plan is not None:
             return launch.run(plan, gradient)
     else:
@@ -121,21 +174,28 @@ def compute_weight_grad(
     return torch.cat(parts).to(dtype)
 
 
-weight_grad = custom_op("triton_tied::weight_grad", mutates_args=())(compute_weight_grad)
+@cache
+def _kernels() -> tuple[Any, Any, Any]:
+    """What imports Triton. (An import statement costs more than a call of this.)"""
+    from ..autotune import select
+    from ..kernels import launch, plans
+
+    return select, launch, plans
 
 
 def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     """What the kernels read of a weight for a convolution in ``dtype``: ``packed`` in that dtype,
     or the matrices of its first taps."""
+    precision = input_precision(dtype)
+    if not are_matrices(layout, precision):
+        return packed.to(dtype).contiguous()
     from ..autotune import first_use
     from ..kernels import launch
-    from ..kernels.precision import input_precision
-    from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 
-    precision = input_precision(dtype)
-    if not are_matrices(layout, precision) or first_use.unpacks_matrices(packed, layout, dtype):
-        return launch.read_weights(packed.contiguous(), layout, dtype, precision)
-    return expand_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
+    stored = stored_taps(layout, precision)
+    if first_use.unpacks_matrices(packed, layout, dtype):
+        return launch.unpack_matrices(packed.contiguous(), layout, stored, dtype, precision)
+    return expand_matrices(packed, layout, stored, dtype, precision)
 
 
 def weights_for(
@@ -143,9 +203,6 @@ def weights_for(
 ) -> Tensor:
     """The weights that were made before, or made now if there are none, or for another dtype, or if
     PyTorch's setting for products of float32 has changed since."""
-    from ..kernels.precision import input_precision
-    from ..kernels.stored_taps import stored_taps
-
     if weights is None or weights.dtype != dtype:
         return read_weights(packed, layout, dtype)
     if dtype != torch.float32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cached_weights import derived_from, is_caching
+from ..cached_weights import derived_from, is_caching, is_open
 from ..dispatch import why_reference
 from ..packing import Layout, PreparedWeight
 from .definitions import read_weights
@@ -17,6 +17,9 @@ def prepare(
     """``packed`` itself, to which the gradient goes, and what the kernels read of it."""
     if isinstance(packed, PreparedWeight):
         return packed.packed, packed.weights
+
+    if not is_open():
+        return packed, weights_of(packed, layout, dtype)
 
     def make() -> tuple[Tensor, Tensor | None]:
         # where the gradients of all applications meet
@@ -42,6 +45,7 @@ def _is_plain(packed: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.is_legacy_batchedtensor(packed)
+        or packed.is_neg()
     )
 
 
