@@ -320,7 +320,7 @@ def test_a_result_is_written_and_read_again(tmp_path):
         "workload", "family", "shape", "kernel", "dtype", "memory_format", "symmetry",
         "padding_mode", "groups", "headline", "pass", "applications", "peer", "rounds",
         "median_ms", "ratio_to_dense", "ratio_to_best_tied_peer", "roofline_share", "flops",
-        "least_bytes", "extra_bytes", "launches", "graph_ms",
+        "least_bytes", "extra_bytes", "launches", "graph_ms", "kept_bytes",
     ]  # fmt: skip
 
 

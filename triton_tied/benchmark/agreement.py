@@ -24,9 +24,9 @@ class Truth:
     dense's error, in its worse layout, or four roundings: of averaged weights, whose redundant
     parts are rounded before, and of the output.
 
-    A formula of many convolutions is held in norm alone, to twice the error of the published one or
-    four roundings for each term or step. In the gradient of an equilibrium a number that is zero but
-    for rounding counts or does not: there any error is allowed that a dtype may excuse.
+    A formula of many convolutions is held in norm alone, to twice the error of the published one
+    or four roundings for each term or step. In the gradient of an equilibrium a number that is zero
+    but for rounding counts or does not: there any error is allowed that a dtype may excuse.
     """
 
     def __init__(self, workload: Workload, tied: Tensor, images: Images, memory: Format) -> None:

@@ -254,11 +254,11 @@ def formula_table(rows: list[Measurement]) -> list[list[str]]:
             f"{ours.median_ms / found[name].median_ms:.2f}" if ours and name in found else ""
             for name in OTHERS
         ]
-        times = [f"{found[name].median_ms:.4g}" if name in found else "" for name in FORMULA_PEERS]
-        kept = [found[name].kept_bytes if name in found else None for name in FORMULA_PEERS]
-        text.append(
-            [*key, *times, *ratios, *("" if n is None else f"{n / 2**20:.3g}" for n in kept)]
-        )
+        peers = [found.get(name) for name in FORMULA_PEERS]
+        times = [f"{peer.median_ms:.4g}" if peer else "" for peer in peers]
+        kept = [peer.kept_bytes if peer else None for peer in peers]
+        shown = ["" if n is None else f"{n / 2**20:.3g}" for n in kept]
+        text.append([*key, *times, *ratios, *shown])
     return text
 
 

@@ -20,7 +20,6 @@ from .passes import PASSES, Call, Pass, random_images
 from .peers import PEERS, Peer, Tied
 from .results import LeftOut, Measurement, Result, machine_of, measurements_of
 from .workloads import (
-    FORMULAS,
     TORCH_DTYPES,
     Dtype,
     Format,
@@ -136,11 +135,7 @@ def run(
 
 def _weight(cell: Cell, tflops: dict[str, float]) -> float:
     """Seconds for one call of each peer and pass, at the ceiling and with what else it takes."""
-    workload = cell.workload
-    convolutions = (
-        workload.convolutions(workload.applications) if workload.family in FORMULAS else 1
-    )
-    arithmetic = convolutions * workload.problem.flops / (tflops[workload.dtype] * 1e12)
+    arithmetic = cell.workload.flops / (tflops[cell.workload.dtype] * 1e12)
     return len(cell.passes) * len(cell.peers) * (arithmetic + _CALL_S)
 
 

@@ -105,9 +105,15 @@ class Workload:
     def layout(self) -> Layout:
         return Layout(self.channels, (self.kernel,) * len(self.image), self.groups, self.symmetry)
 
+    @property
+    def flops(self) -> int:
+        """Of a forward."""
+        formula = self.family in FORMULAS
+        return self.problem.flops * (self.convolutions(self.applications) if formula else 1)
+
     def convolutions(self, applications: int) -> int:
-        """Of a forward. A step of the splitting applies one tied and two free weights, and one is
-        applied more, for the gradient."""
+        """Of a formula. Each step of the splitting, and one more for the gradient, is a tied
+        convolution and two with free weights."""
         return 3 * (applications + 1) if self.family == "mondeq-splitting" else applications
 
     @property
@@ -203,30 +209,23 @@ def sweeps(batch: int, dtype: Dtype, small: bool = False) -> list[Workload]:
 
 
 def formulas(on_gpu: bool, is_quick: bool = False) -> list[Workload]:
-    """What is built on a tied convolution, at the shapes of its users; on a CPU where a forward
-    takes less than a second, so of the splitting one image. In float32, and on a GPU the
-    exponential in bfloat16."""
+    """What is built on a tied convolution, at the shapes of its users: the exponential on a GPU in
+    bfloat16. A CPU gets what it does in about a second, so of the splitting one image."""
     dtype: Dtype = "bf16" if on_gpu else "fp32"
-    found = [
-        *(replace(w, family="soc-exponential") for w in _soc() if w.kernel == 3),
-        *(
-            replace(w, family="mondeq-splitting", batch=n, applications=20, evaluations=1)
-            for w in _mondeq()
-            for n in (128, 1)
-        ),
+    exponentials = [
+        replace(w, family="soc-exponential", headline=False)
+        for w in _soc()
+        if w.kernel == 3 and w.dtype == dtype
     ]
-    found = [w for w in found if w.dtype == (dtype if w.family == "soc-exponential" else "fp32")]
-    found = [replace(workload, headline=False) for workload in found]
-    if not on_gpu:
-        found = [w for w in found if _flops(w) < _MAX_FLOPS_ON_CPU]
-    if not is_quick:
-        return found
-    small = min((w for w in found if w.family == "soc-exponential"), key=_flops)
-    return [small, min((w for w in found if w.family == "mondeq-splitting"), key=_flops)]
-
-
-def _flops(workload: Workload) -> int:
-    return workload.problem.flops * workload.convolutions(workload.applications)
+    splittings = [
+        replace(w, family="mondeq-splitting", batch=n, applications=20, evaluations=1)
+        for w in _mondeq()
+        for n in (128, 1)
+    ]
+    if is_quick:
+        return [replace(exponentials[0], batch=128 if on_gpu else 8), splittings[-1]]
+    found = [*exponentials, *splittings]
+    return found if on_gpu else [w for w in found if w.flops < _MAX_FLOPS_ON_CPU]
 
 
 def _soc() -> list[Workload]:

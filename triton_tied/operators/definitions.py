@@ -139,12 +139,12 @@ def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
 def weights_for(
     dtype: torch.dtype, packed: Tensor, layout: Layout, weights: Tensor | None
 ) -> Tensor:
-    """The weights that were made before, or made now if there are none, or if PyTorch's setting for
-    products of float32 has changed since."""
+    """The weights that were made before, or made now if there are none, or for another dtype, or if
+    PyTorch's setting for products of float32 has changed since."""
     from ..kernels.precision import input_precision
     from ..kernels.stored_taps import stored_taps
 
-    if weights is None:
+    if weights is None or weights.dtype != dtype:
         return read_weights(packed, layout, dtype)
     if dtype != torch.float32:
         return weights
