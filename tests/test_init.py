@@ -12,7 +12,7 @@ SYMMETRIES = ["self_adjoint", "skew_adjoint"]
 LAYERS = {
     "2-D": lambda **options: tt.TiedConv2d(48, (3, 5), **options),
     "grouped": lambda **options: tt.TiedConv2d(96, 3, groups=2, **options),
-    "even": lambda **options: tt.TiedConv3d(32, 2, **options),
+    "even": lambda **options: tt.TiedConv3d(72, 2, **options),
     "1-D": lambda **options: tt.TiedConv1d(96, 4, **options),
 }
 DRAWS = {
