@@ -134,8 +134,8 @@ def expansion(request, monkeypatch):
 
 @pytest.fixture
 def one_config():
-    """Where the kernels run, the same config serves a centre that is gathered and one that is
-    unpacked: only then are results the same to the bit."""
+    """Where the kernels run, they take the same configs for all images: only then are results the
+    same to the bit."""
     with contextlib.ExitStack() as stack:
         if INTERPRETED:
             from triton_tied.autotune import select

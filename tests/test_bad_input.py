@@ -235,6 +235,19 @@ OURS = [  # what F.conv2d accepts, or does not have
     ({"alpha": torch.ones(2, 3)}, TypeError, r"real tensor.*size \[2, 3\] and dtype torch.float32"),
     ({"alpha": torch.tensor(1j)}, TypeError, r"real tensor.*size \[\] and dtype torch.complex64"),
     ({"alpha": torch.tensor(True)}, TypeError, r"real tensor.*size \[\] and dtype torch.bool"),
+    ({"beta": "1"}, TypeError, "beta must be a real number, got '1'"),
+    ({"beta": True}, TypeError, "beta must be a real number, got True"),
+    ({"beta": None}, TypeError, "beta must be a real number, got None"),
+    ({"beta": 1j}, TypeError, "beta must be a real number, got 1j"),
+    ({"beta": np.True_}, TypeError, "beta must be a real number, got .*True"),
+    ({"beta": np.ones(())}, TypeError, "beta must be a real number, got array"),
+    ({"beta": torch.tensor(0.5)}, TypeError,
+     r"beta must be a real number, got a tensor of size \[\] and dtype torch.float32"),
+    ({"beta": torch.ones(2, 3)}, TypeError, r"real number, got a tensor of size \[2, 3\]"),
+    ({"beta": [1.0], "residual": RESIDUAL}, TypeError, r"beta must be a real number, got \[1.0\]"),
+    ({"beta": "1", "residual": RESIDUAL}, TypeError, "beta must be a real number, got '1'"),
+    ({"beta": torch.tensor(1.0), "residual": RESIDUAL, "alpha": torch.tensor(1.0)}, TypeError,
+     "beta must be a real number, got a tensor"),
     ({"residual": 1.0}, TypeError, "'residual' must be Tensor, not float"),
     ({"residual": X}, RuntimeError,
      r"residual of the output's size \[2, 8, 8, 8\].*\[2, 8, 10, 10\]"),
@@ -301,6 +314,7 @@ MISTAKES_OF_EACH_KIND = [
     {"padding": "full"},
     {"symmetry": "even"},
     {"alpha": torch.ones(1)},
+    {"beta": torch.ones(())},
 ]
 
 
@@ -326,6 +340,7 @@ def test_neither_the_weight_is_made_nor_the_convolution_run(mistake, monkeypatch
         ("kernel_size", 3, [3.0, (3.0, 3), [3, 3.0]]),
         ("groups", 1, [1.0, True]),
         ("alpha", 1, [True, "1", 1 + 0j]),
+        ("beta", 1, [True, "1", 1 + 0j, torch.ones(())]),
         ("x", X, [SPARSE, NESTED]),  # of the same size, dtype and device
         ("packed", PACKED, [PACKED.to_sparse()]),
     ],

@@ -1,7 +1,9 @@
 """The convolutions, forward and backward, against float64 ``F.conv{1,2,3}d`` on the formula's W."""
 
+import fractions
 import math
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -126,6 +128,132 @@ def test_alpha_and_residual():
             x, packed, bias, kernel_size=3, padding=1, alpha=alpha, residual=residual
         )
         torch.testing.assert_close(both, alpha * plain + residual)
+
+
+# ---- beta: a number that scales the residual
+
+BETAS = [0, 0.0, 1, -1.5, 1e3]
+
+
+def affine(dims, alpha, beta, stride=1):
+    """The formula, and tensors for it: x, packed, bias, residual."""
+    sides = range(5, 5 + dims)
+    x = torch.randn(2, 4, *sides, dtype=torch.float64)
+    packed = torch.randn(tt.packed_size(4, (3,) * dims, 2, "skew_adjoint"), dtype=torch.float64)
+    residual = torch.randn(2, 4, *[(side - 1) // stride + 1 for side in sides]).double()
+    layout = (4, (3,) * dims, 2, "skew_adjoint")
+
+    def formula(x, packed, bias, residual, alpha=alpha, beta=beta):
+        weight = oracle.expand(packed, *layout)
+        y = oracle.CONVOLUTIONS[dims](x, weight, bias, stride=stride, padding=1, groups=2)
+        return alpha * y + beta * residual
+
+    options = {"kernel_size": 3, "padding": 1, "groups": 2, "symmetry": "skew_adjoint"}
+    options |= {"stride": stride, "alpha": alpha, "beta": beta}
+    return formula, (x, packed, torch.randn(4, dtype=torch.float64), residual), options
+
+
+@pytest.mark.parametrize("dims, stride", [(1, 1), (2, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("alpha", [1.0, -0.5, torch.tensor(0.7)], ids=repr)
+@pytest.mark.parametrize("module", [tt, reference], ids=lambda module: module.__name__)
+def test_beta_scales_the_residual_and_its_gradient(module, dims, stride, beta, alpha):
+    formula, tensors, options = affine(dims, alpha, beta, stride)
+    function = getattr(module, f"tied_conv{dims}d")
+
+    def tied(x, packed, bias, residual):
+        return function(x, packed, bias, residual=residual, **options)
+
+    def prepared(x, packed, bias, residual):
+        weight = tt.prepare(packed, 4, (3,) * dims, 2, "skew_adjoint")
+        return function(x, weight, bias, residual=residual, **options)
+
+    (truth, *gradients), grad = run(formula, tensors, torch.Generator())
+    for each in (tied, prepared):
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        output = each(*leaves)
+        torch.testing.assert_close(output, truth)
+        torch.testing.assert_close(list(torch.autograd.grad(output, leaves, grad)), gradients)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, torch.tensor(0.5)], ids=repr)
+@pytest.mark.parametrize("module", [tt, reference], ids=lambda module: module.__name__)
+def test_a_residual_of_beta_zero_may_be_anything(module, alpha):
+    _, (x, packed, bias, residual), options = affine(2, alpha, 0)
+    plain = module.tied_conv2d(x, packed, bias, **options)
+    residual.fill_(torch.nan).requires_grad_()
+    y = module.tied_conv2d(x, packed, bias, residual=residual, **options)
+    assert torch.equal(y, plain)
+    (grad,) = torch.autograd.grad(y.sum(), residual)
+    assert torch.equal(grad, torch.zeros_like(residual))
+    # so does PyTorch's own
+    matrix = torch.full((2, 2), torch.nan, requires_grad=True)
+    total = torch.addmm(matrix, *torch.eye(2).expand(2, 2, 2), beta=0).sum()
+    (grad,) = torch.autograd.grad(total, matrix)
+    assert not grad.any()
+
+
+def test_beta_without_a_residual_does_nothing():
+    _, (x, packed, bias, _), options = affine(2, 0.5, -3.0)
+    plain = tt.tied_conv2d(x, packed, bias, **{**options, "beta": 1.0})
+    assert torch.equal(tt.tied_conv2d(x, packed, bias, **options), plain)
+
+
+@pytest.mark.parametrize("beta", [np.float32(0.5), np.int64(2), fractions.Fraction(1, 2)])
+def test_beta_is_any_real_number(beta):
+    formula, tensors, options = affine(2, 1.0, float(beta))
+    y = tt.tied_conv2d(*tensors[:3], residual=tensors[3], **{**options, "beta": beta})
+    torch.testing.assert_close(y, formula(*tensors))
+
+
+@pytest.mark.parametrize("beta", [0, -1.5])
+@pytest.mark.parametrize("is_tensor", [False, True], ids=["number", "tensor"])
+def test_derivatives_with_beta_of_first_and_second_order(beta, is_tensor):
+    _, tensors, options = affine(2, 0.7, beta)
+    alpha = torch.tensor(0.7, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (*tensors, *([alpha] if is_tensor else []))]
+
+    def tied(x, packed, bias, residual, alpha=0.7):
+        return tt.tied_conv2d(
+            x, packed, bias, residual=residual, **{**options, "alpha": alpha}
+        ).pow(2)
+
+    assert torch.autograd.gradcheck(tied, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(tied, inputs)
+
+
+def test_transforms_with_beta():
+    formula, tensors, options = affine(2, -0.5, 2.5)
+
+    def tied(x, packed, bias, residual):
+        return tt.tied_conv2d(x, packed, bias, residual=residual, **options)
+
+    along = tuple(map(torch.randn_like, tensors))
+    batch = [torch.stack([t, 2 * t, t.flip(0)]) for t in tensors]
+    for transformed in (
+        lambda f: torch.func.jvp(f, tensors, along),
+        lambda f: torch.vmap(f)(*batch),
+        lambda f: torch.vmap(f, (None, None, None, 0))(*tensors[:3], batch[3]),
+        lambda f: torch.func.hessian(lambda r: f(*tensors[:3], r).pow(3).sum())(tensors[3]),
+        lambda f: torch.vmap(torch.func.grad(lambda *t: f(*t).pow(3).sum(), (0, 1, 2, 3)))(*batch),
+    ):
+        torch.testing.assert_close(transformed(tied), transformed(formula))
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.5])
+def test_compiled_with_beta_equals_eager(beta):
+    torch._dynamo.reset()
+    formula, tensors, options = affine(2, 0.5, beta)
+
+    def tied(x, packed, bias, residual):
+        return tt.tied_conv2d(x, packed, bias, residual=residual, **options)
+
+    compiled = torch.compile(tied, backend="aot_eager", fullgraph=True)
+    (truth, *gradients), grad = run(formula, tensors, torch.Generator())
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = compiled(*leaves)
+    torch.testing.assert_close(output, truth)
+    torch.testing.assert_close(list(torch.autograd.grad(output, leaves, grad)), gradients)
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)

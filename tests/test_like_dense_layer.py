@@ -145,7 +145,7 @@ def test_a_batch_of_one_through_a_channels_last_layer_has_the_right_gradient():
     torch.testing.assert_close(actual, expected)
 
 
-# ---- alpha and residual
+# ---- alpha, beta and residual
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -161,6 +161,8 @@ def test_layer_takes_alpha_and_residual(dims, channels_last):
     torch.testing.assert_close(layer(x, residual=r), plain + r)
     both = layer(x, alpha=2, residual=r)
     torch.testing.assert_close(both, 2 * plain + r)
+    torch.testing.assert_close(layer(x, residual=r, beta=-0.7), plain - 0.7 * r)
+    assert torch.equal(layer(x, residual=r * torch.nan, beta=0), plain)
     assert dims == 3 or both.stride() == plain.stride()
     with pytest.raises(TypeError):
         layer(x, -0.3)  # by name only
@@ -304,7 +306,7 @@ def test_every_argument_of_the_functions_may_be_a_proxy():
 
     def step(x, packed, bias, alpha):
         return tt.tied_conv1d(
-            x, packed, bias, kernel_size=3, padding=1, alpha=alpha, residual=x.relu()
+            x, packed, bias, kernel_size=3, padding=1, alpha=alpha, residual=x.relu(), beta=-2.0
         )
 
     arguments = (torch.randn(1, 4, 6), torch.randn(size), torch.randn(4), torch.tensor(0.3))

@@ -27,6 +27,7 @@ reveal_type(layer.in_channels)  # int"
 reveal_type(tt.unpack(tt.pack(layer.weight), 8, 3))  # Tensor"
 alpha: float | torch.Tensor = torch.tensor(0.5)
 reveal_type(tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, alpha=alpha))  # Tensor"
+reveal_type(tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, residual=x, beta=-1))  # Tensor"
 reveal_type(tt.prepare(layer.packed_weight, 8, 3))  # PreparedWeight"
 reveal_type(tt.tied_exp(x, layer.packed_weight, kernel_size=3, terms=None))  # Tensor"
 reveal_type(tt.exp_terms(torch.tensor(1.0), 1e-3))  # int"
@@ -51,6 +52,7 @@ tt.TiedConv2d(8, 3, padding_mode="zero")  # error
 tt.TiedConv2d(8, 3, padding="Same")  # error
 tt.TiedConv2d(8, 8, 3)  # error
 tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, symmetry="even")  # error
+tt.tied_conv2d(x, layer.packed_weight, kernel_size=3, beta=alpha)  # error
 tt.pack(x, symmetry="skew")  # error
 tt.unpack(x, 8, 3, symmetry="skew")  # error
 tt.init.xavier_normal_(torch.nn.Conv2d(8, 8, 3))  # error

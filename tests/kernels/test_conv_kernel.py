@@ -120,6 +120,71 @@ def test_error_is_within_the_bound(loader, device, dtype, symmetry, options):
     oracle.assert_within_bound(y, *expected)
 
 
+# Of a kernel and 40 channels, three blocks of 16, the most splits: the steps of the shorter loop.
+SPLITS = [
+    ((3, 3), "packed", 12),  # 4 stored taps, and their 4 opposites
+    ((3, 3), "half", 12),  # 5 stored, 4 opposites
+    ((3, 3), "all", 27),
+    ((2, 3), "packed", 9),
+    ((2, 3), "all", 18),
+    ((1, 1), "packed", 1),  # the centre is summed by the first split alone
+    ((1, 1), "half", 3),
+]
+
+
+@pytest.mark.parametrize("kernel, stored, most", SPLITS)
+@pytest.mark.parametrize("splits", [5, 64])
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_splits_share_steps_that_they_do_not_divide(
+    device, allocations, kernel, stored, most, splits, symmetry
+):
+    padding = tuple(((k - 1) // 2, k // 2) for k in kernel)
+    problem = make_problem((1, 40, 3, 4), kernel, padding, symmetry=symmetry)
+    x, packed, bias, residual = (
+        integers(shape, torch.float16, device, seed)
+        for seed, shape in enumerate((problem.shape, (problem.layout.size,), (40,), problem.shape))
+    )
+    config = make_config("pointer", (1, 4, 4), 64, 16, splits=splits)
+    y = launch_conv(
+        x, packed, problem, config,
+        bias=bias, residual=residual, alpha=-0.5, beta=3.0, stored=stored, last=False,
+    )  # fmt: skip
+    truth = convolve(*(t.double() for t in (x, packed)), problem, bias.double())
+    assert torch.equal(y, (-0.5 * truth + 3 * residual.double()).half())
+    parts = [memory for memory in allocations if memory.dim() == 3]
+    shapes = [(min(splits, most), 12, 40)] if most > 1 else []
+    assert [tuple(part.shape) for part in parts] == shapes
+
+
+def test_splits_are_added_in_float32(device):
+    # the first block of 16 channels sums to 4097, which float16 would round, the other to -4096
+    problem = make_problem((1, 32, 1, 1), (1, 1))
+    x, packed = torch.zeros(problem.shape), torch.zeros(problem.layout.size)
+    x[0, [0, 1, 16], 0, 0] = torch.tensor([4096.0, 1.0, -4096.0])
+    packed[[0, 1, 136]] = 1  # the weight's first column: rows 0, 1 and 16 of the triangle
+    x, packed = (tensor.to(device, torch.float16) for tensor in (x, packed))
+    config = make_config("pointer", (1, 4, 4), splits=2)
+    y = launch_conv(x, packed, problem, config, stored="half")
+    assert y[0, 0].item() == 1
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_bias_and_packed_may_be_wider_than_the_image(device, splits, symmetry):
+    # as under autocast: the weight is read in the dtype of the image, the bias as it is
+    problem = make_problem((1, 17, 3, 4), (3, 3), SAME, symmetry=symmetry)
+    x = integers(problem.shape, torch.float16, device)
+    whole = integers((problem.layout.size,), torch.float32, device)
+    whole[whole == 0] = 1
+    packed, bias = whole * (1 + 2.0**-13), integers((17,), torch.float32, device) * 2.0**-7 + 64
+    assert torch.equal(packed.half().float(), whole) and not torch.equal(bias.half().float(), bias)
+    config = make_config("pointer", (1, 4, 4), 32, 16, splits=splits)
+    y = launch_conv(x, packed, problem, config, bias=bias, stored="half")
+    truth = convolve(x.double(), whole.double(), problem, bias.double())
+    assert y.dtype == torch.float16 and torch.equal(y, truth.half())
+    assert not torch.equal(y, convolve(x, whole.half(), problem, bias.half()))
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("roles", ROLES)
 def test_one_hot_input_reads_out_single_taps(loader, device, symmetry, roles):

@@ -71,6 +71,52 @@ def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
     assert torch.equal(actual, (case["alpha"] * truth).to(written_as))
 
 
+@pytest.mark.parametrize("block, splits, memory", [(16, 3, "gapped"), (64, 1, "channels_last")])
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_gradients_that_half_cannot_hold_are_exact_in_float32(
+    device, block, splits, memory, symmetry
+):
+    # groups of 17 channels and images of 3 x 5, which no block and no box divides
+    problem = make_problem((3, 51, 3, 5), (2, 1), ((1, 0), (0, 0)), groups=3, symmetry=symmetry)
+    x, grad = (integers(problem.shape, torch.float16, device, seed) for seed in (0, 1))
+    grad += 1000
+    truth = 3 * torch.cat([packed_truth(x, grad, problem), grad.double().sum((0, 2, 3))])
+    assert truth[-51:].min() > torch.finfo(torch.float16).max
+    x, grad = (place(tensor, memory) for tensor in (x, grad))
+    config = make_config("pointer", (1, 2, 8), block, splits)
+    both = launch_weight_grad(x, grad, problem, config, 3.0, torch.float32, has_bias=True)
+    assert torch.equal(both.double(), truth)
+
+
+@pytest.mark.parametrize(
+    "groups, channels, blocks, splits",
+    [(2, 16, (16, 16), 2), (1, 24, (16, 32), 1), (1, 24, (32, 16), 3), (3, 32, (32, 16), 1)],
+)
+def test_gradient_of_the_bias_by_all_loaders(loader, device, groups, channels, blocks, splits):
+    problem = make_problem((2, groups * channels, 3, 8), (1, 2), groups=groups)
+    if loader == "planar_descriptor":  # whose rows are of a multiple of 16 bytes
+        problem = make_problem(problem.shape, (1, 2), ((0, 0), (0, 1)), groups=groups)
+    x = place(integers(problem.shape, torch.float16, device), MEMORY[loader])
+    grad = place(integers(problem.out_shape, torch.float16, device, 1), MEMORY[loader])
+    config = WeightGradConfig((1, 2, 8), *blocks, splits, loader=loader)
+    both = launch_weight_grad(x, grad, problem, config, -2.0, has_bias=True)
+    packed, bias = both.split([problem.layout.size, groups * channels])
+    assert torch.equal(packed.double(), -2 * packed_truth(x, grad, problem))
+    assert torch.equal(bias.double(), -2 * grad.double().sum((0, 2, 3)))
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_weight_without_numbers_has_a_bias_gradient_alone(device, splits):
+    # the centre of one antisymmetric channel is zero
+    problem = make_problem((2, 3, 2, 4), (1, 1), groups=3, symmetry="skew_adjoint")
+    assert problem.layout.size == 0
+    x, grad = (integers(problem.shape, torch.float16, device, seed) for seed in (0, 1))
+    config = make_config("pointer", (1, 2, 4), splits=splits)
+    assert launch_weight_grad(x, grad, problem, config).shape == (0,)
+    bias = launch_weight_grad(x, grad, problem, config, has_bias=True)
+    assert torch.equal(bias.double(), grad.double().sum((0, 2, 3)))
+
+
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("block, splits", [(64, 1), (32, 3)])

@@ -19,13 +19,14 @@ from problems import (
 )
 
 from triton_tied.dispatch import INTERPRETED
-from triton_tied.kernels import plans
+from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.plans import Convolution, WeightGradient
 
 FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
 CONV = ConvConfig((4, 4, 4), 16, 16)
 WEIGHT_GRAD = WeightGradConfig((4, 4, 4), 16, 16)
-ROLES = ["x", "residual", "y", "grad", "x of weight_grad", "dense"]
+ROLES = ["x", "residual", "y", "grad", "x of weight_grad", "dense", "splits"]
 DENSE = (3, 16, 30_000, 2_500)  # channels-last images of FAR elements each
 
 
@@ -33,6 +34,8 @@ def main(role):
     device = "cpu" if INTERPRETED else "cuda"
     if role == "dense":
         return run_dense(device)
+    if role == "splits":
+        return run_splits(device)
     memory = torch.empty(2 * FAR + 27, dtype=torch.float16, device=device)
     if INTERPRETED:  # which afterwards copies all memory, here onto itself
         from triton.runtime.interpreter import GridExecutor
@@ -65,6 +68,31 @@ def run(role, far):
     else:
         residual = far.copy_(residual)
     return launch_conv(x, packed, problem, CONV, residual=residual), truth
+
+
+def run_splits(device):
+    """Splits that are written, and read by the sum, FAR apart: of three the last beyond 2^31."""
+    if INTERPRETED:
+        from triton.runtime.interpreter import GridExecutor
+
+        GridExecutor._restore_args_dev = lambda *_: None
+    problem = make_problem((2, 3, 3, 3), (3, 3), SAME)
+    layout, geometry = problem.layout, problem.geometry
+    x, grad = (integers(problem.shape, torch.float16, device, seed) for seed in range(2))
+    packed = integers((layout.size,), x.dtype, device)
+    conv = Convolution(x, packed, packed, None, grad, layout, geometry, 1.0, 1.0, True)
+    gradient = WeightGradient(x, grad, layout, geometry, 1.0, torch.float32, False)
+    y = convolve(x.double(), packed.double(), problem) + grad.double()
+    _, along_packed = differentiate(x.double(), packed.double(), grad.double(), problem)
+    configs = ConvConfig((2, 4, 4), 16, 16, splits=3), WeightGradConfig((1, 2, 4), 16, 16, 3)
+    for call, config, truth in zip((conv, gradient), configs, (y, along_packed), strict=True):
+        plan = plans.make_plan(call, config)
+        plan.sum.arguments["stride_split"] = FAR
+        name = "stride_split" if call is conv else "stride_partial"
+        plan.main.arguments[name] = FAR
+        strides = (FAR, *plan.partial.stride()[1:])
+        far = plan.partial.new_empty(0).as_strided(plan.partial.shape, strides)
+        assert torch.equal(launch.run(plan._replace(partial=far), call).double(), truth)
 
 
 def run_dense(device):
