@@ -95,15 +95,14 @@ def tied_conv(
     check_padding_mode(padding_mode)
     alpha, beta = _check_alpha(alpha), _check_beta(beta)
     channels_last = is_channels_last(dims, input)
-    input = input.to(dtype)
     residual = None if residual is None else residual.to(dtype)
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
-            return convolve(*arguments, alpha, residual, beta, channels_last, key)
-        output = convolve(*arguments, 1.0, None, 1.0, channels_last)  # the kernels take a number
+            return convolve(*arguments, alpha, residual, beta, channels_last, dtype, key)
+        output = convolve(*arguments, 1.0, None, 1.0, channels_last, dtype)  # they take numbers
         return reference.add_scaled(output, alpha, residual, beta)
-    bias = None if bias is None else bias.to(dtype)
+    input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
         input, geometry = reference.pad(input, geometry, padding_mode)
     weight = reference.dense_weight(packed, layout, dtype, channels_last)

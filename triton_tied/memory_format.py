@@ -79,11 +79,12 @@ def empty_image(
     like: Tensor,
     channels_last: bool,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Memory for a result of ``shape``, of the dtype and, by default, on the device of ``like``."""
+    """Memory for a result of ``shape``; by default on the device and in the dtype of ``like``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     device = like.device if device is None else device
-    return torch.empty(shape, dtype=like.dtype, device=device, memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=device, memory_format=memory_format)
 
 
 def extent(tensor: Tensor) -> int:

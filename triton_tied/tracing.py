@@ -78,10 +78,17 @@ def is_plain_here() -> bool:
     """Whether nobody but the kernels sees a call of plain tensors: no compiler, transform, forward
     mode, tracer or profiler, and no mode that listens to the dispatcher."""
     return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or is_transformed_here()
+    )
+
+
+def is_transformed_here() -> bool:
+    """Whether a compiler, a transform, forward mode or a tracer makes something else of a call."""
+    return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
     )

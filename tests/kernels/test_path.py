@@ -13,6 +13,7 @@ from functorch.compile import aot_function, nop
 from problems import INTERPRETED, KERNEL_DTYPES, SYMMETRIES, integers
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import triton_tied as tt
 from triton_tied.autotune import image_copy, select
@@ -270,6 +271,53 @@ def test_autocast_rounds_no_bias_to_half(device, launches):
     assert launches == {"conv": 1}
 
 
+WAYS = {
+    "first": contextlib.nullcontext,
+    "seen before": contextlib.nullcontext,
+    "profiled": lambda: profile(activities=[ProfilerActivity.CPU]),
+    "counted": lambda: FlopCounterMode(display=False),
+}
+
+
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_autocast_rounds_no_gradient_of_an_image_to_half(memory, device, launches):
+    """It is the kernel's own sum in float32, on all ways: the same to the bit."""
+    x = randn(2, 8, 5, 6, device=device).contiguous(memory_format=memory).requires_grad_()
+    packed = randn(tt.packed_size(8, 3), device=device).requires_grad_()
+    grad = randn(2, 8, 5, 6, device=device, dtype=torch.float16)
+    found = []
+    for way in WAYS.values():
+        with way(), torch.autocast(device, torch.float16):
+            y = tt.tied_conv2d(x, packed, kernel_size=3, padding=1)
+            found.append(torch.autograd.grad(y, (x, packed), grad))
+    assert launches["conv"] == 2 * len(WAYS)
+    leaf = x.detach().half().double().requires_grad_()
+    weight = oracle.expand(packed.detach().half().double(), 8, (3, 3), 1, "self_adjoint")
+    z = F.conv2d(leaf, weight, padding=1)
+    (truth,) = torch.autograd.grad(z, leaf, grad.double())
+    along_x, _ = found[0]
+    assert along_x.dtype == torch.float32 and oracle.relative_error(along_x, truth) < 1e-6
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+def test_autocast_has_second_derivatives_of_a_wider_image(device):
+    directions = [randn(1, 4, 5, 6, device=device), randn(tt.packed_size(4, 3), device=device)]
+    tensors = [torch.randn_like(direction) / 4 for direction in directions]
+
+    def layer(x, packed):
+        return tt.tied_conv2d(x, packed, kernel_size=3, padding=1)
+
+    def rounded(x, packed):
+        return tt.reference.tied_conv2d(x, packed, kernel_size=3, padding=1)
+
+    with torch.autocast(device, torch.float16):
+        actual = second(lambda *leaves: layer(*leaves).float(), tensors, directions)
+    expected = second(rounded, [t.double() for t in tensors], [d.double() for d in directions])
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == torch.float32 and oracle.relative_error(a, e) < 2e-2  # of half, twice
+
+
 def test_autocast_leaves_float64_alone(device):
     layer = tt.TiedConv2d(4, 3, device=device, dtype=torch.float64)
     with torch.autocast(device, torch.float16):
@@ -402,7 +450,7 @@ def test_output_gradients_of_any_strides(name, device):
 
 # What PyTorch itself runs on a GPU beside our kernels: all but memory and views of it.
 VIEWS = {"view", "narrow", "slice", "as_strided", "detach"}
-NO_KERNEL = {"to", "_to_copy", "empty", "empty_strided"} | VIEWS
+NO_KERNEL = {"to", "_to_copy", "empty", "empty_like", "empty_strided"} | VIEWS
 
 STEPS = {
     # name: channels, autocast, dtype of the image and whether it needs a gradient, casts
@@ -410,7 +458,7 @@ STEPS = {
     "float16, many channels": (128, False, torch.float16, True, 0),
     "autocast, a layer inside": (64, True, torch.float16, True, 1),  # the weight
     "autocast, the first layer": (64, True, torch.float32, False, 2),  # and the image
-    "autocast, an image with a gradient": (64, True, torch.float32, True, 3),  # cast back
+    "autocast, an image with a gradient": (64, True, torch.float32, True, 2),  # not cast back
     "autocast, many channels": (128, True, torch.float16, True, 0),  # the matrices are in half
     "float32": (64, False, torch.float32, True, 0),
 }

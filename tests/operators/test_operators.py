@@ -62,6 +62,7 @@ def conv(x, packed, bias, residual, padding="zeros"):
         *options(padding),
         BETA,
         x.is_contiguous() is False,
+        None,
     )
 
 
@@ -129,7 +130,7 @@ def test_gradient_goes_past_the_matrices_to_the_packed_vector():
     packed.requires_grad_()
     layout = Layout(4, (3, 3), GROUPS, SYMMETRY)
     weights = expand_matrices(packed.detach(), layout, 5, x.dtype, "ieee")
-    y = definitions.conv(x, packed, weights, None, None, *options("circular"), 1.0, False)
+    y = definitions.conv(x, packed, weights, None, None, *options("circular"), 1.0, False, None)
     (actual,) = torch.autograd.grad(y.square().sum(), packed)
     z = formula(x, packed, None, None, "circular")
     torch.testing.assert_close(actual, torch.autograd.grad(z.square().sum(), packed)[0])
@@ -162,7 +163,7 @@ def test_operators_pass_opcheck(padding, channels_last):
     x, packed, bias, residual, grad = tensors(padding, channels_last)
     for tensor in (x, packed, bias, residual, grad):
         tensor.requires_grad_()
-    arguments = (x, packed, None, bias, residual, *options(padding), BETA, channels_last)
+    arguments = (x, packed, None, bias, residual, *options(padding), BETA, channels_last, None)
     torch.library.opcheck(definitions.conv, arguments)
     for has_bias in (False, True):
         arguments = (x, grad, *options(padding), torch.float64, has_bias)
@@ -336,7 +337,7 @@ def test_batch_may_be_dynamic_under_compilation():
     x, packed, bias, _, _ = tensors()
 
     def f(x):
-        return definitions.conv(x, packed, None, bias, None, *options(), 1.0, False)
+        return definitions.conv(x, packed, None, bias, None, *options(), 1.0, False, None)
 
     compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (2, 3, 5):
@@ -349,7 +350,7 @@ def test_operations_are_counted_by_formula():
     leaves = [leaf.requires_grad_() for leaf in (x, packed)]
     with FlopCounterMode(display=False) as counter:
         flops.tell_counters()  # as the functions do before they call an operator
-        output = definitions.conv(*leaves, None, bias, residual, *options(), BETA, False)
+        output = definitions.conv(*leaves, None, bias, residual, *options(), BETA, False, None)
         torch.autograd.grad(output.sum(), leaves)
     forward = 2 * output.numel() * (4 // GROUPS) * math.prod(KERNEL)
     gradient_of_x = 2 * x.numel() * (4 // GROUPS) * math.prod(KERNEL)

@@ -104,7 +104,7 @@ def _code_of(problem: Problem, call: Convolution | WeightGradient, config: Confi
     if problem.memory == "strided":
         parts.append(f"strides {call.x.stride()}")
     if isinstance(call, Convolution):
-        parts.append(f"stored{call.stored}")
+        parts.append(f"stored{call.stored}" + (f" {call.dtype}" if call.dtype else ""))
         if call.residual is not None and problem.output_memory == "strided":
             parts.append(f"residual_strides {call.residual.stride()}")
     else:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..kernels import launch
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig
@@ -91,9 +90,9 @@ def conv_plan(convolution: Convolution, known: Known | None = None) -> Plan | No
     """
     choice = None if known is None else known.choice
     if choice is None or not choice.serves(convolution.x.device):
-        x, packed, weights, bias, residual, layout, geometry, *_, last, precision = convolution
-        places = _places((x, packed, weights, bias, residual), precision)
-        choice = _choice(convolution, "conv", (layout, geometry, last, *places), known)
+        *tensors, layout, geometry, _, _, last, precision, dtype = convolution
+        key = (layout, geometry, last, dtype, *_places(tensors, precision))
+        choice = _choice(convolution, "conv", key, known)
     return choice.plan
 
 
@@ -101,8 +100,8 @@ def weight_grad_plan(gradient: WeightGradient, known: Known | None = None) -> Pl
     """How a packed weight gradient is launched; as :func:`conv_plan`."""
     choice = None if known is None else known.choice
     if choice is None or not choice.serves(gradient.x.device):
-        x, grad, layout, geometry, _, dtype, has_bias, precision = gradient
-        key = (layout, geometry, dtype, has_bias, *_places((x, grad), precision))
+        *tensors, layout, geometry, _, dtype, has_bias, precision = gradient
+        key = (layout, geometry, dtype, has_bias, *_places(tensors, precision))
         choice = _choice(gradient, "weight_grad", key, known)
     return choice.plan
 
@@ -118,10 +117,10 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
     return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
 
 
-def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None) -> tuple:
+def _places(tensors: Sequence[Any], precision: InputPrecision | None) -> tuple:
     """What of the tensors, of which the first is an image, the plan and the compiled code depend
     on: equal places, equal plans."""
-    image: Any = tensors[0]
+    image = tensors[0]
     places = [
         t if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in tensors
     ]

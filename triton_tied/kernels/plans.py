@@ -32,8 +32,8 @@ class Convolution(NamedTuple):
 
     ``weights`` is what is read of the weight: what :func:`.launch.unpack_matrices` makes of
     ``packed``, or ``packed`` itself in the dtype of ``x``. ``channels_last`` is the memory format
-    of the output. ``precision`` is that of products of float32; None: as PyTorch's setting says
-    when the kernel is launched.
+    of the output, ``dtype`` its dtype; None: that of ``x``. ``precision`` is that of products of
+    float32; None: as PyTorch's setting says when the kernel is launched.
     """
 
     x: Tensor
@@ -47,6 +47,7 @@ class Convolution(NamedTuple):
     beta: float
     channels_last: bool
     precision: InputPrecision | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -157,7 +158,7 @@ def why_unreadable(
 def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     x, layout, residual = call.x, call.layout, call.residual
     _check_readable(layout, config, [x], call.weights)
-    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    y = empty_image(call.output_shape, x, call.channels_last, "meta", call.dtype)
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w

@@ -52,13 +52,17 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
 
 
 def apply_known(
-    tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], known: Known | None
+    tensors: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+    known: Known | None,
+    image: Tensor | None = None,
 ) -> Tensor:
-    """The convolution in a plain call, of which something may be known."""
+    """The convolution in a plain call, of which something may be known. ``image``: of another
+    dtype, of which the first tensor is a copy: its gradient is written in that dtype at once."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
-                return TiedConv.apply(*tensors, options, known)
+                return TiedConv.apply(*tensors, image, options, known)
     arguments: tuple[Any, ...] = (*tensors, *options, known)
     return compute_known(*arguments)
 
@@ -111,6 +115,7 @@ def _adjoint(
     weights: Tensor | None,
     options: Sequence[Any],
     channels_last: bool,
+    dtype: torch.dtype | None,
     known: Known | None = None,
 ) -> Tensor:
     """The transposed convolution of ``grad``."""
@@ -122,7 +127,7 @@ def _adjoint(
     tensors = (grad, packed, weights, None, None)
     options = (
         kernel_size, padding, dilation, groups, symmetry, circular, SIGNS[symmetry] * alpha, 1.0,
-        channels_last,
+        channels_last, dtype,
     )  # fmt: skip
     if known is None:
         return apply(conv, *tensors, *options)
@@ -146,10 +151,11 @@ def _keep(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def _keep_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, packed, weights, bias, _residual, *options, beta, channels_last = inputs
+    x, packed, weights, bias, _residual, *options, beta, channels_last, _dtype = inputs
     _keep(ctx, x, packed)
     # Not saved with them: a checkpoint may compute anew without it, and wants to save as many.
     ctx.weights = weights
+    ctx.image_dtype = None
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.options, ctx.beta, ctx.channels_last, ctx.shape = options, beta, channels_last, output.shape
 
@@ -162,13 +168,14 @@ def _conv_backward(
     x, packed = ctx.saved_tensors
     needs_x, needs_packed, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     alpha = ctx.options[-1]
-    no_gradients = (None,) * (len(ctx.options) + 2)  # of the options, beta, the memory format
-    images = _as_in_memory(x, grad) if needs_x or needs_packed else grad
+    no_gradients = (None,) * (len(ctx.options) + 3)  # of the options, beta, memory format, dtype
+    images = _as_in_memory(x, grad.to(x.dtype)) if needs_x or needs_packed else grad
     along_x = along_packed = along_bias = None
     if needs_x:  # in the format of the output: x may be a copy of the caller's image
         along_x = _adjoint(
-            images, packed, ctx.weights, ctx.options, ctx.channels_last, known and known[0]
-        )
+            images, packed, ctx.weights, ctx.options, ctx.channels_last, ctx.image_dtype,
+            known and known[0],
+        )  # fmt: skip
     if needs_packed:  # in the dtype of packed, which may be wider than that of x
         with_bias = needs_bias and ctx.bias_dtype == packed.dtype
         options = (*ctx.options, packed.dtype, with_bias)
@@ -209,10 +216,11 @@ def _weight_grad_backward(ctx: Any, direction: Tensor | None) -> tuple:
     if ctx.bias_channels:
         packed, bias = direction.split([direction.shape[0] - ctx.bias_channels, ctx.bias_channels])
     if needs_x:
-        along_x = _adjoint(grad, packed, None, ctx.options, is_channels_last(2, x))
+        along_x = _adjoint(grad, packed, None, ctx.options, is_channels_last(2, x), None)
     if needs_grad:
         channels_last = is_channels_last(2, grad)
-        along_grad = apply(conv, x, packed, None, bias, None, *ctx.options, 1.0, channels_last)
+        options = (*ctx.options, 1.0, channels_last, None)
+        along_grad = apply(conv, x, packed, None, bias, None, *options)
     return along_x, along_grad, *(None,) * (len(ctx.options) + 2)
 
 
@@ -260,7 +268,7 @@ weight_grad.register_vmap(_vmap_weight_grad)
 
 def _conv_jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
     along_x, along_packed, _, along_bias, along_residual, *_ = tangents
-    arguments = (None, None, *ctx.options, 1.0, ctx.channels_last)  # no bias, no residual
+    arguments = (None, None, *ctx.options, 1.0, ctx.channels_last, None)  # no bias, no residual
     terms = []
     with _outer_tangents(ctx) as (x, packed):
         if along_x is not None:
@@ -331,11 +339,16 @@ _FUNCTIONS: dict[Callable, type[torch.autograd.Function]] = {conv: _Conv, weight
 class TiedConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, options, known = inputs
+        *tensors, image, options, known = inputs
         arguments: tuple[Any, ...] = (*tensors, *options, known)
-        output = compute_known(*arguments)
+        if known is None and _somebody_listens():
+            output = conv(*arguments[:-1])
+        else:
+            output = compute_known(*arguments)
         _keep_conv(ctx, arguments[:-1], output)
         ctx.known = known
+        if image is not None:
+            ctx.image_dtype = image.dtype
         return output
 
     @staticmethod
@@ -343,13 +356,17 @@ class TiedConv(torch.autograd.Function):
         known = None
         if ctx.known is not None and grad is not None and _is_plain(grad) and is_plain_here():
             known = _known_backward(ctx, grad)
-        return *_conv_backward(ctx, grad, known)[:5], None, None
+        along_x, *others = _conv_backward(ctx, grad, known)[:5]
+        if ctx.image_dtype is None:
+            return along_x, *others, None, None, None
+        return None, *others, along_x, None, None
 
 
 def _known_backward(ctx: Any, grad: Tensor) -> tuple[Known, Known]:
     """What is known of the two launches of the backward, for gradients of a description."""
     place = (grad.shape, grad.stride(), grad.data_ptr() % 16)
-    key = (ctx.known, *place, input_precision(grad.dtype), ctx.needs_input_grad[3])
+    precision = input_precision(grad.dtype)
+    key = (ctx.known, *place, precision, ctx.image_dtype, ctx.needs_input_grad[3])
     found: Any = remembered(key)
     if found is None:
         layout, geometry = ctx.known.layout, ctx.known.geometry

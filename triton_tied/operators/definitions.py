@@ -47,9 +47,9 @@ def compute_conv(
     alpha: float,
     beta: float,
     channels_last: bool,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    """``alpha * (conv2d(x, unpack(packed)) + bias) + beta * residual``, stride 1, in the dtype of
-    ``x``.
+    """``alpha * (conv2d(x, unpack(packed)) + bias) + beta * residual``, stride 1.
 
     Args:
         x: ``(N, C, H, W)`` of any strides.
@@ -62,10 +62,11 @@ def compute_conv(
             then for height.
         circular: wrap the border; only with an odd kernel and padding that keeps the size.
         channels_last: the memory format of the result.
+        dtype: of the result; None: that of ``x``, in which products are made.
     """
     return compute_known(
         x, packed, weights, bias, residual, kernel_size, padding, dilation, groups, symmetry,
-        circular, alpha, beta, channels_last, None,
+        circular, alpha, beta, channels_last, dtype, None,
     )  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def compute_known(
     alpha: float,
     beta: float,
     channels_last: bool,
+    dtype: torch.dtype | None,
     known: Known | None,
 ) -> Tensor:
     """:func:`compute_conv` for a call of a description of which something is known."""
@@ -101,8 +103,9 @@ def compute_known(
         weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
         convolution = plans.Convolution(
-            x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last
-        )
+            x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last,
+            dtype=dtype,
+        )  # fmt: skip
         plan = select.conv_plan(convolution, known)
         if plan is not None:
             return launch.run(plan, convolution)
@@ -112,7 +115,8 @@ def compute_known(
     weight = expand(packed, layout).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     y = reference.convolve(x, weight, bias, geometry, groups, "zeros", alpha, residual, beta)
-    return y.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return y.to(dtype or x.dtype, memory_format=memory, copy=True)
 
 
 def compute_weight_grad(
@@ -282,9 +286,10 @@ def _conv_shape(
     alpha: float,
     beta: float,
     channels_last: bool,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     sizes = geometry_of(padding, dilation).output_size(x.shape[2:], kernel_size)
-    return empty_image((x.shape[0], x.shape[1], *sizes), x, channels_last)
+    return empty_image((x.shape[0], x.shape[1], *sizes), x, channels_last, dtype=dtype)
 
 
 @weight_grad.register_fake

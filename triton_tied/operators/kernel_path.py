@@ -17,6 +17,7 @@ from ..kernels.precision import input_precision
 from ..kernels.stored_taps import are_matrices
 from ..memory_format import Memory
 from ..packing import Layout, PreparedWeight
+from ..tracing import is_transformed_here
 from .autograd_and_vmap import apply, apply_known
 from .definitions import conv
 from .flops import tell_counters
@@ -34,24 +35,26 @@ def convolve(
     residual: Tensor | None,
     beta: float,
     channels_last: bool,
+    dtype: torch.dtype,
     key: tuple | None = None,
 ) -> Tensor:
-    """``alpha * (conv(input, packed) + bias) + beta * residual`` for checked arguments in one
-    dtype, but for ``packed`` and ``bias``, which may be of a wider one; one or two spatial
-    dimensions, stride 1. What is found out of a plain call is remembered under its key."""
+    """``alpha * (conv(input, packed) + bias) + beta * residual`` in ``dtype``, which is that of
+    ``residual``, for checked arguments; one or two spatial dimensions, stride 1. What is found out
+    of a plain call is remembered under its key."""
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._len_torch_dispatch_stack():
         tell_counters()
-    call = _call_of(input, layout, geometry, padding_mode, channels_last)
+    call = _call_of(input, layout, geometry, padding_mode, channels_last, dtype)
     if call.circular:
         _check_wraps_once(input, geometry)
     images = _images_of(input, call)
     from ..autotune import image_copy  # its tables of files are slow to import
 
     output_memory: Memory = "channels_last" if channels_last else "contiguous"
-    copies = image_copy.copying_pays(images, call.layout, call.geometry, output_memory)
+    like = images if images.dtype == dtype else torch.empty_like(images, dtype=dtype)
+    copies = image_copy.copying_pays(like, call.layout, call.geometry, output_memory)
     call = call._replace(copies=copies)
-    if key is not None and why_reference(input.device, input.dtype) is None:
+    if key is not None and why_reference(input.device, dtype) is None:
         reads_packed = _reads_itself(packed, call.layout, call.dtype)
         known = Known(call.layout, call.geometry)
         call = remember(key, call._replace(reads_packed=reads_packed, known=known))
@@ -68,8 +71,6 @@ def repeat(
     beta: float,
 ) -> Tensor:
     """What :func:`convolve` does, for a plain call whose like it has seen."""
-    if input.dtype != call.dtype:
-        input = input.to(call.dtype)
     if residual is not None and residual.dtype != call.dtype:
         residual = residual.to(call.dtype)
     return _run(call, _images_of(input, call), packed, bias, residual, alpha, beta)
@@ -84,20 +85,21 @@ def _run(
     alpha: float,
     beta: float,
 ) -> Tensor:
-    if call.copies:
-        images = images.contiguous(memory_format=torch.channels_last)
+    x, image = _as_read(images, call), None
+    if x.dtype != images.dtype and images.requires_grad and not is_transformed_here():
+        image = images
     if residual is not None:
         residual = _with_rows(residual, call)
     if call.reads_packed and not is_open():
         parts: Any = (packed, packed.detach())  # type: ignore[union-attr]
     else:
         parts = prepare(packed, call.layout, call.dtype)
-    tensors = (images, *parts, bias, residual)
-    options = (*call.options, alpha, beta, call.channels_last)
-    if call.known is None:
+    tensors = (x, *parts, bias, residual)
+    options = (*call.options, alpha, beta, call.channels_last, None)
+    if call.known is None and image is None:
         output = apply(conv, *tensors, *options)
     else:
-        output = apply_known(tensors, options, call.known)
+        output = apply_known(tensors, options, call.known, image)
     output = output.squeeze(2) if call.is_row else output
     return output if call.batched else output.squeeze(0)
 
@@ -122,7 +124,12 @@ class Call(NamedTuple):
 
 
 def _call_of(
-    input: Tensor, layout: Layout, geometry: Geometry, padding_mode: str, channels_last: bool
+    input: Tensor,
+    layout: Layout,
+    geometry: Geometry,
+    padding_mode: str,
+    channels_last: bool,
+    dtype: torch.dtype,
 ) -> Call:
     circular = padding_mode == "circular" and _keeps_size(layout, geometry)
     pads = "" if circular or padding_mode == "zeros" else padding_mode
@@ -141,7 +148,7 @@ def _call_of(
         layout.kernel_size, padding, geometry.dilation, layout.groups, layout.symmetry, circular
     )  # fmt: skip
     return Call(
-        pads, flat_padding, circular, is_row, batched, channels_last, input.dtype, layout, geometry,
+        pads, flat_padding, circular, is_row, batched, channels_last, dtype, layout, geometry,
         options,
     )  # fmt: skip
 
@@ -173,9 +180,18 @@ def _check_wraps_once(input: Tensor, geometry: Geometry) -> None:
 
 def _images_of(input: Tensor, call: Call) -> Tensor:
     if call.pads:
-        padded = F.pad(input, call.padding, mode=call.pads)
-        input = padded.to(input.dtype)  # autocast pads in float32
+        padded = F.pad(input.to(call.dtype), call.padding, mode=call.pads)
+        input = padded.to(call.dtype)  # autocast pads in float32
     return _with_rows(input, call)
+
+
+def _as_read(images: Tensor, call: Call) -> Tensor:
+    """In the dtype and the memory that the kernels read: one copy at most."""
+    if not call.copies:
+        return images if images.dtype == call.dtype else images.to(call.dtype)
+    if images.dtype == call.dtype:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images.to(call.dtype, memory_format=torch.channels_last)
 
 
 def _with_rows(tensor: Tensor, call: Call) -> Tensor:
