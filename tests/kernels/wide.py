@@ -87,12 +87,19 @@ def run_splits(device):
     configs = ConvConfig((2, 4, 4), 16, 16, splits=3), WeightGradConfig((1, 2, 4), 16, 16, 3)
     for call, config, truth in zip((conv, gradient), configs, (y, along_packed), strict=True):
         plan = plans.make_plan(call, config)
-        plan.sum.arguments["stride_split"] = FAR
-        name = "stride_split" if call is conv else "stride_partial"
-        plan.main.arguments[name] = FAR
-        strides = (FAR, *plan.partial.stride()[1:])
-        far = plan.partial.new_empty(0).as_strided(plan.partial.shape, strides)
+        give(plan.sum, "stride_split", FAR)
+        give(plan.main, "stride_split" if call is conv else "stride_partial", FAR)
+        far = plan.partial._replace(strides=(FAR, *plan.partial.strides[1:]))
         assert torch.equal(launch.run(plan._replace(partial=far), call).double(), truth)
+
+
+def give(made, name, number):
+    """Another number to a launch."""
+    names = made.kernel.arg_names
+    last = names.index("alpha")
+    numbers = dict(zip(names[last - len(made.numbers) : last], made.numbers, strict=True))
+    assert name in numbers
+    made.numbers = tuple({**numbers, name: number}.values())
 
 
 def run_dense(device):
@@ -105,17 +112,16 @@ def run_dense(device):
         from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
         GridExecutor._restore_args_dev = lambda *_: None
-        kernel = plans.conv_kernel
+        make_launch = plans._launch
 
-        class Last:
-            def __getitem__(self, grid):
-                def place(builder, *_):
-                    builder.grid_idx = (grid[0] - 1, 0, 0)
+        def make_last(kernel, programs, arguments):
+            def place(builder, *_):
+                builder.grid_idx = (programs - 1, 0, 0)
 
-                InterpreterBuilder.set_grid_idx = place
-                return kernel[(1,)]
+            InterpreterBuilder.set_grid_idx = place
+            return make_launch(kernel, 1, arguments)
 
-        plans.conv_kernel = Last()
+        plans._launch = make_last
     y = launch_conv(x, packed, problem, ConvConfig((1, 4, 4), 16, 16))
     small = make_problem((1, 16, 5, 5), (3, 3), SAME)
     truth = convolve(corner.double(), packed.double(), small)
