@@ -108,10 +108,18 @@ def test_the_best_predictions_of_all_problems_are_compiled_first(monkeypatch):
 @pytest.mark.parametrize("output_memory", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
 @pytest.mark.parametrize("channels", [64, 128])
-def test_a_call_is_that_of_its_problem(memory, output_memory, kernel, channels):
-    layout = Layout(channels, (3, 3))
-    written = "channels_last" if kernel == "weight_grad" else output_memory
-    problem = replace(PROBLEM, memory=memory, kernel=kernel, layout=layout, output_memory=written)
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_a_call_is_that_of_its_problem(memory, output_memory, kernel, channels, dtype):
+    layout, is_conv = Layout(channels, (3, 3)), kernel == "conv"
+    problem = replace(
+        PROBLEM,
+        memory=memory,
+        kernel=kernel,
+        layout=layout,
+        output_memory=output_memory if is_conv else "channels_last",
+        parameters=dtype if is_conv else None,
+        written=dtype,
+    )
     call = make_call(problem, lambda size, dtype: torch.randn(size).to(dtype))
     assert problem_of_call(call) == problem
     if kernel == "conv" and channels >= 128:  # half of the taps and the centre
@@ -119,7 +127,7 @@ def test_a_call_is_that_of_its_problem(memory, output_memory, kernel, channels):
             call.weights, expand_matrices(call.packed, layout, 5, torch.bfloat16, "ieee")
         )
     elif kernel == "conv":
-        assert call.weights is call.packed
+        assert torch.equal(call.weights, call.packed.to(torch.bfloat16))
 
 
 WARM = """

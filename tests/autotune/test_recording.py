@@ -29,6 +29,23 @@ def test_problems_of_a_model_are_met_forward_and_backward_without_a_gpu():
     assert not problems_of(lambda: tt.TiedConv2d(4, 3, stride=2)(torch.randn(1, 4, 9, 9)))
 
 
+def test_dtypes_of_autocast_are_met():
+    """What a kernel reads and writes in another dtype than that of the images is other code."""
+    layer, x = tt.TiedConv2d(16, 3, padding=1), torch.randn(1, 16, 8, 8, requires_grad=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(layer(x))
+        y.sum().backward()
+
+    found = [(p.kernel, p.dtype, p.parameters, p.written) for p in problems_of(step)]
+    assert found == [
+        ("conv", "bfloat16", "float32", None),  # both layers, and the input gradient of the second
+        ("weight_grad", "bfloat16", None, "float32"),
+        ("conv", "bfloat16", "float32", "float32"),  # the image is float32, and so its gradient
+    ]
+
+
 def test_rehearsal_computes_the_reference(monkeypatch):
     net, x = model(), torch.randn(2, 16, 12, 12)
     outputs = []

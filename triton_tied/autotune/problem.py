@@ -39,6 +39,8 @@ class Problem:
         output_memory: of what a convolution writes, and of its residual.
         aligned: the images, and the weight, start at a multiple of 16 bytes.
         wide: an offset may pass 2^31.
+        parameters, written: a convolution's packed vector and bias, and what is written, are of
+            this dtype, where it is another. The code is, the best config is not.
     """
 
     kernel: Kernel
@@ -50,6 +52,8 @@ class Problem:
     output_memory: Memory = "channels_last"
     aligned: bool = True
     wide: bool = False
+    parameters: str | None = None
+    written: str | None = None
 
     @property
     def itemsize(self) -> int:
@@ -120,7 +124,7 @@ class Problem:
 
     @property
     def code(self) -> str:
-        """All but the sizes of the images, which compile nothing anew."""
+        """All but the sizes of the images, which compile nothing anew, and other dtypes."""
         layout, geometry = self.layout, self.geometry
         times = "x"
         parts = (
@@ -139,9 +143,11 @@ class Problem:
 
 def problem_of(
     kernel: Kernel, layout: Layout, geometry: Geometry, read: list[Tensor], output_memory: Memory,
-    weights: Tensor | None = None,
+    weights: Tensor | None = None, parameters: torch.dtype | None = None,
+    written: torch.dtype | None = None,
 ) -> Problem:  # fmt: skip
-    """The problem of reading these images, and a convolution's weight."""
+    """The problem of reading these images, and a convolution's weight, which comes of parameters of
+    a dtype (None: that of the images, as for what is written)."""
     x = read[0]
     tensors = read if weights is None else [*read, weights]
     return Problem(
@@ -154,7 +160,12 @@ def problem_of(
         output_memory,
         not any(tensor.data_ptr() % 16 for tensor in tensors),
         max(extent(tensor) for tensor in tensors) >= 2**31,
+        *(_name_of_other(dtype, x.dtype) for dtype in (parameters, written)),
     )
+
+
+def _name_of_other(dtype: torch.dtype | None, usual: torch.dtype) -> str | None:
+    return None if dtype in (None, usual) else str(dtype).removeprefix("torch.")
 
 
 def key_of(*images: Tensor) -> tuple:
@@ -168,7 +179,10 @@ def problems_of_layer(problem: Problem) -> list[Problem]:
     """A convolution's forward, its input gradient and its packed weight gradient, each once."""
     transposed = problem.geometry.transposed(problem.layout.kernel_size)
     backward = replace(problem, image=problem.output, geometry=transposed)
-    weight = replace(problem, kernel="weight_grad", output_memory="channels_last")
+    weight = replace(
+        problem, kernel="weight_grad", output_memory="channels_last",
+        parameters=None, written=problem.parameters,
+    )  # fmt: skip
     return list(dict.fromkeys([problem, backward, weight]))
 
 

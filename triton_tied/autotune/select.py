@@ -110,11 +110,16 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
     """The problem of a launch."""
     if isinstance(call, WeightGradient):
         images = [call.x, call.grad]
-        return problem_of("weight_grad", call.layout, call.geometry, images, "channels_last")
+        return problem_of(
+            "weight_grad", call.layout, call.geometry, images, "channels_last", written=call.dtype
+        )
     output: Memory = "channels_last" if call.channels_last else "contiguous"
     if call.residual is not None and memory_of(call.residual) != output:
         output = "strided"
-    return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
+    parameters = (call.packed if call.bias is None else call.bias).dtype
+    return problem_of(
+        "conv", call.layout, call.geometry, [call.x], output, call.weights, parameters, call.dtype
+    )
 
 
 def _places(tensors: Sequence[Any], precision: InputPrecision | None) -> tuple:

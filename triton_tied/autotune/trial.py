@@ -79,19 +79,23 @@ def make_call(
     """A launch of the problem on tensors made of so many numbers."""
     layout, geometry = problem.layout, problem.geometry
     dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
+    written = getattr(torch, problem.written) if problem.written else None
     precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
     x = _image(problem, problem.image, dtype, numbers)
     if problem.is_weight_grad:
         grad = _image(problem, problem.output, dtype, numbers)
-        return WeightGradient(x, grad, layout, geometry, 1.0, dtype, False, precision)
-    packed, weights = numbers(layout.size, dtype), None
+        return WeightGradient(x, grad, layout, geometry, 1.0, written or dtype, False, precision)
+    parameters = getattr(torch, problem.parameters) if problem.parameters else dtype
+    packed = numbers(layout.size, parameters)
     if are_matrices(layout, precision):
         weights = expand_matrices(packed, layout, stored_taps(layout, precision), dtype, precision)
+    else:
+        weights = packed.to(dtype)
     channels_last = problem.output_memory == "channels_last"
     return Convolution(
         x,
         packed,
-        packed if weights is None else weights,
+        weights,
         None,
         None,
         layout,
@@ -100,6 +104,7 @@ def make_call(
         1.0,
         channels_last,
         precision,
+        written,
     )
 
 

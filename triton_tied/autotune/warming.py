@@ -80,5 +80,6 @@ def _job(problem: Problem, target: str | None) -> Job:
 def _code_of(job: Job) -> tuple:
     """What the compiler makes: neither the sizes of images nor the number of splits changes it."""
     splits = min(job.config.splits, 2)
-    needs = job.problem.needs(job.config)
-    return job.problem.code, needs, replace(job.config, splits=splits)
+    problem = job.problem
+    dtypes = problem.parameters, problem.written
+    return problem.code, dtypes, problem.needs(job.config), replace(job.config, splits=splits)

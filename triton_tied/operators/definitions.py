@@ -111,7 +111,8 @@ def compute_known(
             return launch.run(plan, convolution)
     else:
         output: Memory = "channels_last" if channels_last else "contiguous"
-        _record("conv", layout, geometry, [x], output)
+        parameters = (packed if bias is None else bias).dtype
+        _record("conv", layout, geometry, [x], output, parameters, dtype)
     weight = expand(packed, layout).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     y = reference.convolve(x, weight, bias, geometry, groups, "zeros", alpha, residual, beta)
@@ -171,7 +172,7 @@ def compute_known_gradient(
         if plan is not None:
             return launch.run(plan, gradient)
     else:
-        _record("weight_grad", layout, geometry, [x, grad], "channels_last")
+        _record("weight_grad", layout, geometry, [x, grad], "channels_last", None, dtype)
     parts = [reference.weight_grad(x, grad, layout, geometry, alpha)]
     if has_bias:
         parts.append(grad.sum((0, 2, 3)) * alpha)
@@ -218,14 +219,17 @@ def weights_for(
 
 
 def _record(
-    kernel: Kernel, layout: Layout, geometry: Geometry, images: list[Tensor], output: Memory
-) -> None:
+    kernel: Kernel, layout: Layout, geometry: Geometry, images: list[Tensor], output: Memory,
+    parameters: torch.dtype | None, written: torch.dtype | None,
+) -> None:  # fmt: skip
     """Notes a problem that a GPU would meet, where a block asked for it."""
     from ..autotune import recording  # with all that it needs, slow to import
     from ..autotune.problem import problem_of
 
     if recording.is_recording():
-        recording.record(problem_of(kernel, layout, geometry, images, output))
+        recording.record(
+            problem_of(kernel, layout, geometry, images, output, None, parameters, written)
+        )
 
 
 def geometry_of(padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
