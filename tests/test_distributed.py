@@ -28,6 +28,7 @@ def _as_rank(rank, check, store):
         "gloo", store, datetime.timedelta(seconds=120), world_size=PROCESSES, rank=rank
     )
     check()
+    dist.barrier()  # nobody leaves while another still talks to it
     dist.destroy_process_group()
 
 

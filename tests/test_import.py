@@ -51,9 +51,12 @@ print(sorted(name for name in set(sys.modules) - before if "triton_tied" not in 
         assert f"'{name}'" not in new
 
 
-def test_import_takes_little_longer_than_that_of_torch():
-    """Five hundredths at most, of processor time; it was 0.034 to 0.044 when written. Measured in
-    one process, so that a busy machine slows both."""
+def test_import_takes_little_longer_than_that_of_torch(tmp_path):
+    """Three hundredths at most, of processor time, of a copy that is compiled to byte code as torch
+    is; it was 0.017 to 0.021 when written. In one process, so that a busy machine slows both."""
+    copy = tmp_path / "triton_tied"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(copy, quiet=2)
     code = """
 import time
 start = time.process_time()
@@ -62,7 +65,7 @@ middle = time.process_time()
 import triton_tied
 print((time.process_time() - middle) / (middle - start))
 """
-    assert min(float(run(code)) for _ in range(5)) < 0.05
+    assert min(float(run(code, path=tmp_path)) for _ in range(5)) < 0.03
 
 
 def test_names_of_the_tuner_are_there_before_it_is_imported():

@@ -78,9 +78,9 @@ def is_plain_here() -> bool:
     """Whether nobody but the kernels sees a call of plain tensors: no compiler, transform, forward
     mode, tracer or profiler, and no mode that listens to the dispatcher."""
     return not (
-        torch._C._len_torch_dispatch_stack()
+        is_transformed_here()  # first: the compiler cannot trace the others
+        or torch._C._len_torch_dispatch_stack()
         or torch.autograd._profiler_enabled()
-        or is_transformed_here()
     )
 
 
