@@ -18,8 +18,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig, constants
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    WeightGradConfig,
+    constants,
+)
 from ..kernels.conv import conv_kernel
+from ..kernels.depthwise import depthwise_kernel
+from ..kernels.depthwise_grad import depthwise_grad_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
 from ..kernels.precision import InputPrecision
@@ -269,6 +278,25 @@ def _weight_grad_compiled_in(
     }
 
 
+def _depthwise_compiled_in(
+    config: DepthwiseConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    return {
+        "STORED": stored,
+        "DENSE_OUTPUT": not form.scattered_output,
+        **_strides_of_1("x", _known_axes(config, form)),
+        **_strides_of_1("ry", "w" if form.scattered_output else "nchw"),
+        **dict.fromkeys(["triangles"] * (stored > layout.pairs)),
+    }
+
+
+def _depthwise_grad_compiled_in(
+    config: DepthwiseGradConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    return _strides_of_1("xg", _known_axes(config, form))
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -296,6 +324,8 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
     WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
+    DepthwiseConfig: _Kind(depthwise_kernel, _depthwise_compiled_in),
+    DepthwiseGradConfig: _Kind(depthwise_grad_kernel, _depthwise_grad_compiled_in),
 }
 
 
