@@ -18,7 +18,7 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import Config, ConvConfig
+from triton_tied.kernels.configs import Config, DepthwiseConfig, DepthwiseGradConfig
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -67,9 +67,7 @@ class Case:
 
     @property
     def kernel(self) -> str:
-        if self.config is None:
-            return "matrices"
-        return "conv" if isinstance(self.config, ConvConfig) else "weight_grad"
+        return self.config.kernel if self.config else "matrices"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -295,9 +293,7 @@ def draw_matrices(target: str, chance: random.Random) -> Case:
 
 
 def _propose(target: str, list_name: str, config: Config, chance: random.Random) -> Case:
-    block = max(config.BLOCK_N, config.BLOCK_K)
-    channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
-    groups = chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
+    channels, groups = _channels_and_groups(config, chance)
     kernel_size = chance.choice(((3, 3), (3, 3), (3, 3), (5, 5), (2, 2), (1, 1), (3, 1), (1, 3)))
     dilation = chance.choice((1, 1, 2))
     whole = chance.random() < 0.5  # the output is made of whole boxes
@@ -310,7 +306,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, taps))
-    is_conv = isinstance(config, ConvConfig)
+    is_conv = config.kernel == "conv"
     return Case(
         target,
         chance.choice(("float16", "bfloat16")) if list_name == "half" else list_name,
@@ -331,6 +327,16 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         wide=chance.random() < 0.2,
         seed=chance.randrange(2**31),
     )
+
+
+def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, int]:
+    """Channels of a group, and groups."""
+    if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
+        block = config.BLOCK_C
+        return 1, chance.choice((block, block, 2 * block, block + 8, block - 4, 3, 13, 24))
+    block = max(config.BLOCK_N, config.BLOCK_K)
+    channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
+    return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
 
 
 def _whole(side: int, chance: random.Random) -> int:

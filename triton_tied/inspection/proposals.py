@@ -6,9 +6,17 @@ A config reads (box, BLOCK_N, BLOCK_K, num_warps, num_stages).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ..kernels.configs import ConvConfig, Loader, Roles, WeightGradConfig
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    Loader,
+    Roles,
+    WeightGradConfig,
+)
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
@@ -187,32 +195,48 @@ _GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
     ((16, 2, 2), 128, 256, 8, 3),
 )
 
+# Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
+# fewer for larger kernels, of which it holds more weights or sums.
+_DEPTHWISE: tuple[tuple[int, int, int], ...] = (
+    (16, 16, 64),
+    (4, 16, 64),
+    (16, 32, 32),
+    (4, 32, 32),
+    (16, 8, 64),
+    (4, 8, 64),
+    (16, 16, 32),
+    (16, 64, 8),
+    (16, 4, 64),
+    (4, 4, 64),
+    (16, 8, 32),
+    (16, 4, 32),
+)
+_DEPTHWISE_GRAD: tuple[tuple[int, int, int], ...] = (
+    (16, 16, 64),
+    (16, 32, 32),
+    (16, 8, 64),
+    (4, 8, 64),
+    (16, 16, 32),
+    (16, 64, 8),
+    (16, 4, 64),
+    (16, 8, 32),
+    (16, 4, 32),
+)
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
     "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
 }
 
 
-def propose(
-    kernel: str, target: str, list_name: str
-) -> Iterator[ConvConfig] | Iterator[WeightGradConfig]:
-    """For a kernel, a target, and "half", "float32" or "float32_ieee"."""
-    if target == "gfx942":
-        if list_name == "float32":
-            return iter(())  # there is no TF32, and exact products have matrix instructions
-        list_name = "float32" if list_name == "float32_ieee" else list_name
-    tiles = _BY_LIST[kernel][list_name]
-    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
-    # Where descriptors serve the large problems, fewer will do.
-    tiles = tiles[:: 3 if descriptors else 1]
-    if kernel == "conv":
-        return _conv(tiles, target, list_name, descriptors)
-    return _weight_grad(tiles, target, list_name, descriptors)
+def propose(kind: str, target: str, list_name: str) -> Iterator[Config]:
+    """For a kind of config, a target, and "half", "float32" or "float32_ieee"."""
+    if target == "gfx942" and list_name == "float32":
+        return iter(())  # there is no TF32
+    return _KINDS[kind](target, list_name)
 
 
-def _conv(
-    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
-) -> Iterator[ConvConfig]:
+def _conv(target: str, list_name: str) -> Iterator[ConvConfig]:
+    tiles, list_name, descriptors = _tiles_of("conv", target, list_name)
     for box, n, k, warps, stages in tiles:
         yield ConvConfig(box, n, k, warps, _stages(target, stages))
     if not descriptors:
@@ -228,9 +252,8 @@ def _conv(
                 yield ConvConfig(box, n, k, warps, stages, loader, role)
 
 
-def _weight_grad(
-    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
-) -> Iterator[WeightGradConfig]:
+def _weight_grad(target: str, list_name: str) -> Iterator[WeightGradConfig]:
+    tiles, list_name, descriptors = _tiles_of("weight_grad", target, list_name)
     for box, n, k, warps, stages in tiles:
         yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages))
     for box, n, k, warps, stages in _GRAD_DESCRIPTOR if descriptors else ():
@@ -238,6 +261,26 @@ def _weight_grad(
             box = (box[0], max(1, box[1] // 2), max(1, box[2] // (2 if box[1] == 1 else 1)))
         for loader in _descriptors(box):
             yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
+
+
+def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
+    for rows, columns, channels in _DEPTHWISE:
+        yield DepthwiseConfig((1, rows, columns), channels)
+
+
+def _depthwise_grad(target: str, list_name: str) -> Iterator[DepthwiseGradConfig]:
+    for rows, columns, channels in _DEPTHWISE_GRAD:
+        yield DepthwiseGradConfig((1, rows, columns), channels)
+
+
+def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
+    """Those that read by pointers, of which list, and whether others read by descriptors."""
+    if target == "gfx942" and list_name == "float32_ieee":
+        list_name = "float32"  # exact products have matrix instructions
+    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
+    # Where descriptors serve the large problems, fewer will do.
+    tiles = _BY_LIST[kind][list_name][:: 3 if descriptors else 1]
+    return tiles, list_name, descriptors
 
 
 def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
@@ -250,3 +293,11 @@ def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
 def _stages(target: str, stages: int) -> int:
     """AMD's pipelines are shallow."""
     return 2 if target == "gfx942" else stages
+
+
+_KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
+    "conv": _conv,
+    "weight_grad": _weight_grad,
+    "depthwise": _depthwise,
+    "depthwise_grad": _depthwise_grad,
+}
