@@ -87,6 +87,16 @@ def add_grad(
 
 
 @gluon.jit
+def wait(sums, left: gl.constexpr):
+    """Until only so many products are under way."""
+    found = warpgroup_mma_wait(left, sums)
+    if len(sums) == 1:  # it is no tuple
+        return (found,)
+    else:
+        return found
+
+
+@gluon.jit
 def no_sums(TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, BLOCK_C: gl.constexpr):
     """Zeros for each row of taps, [columns of taps x BLOCK_C, BLOCK_C]. So many columns as keep all
     warps busy share a sum; the last may be half as large."""
@@ -237,14 +247,14 @@ def one_pass_kernel(
             found = found + (
                 add_grad(sums[-1], ones.permute((1, 0)), tiles, start, BLOCK_H, BLOCK_C, PIXELS),
             )
-        sums = warpgroup_mma_wait(len(found), found)  # for the box before this one
+        sums = wait(found, len(found))  # for the box before this one
         ahead = step + STAGES - 1
         copy_box(
             x, x_tail, grad, tiles, landed, ahead % STAGES, ahead < steps, split + ahead * splits,
             rows, columns, first_column, group * CHANNELS, down, right,
             DILATION_W, EXTRA, TAPS_W, ROWS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
-    sums = warpgroup_mma_wait(0, sums)
+    sums = wait(sums, 0)
 
     target = partial + split.to(gl.int64) * 2 * size
     end = gl.minimum(first + TAPS_W, KERNEL_W)
