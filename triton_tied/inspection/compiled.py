@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from ..dispatch import INTERPRETED
 from ..kernels.configs import Config, ConvConfig, WeightGradConfig, constants
@@ -180,7 +181,8 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
     kind = _KINDS[type(config)]
     options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
-    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
+    types = kind.types(config, _TYPES[dtype], form) if kind.types else {}
+    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split, types)
 
 
 def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
@@ -201,14 +203,16 @@ def _compile(
     target: str,
     options: dict[str, int],
     split: bool = False,
+    types: dict[str, str] | None = None,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, compiled_in, dtype, split)
-    source = ASTSource(kernel, signature, compiled_in, attributes)
+    signature, attributes = _signature(kernel, compiled_in, dtype, split, types or {})
+    language = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = language(kernel, signature, compiled_in, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
             compiled = triton.compile(source, target=TARGETS[target], options=options)
@@ -286,11 +290,13 @@ def _strides_of_1(images: str, axes: str) -> dict[str, int]:
 
 
 class _Kind(NamedTuple):
-    """The kernel of a kind of config; and what is compiled in, beside the constants of all kinds,
-    for a config, a layout, a precision of products and a form."""
+    """The kernel of a kind of config; what is compiled in, beside the constants of all kinds, for a
+    config, a layout, a precision of products and a form; and for a config, a type of elements and
+    a form the types of arguments that are descriptors of Gluon's."""
 
     kernel: Any
     compiled_in: Callable[[Any, Layout, InputPrecision, Form], dict[str, Any]]
+    types: Callable[[Any, str, Form], dict[str, str]] | None = None
 
 
 _KINDS: dict[type[Config], _Kind] = {
@@ -300,15 +306,18 @@ _KINDS: dict[type[Config], _Kind] = {
 
 
 def _signature(
-    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool
+    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool, types: dict[str, str]
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
-    """Types of the arguments, and which of them Triton would see to be divisible by 16."""
+    """Types of the arguments, of which some are given, and which of them Triton would see to be
+    divisible by 16."""
     signature, attributes = {}, {}
     by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
     sums = {"partial"} | ({"y"} if split else set())  # written in float32
     for i, name in enumerate(kernel.arg_names):
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
+        elif name in types:
+            signature[name] = types[name]
         elif name in _IMAGES | _WEIGHTS and not by_pointer:
             box = _box_of(name, compiled_in)
             signature[name] = f"tensordesc<{_TYPES[dtype]}{box}>"

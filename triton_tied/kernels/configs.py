@@ -64,6 +64,7 @@ class _Kind:
         box: images, rows and columns of a tile of pixels; powers of two.
         splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
             anew.
+        is_gluon: its kernel is written in Gluon, which Triton's interpreter does not run.
     """
 
     kind: ClassVar[str]
@@ -73,6 +74,7 @@ class _Kind:
     num_stages: int
     loader: Loader
     splits: int
+    is_gluon: ClassVar[bool] = False
     _own_needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property

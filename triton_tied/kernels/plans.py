@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..dispatch import INTERPRETED
 from ..geometry import Geometry
 from ..memory_format import empty_image, extent, memory_of
 from ..packing import Layout
@@ -88,8 +89,9 @@ class WeightGradient(NamedTuple):
 class Launch:
     """A kernel, the number of its programs, and what stays the same from call to call: of its
     arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors; how it is compiled, and what came of it when it was launched first. ``arrange`` makes
-    the kernel's tensors of None and those of the call; what is None may be described."""
+    factors, of which it takes so many; how it is compiled, and what came of it when it was launched
+    first. ``arrange`` makes the kernel's tensors of None and those of the call; what is None may be
+    described."""
 
     kernel: Any
     programs: int
@@ -97,15 +99,17 @@ class Launch:
     numbers: tuple[Any, ...]
     constants: tuple[Any, ...]
     options: dict[str, Any]
+    scales: int = 0
     compiled: Any = None
 
 
 class Description(NamedTuple):
-    """An argument that is a descriptor of the tensor of an argument, by their places, and all
-    fields of it but the tensor."""
+    """An argument that is a descriptor of the tensor of an argument, by their places, its type, and
+    all fields of it but the tensor."""
 
     argument: int
     tensor: int
+    type: type
     fields: dict[str, Any]
 
 
@@ -149,6 +153,8 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
     """What the config asks of what is read and does not get, or None."""
+    if INTERPRETED and config.is_gluon:
+        return "Triton's interpreter does not run kernels in Gluon"
     images = _images(call)
     tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
@@ -289,12 +295,13 @@ def _launch(
     """By position, as Triton takes arguments fastest: tensors, numbers, scale factors, constants.
     Of the arguments those that the kernel takes."""
     names = kernel.arg_names
-    scales = names.index("alpha")
+    scales = sum(name in names for name in ("alpha", "beta"))
+    end = names.index("alpha") if scales else len(names)
     first = next(place for place, name in enumerate(names) if name in arguments)
     places = [1 + tensors.index(name) if name in tensors else 0 for name in names[:first]]
-    numbers = tuple(arguments[name] for name in names[first:scales] if name in arguments)
-    constants = tuple(arguments[name] for name in names[scales:] if name in arguments)
-    return Launch(kernel, programs, itemgetter(*places), numbers, constants, options)
+    numbers = tuple(arguments[name] for name in names[first:end] if name in arguments)
+    constants = tuple(arguments[name] for name in names[end:] if name in arguments)
+    return Launch(kernel, programs, itemgetter(*places), numbers, constants, options, scales)
 
 
 def _options(config: Config) -> dict[str, int]:
@@ -314,7 +321,7 @@ def _describe(
         axes = "nhcw" if block["h"] == 1 else "nchw"
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
     found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
-    return Description(argument, tensor, _fields(image, *found))
+    return _description(argument, tensor, TensorDescriptor(image, *found))
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
@@ -324,19 +331,19 @@ def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list
     if not stored:
         return []
     sizes, strides = [layout.groups * stored, c, c], [c * c, c, 1]
-    found = [Description(1, 1, _fields(call.weights, sizes, strides, [1, n, k]))]
+    described = TensorDescriptor(call.weights, sizes, strides, [1, n, k])
+    found = [_description(1, 1, described)]
     if n != k and stored < layout.taps:
-        found.append(Description(2, 1, _fields(call.weights, sizes, strides, [1, k, n])))
+        described = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
+        found.append(_description(2, 1, described))
     return found
 
 
-def _fields(
-    tensor: Tensor, sizes: list[int], strides: list[int], block: list[int]
-) -> dict[str, Any]:
+def _description(argument: int, tensor: int, descriptor: Any) -> Description:
     """Checked by Triton, once for all tensors that lie in memory like this one."""
-    fields = dict(vars(TensorDescriptor(tensor, sizes, strides, block)))
+    fields = dict(vars(descriptor))
     del fields["base"]
-    return fields
+    return Description(argument, tensor, type(descriptor), fields)
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
