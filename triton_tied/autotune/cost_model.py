@@ -12,7 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig, count_boxes
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    OnePassConfig,
+    WeightGradConfig,
+    count_boxes,
+)
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
@@ -211,6 +217,38 @@ def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
     return min(MAX_SPLITS, count_boxes(problem.output, config))
 
 
+def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
+    layout, c, m = problem.layout, config.BLOCK_C, config.BLOCK_M
+    (n, out_h, out_w), w = problem.output, problem.image[2]
+    (_, dilation), (padding, _) = problem.geometry.dilation, problem.geometry.padding[1]
+    _, columns = config.columns_of(out_w, w, layout.kernel_size[1], padding, dilation)
+    boxes = count_boxes((n, out_h, columns), config)
+    rows, taps = config.taps_of(layout.kernel_size)
+    steps = math.ceil(boxes / config.splits)
+    live = n * out_h * columns / (boxes * m)
+    below = (rows - 1) * problem.geometry.dilation[0] / config.box[1]
+    copied = (taps + 1 + below) * m * c
+    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
+    products = rows * sum(
+        max(64, group if c * (taps - first) > group // 2 else group // 2)
+        for first in range(0, taps, group // c)
+    )
+    return _Work(
+        config.blocks_of(layout.kernel_size) * layout.groups * config.splits,
+        steps,
+        2 * products * m * c,
+        (copied + products * m * (1 + c / _WARP_GROUP_ROWS)) * problem.itemsize,
+        steps * live * copied * problem.itemsize,
+        0,
+        2 * 4 * layout.size * config.splits,
+        2,
+    )
+
+
+def _one_pass_splits(problem: Problem, config: OnePassConfig) -> int:
+    return min(MAX_SPLITS, count_boxes(problem.output, config))
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -219,6 +257,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
+    OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 

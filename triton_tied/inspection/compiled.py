@@ -17,12 +17,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.experimental.gluon.language import NVMMASharedLayout
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig, constants
+from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig, constants
 from ..kernels.conv import conv_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
+from ..kernels.one_pass import one_pass_kernel
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
 from ..kernels.weight_grad import weight_grad_kernel
@@ -273,6 +275,31 @@ def _weight_grad_compiled_in(
     }
 
 
+def _one_pass_compiled_in(
+    config: OnePassConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    rows, columns = config.taps_of(layout.kernel_size)
+    absent = {} if _rows_below(config, form) else {"x_tail": None}
+    return {"TAPS_H": rows, "TAPS_W": columns, "HAS_BIAS": True, **absent}
+
+
+def _one_pass_types(config: OnePassConfig, element: str, form: Form) -> dict[str, str]:
+    """See :mod:`..kernels.plans`."""
+    images, rows, columns = config.box
+    layout, below = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4), _rows_below(config, form)
+
+    def described(rows: int) -> str:
+        return f"tensordesc<{element}{[rows, images, columns, config.BLOCK_C]},{layout!r}>"
+
+    found = {"x": described(rows), "grad": described(rows)}
+    return {**found, "x_tail": described(below & -below)} if below else found
+
+
+def _rows_below(config: OnePassConfig, form: Form) -> int:
+    """A box, that its taps see."""
+    return (config.taps_of(form.kernel_size)[0] - 1) * form.dilation[0]
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -302,6 +329,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
     WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
+    OnePassConfig: _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_types),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..kernels.configs import Config, ConvConfig, Loader, Roles, WeightGradConfig
+from ..kernels.configs import Config, ConvConfig, Loader, OnePassConfig, Roles, WeightGradConfig
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
@@ -186,6 +186,26 @@ _GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
     ((4, 4, 4), 128, 256, 8, 3),
     ((16, 2, 2), 128, 256, 8, 3),
 )
+# Box, BLOCK_C, taps, num_warps, num_stages.
+_ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ...] = (
+    ((1, 8, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 32), 16, (3, 3), 4, 6),
+    ((1, 16, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 16), 16, (3, 3), 4, 4),
+    ((1, 8, 32), 16, (5, 5), 4, 4),
+    ((1, 8, 32), 16, (7, 7), 4, 3),
+    ((1, 8, 16), 32, (3, 3), 4, 3),
+    ((1, 8, 16), 32, (3, 3), 8, 6),
+    ((1, 8, 32), 32, (3, 3), 8, 3),
+    ((1, 8, 8), 32, (3, 3), 4, 4),
+    ((2, 4, 8), 32, (3, 3), 4, 4),
+    ((1, 8, 16), 32, (5, 5), 8, 3),
+    ((1, 8, 16), 64, (3, 3), 8, 3),
+    ((1, 16, 8), 64, (3, 3), 8, 3),
+    ((1, 8, 8), 64, (3, 3), 8, 6),
+    ((2, 4, 8), 64, (3, 3), 8, 5),
+    ((1, 8, 16), 64, (3, 1), 4, 2),
+)
 
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
@@ -228,6 +248,12 @@ def _weight_grad(target: str, list_name: str) -> Iterator[WeightGradConfig]:
             yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
 
 
+def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
+    if target == "sm_90" and list_name == "half":
+        for tiles in _ONE_PASS:
+            yield OnePassConfig(*tiles)
+
+
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
     """Those that read by pointers, of which list, and whether others read by descriptors."""
     if target == "gfx942" and list_name == "float32_ieee":
@@ -253,4 +279,5 @@ def _stages(target: str, stages: int) -> int:
 _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
+    "one_pass": _one_pass,
 }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig
 from ..kernels.stored_taps import UNPACKED_FROM
 from .compiled import (
     Compiled,
@@ -61,6 +61,19 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
         if holds.register_operands:
             found.append(f"{holds.register_operands} products read registers")
         found += _loop_faults(holds)
+    return found
+
+
+def _one_pass_faults(
+    config: OnePassConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if holds.register_operands:
+        found.append(f"{holds.register_operands} products read registers")
+    if holds.loop_waits != 1 or holds.layout_changes:
+        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
     return found
 
 
@@ -151,6 +164,17 @@ def _sizes(config: ConvConfig | WeightGradConfig, fewer: bool) -> tuple[Form, ..
     return tuple(Form(count * block - fewer) for count in tiles)
 
 
+def _one_pass_plain_form(config: OnePassConfig) -> Form:
+    return Form(config.BLOCK_C, kernel_size=config.taps)
+
+
+def _one_pass_sizes(config: OnePassConfig, fewer: bool) -> tuple[Form, ...]:
+    """Several blocks of taps, and one."""
+    more = tuple(taps + 2 for taps in config.taps)
+    plain = _one_pass_plain_form(config)
+    return replace(plain, channels=config.BLOCK_C - 8, kernel_size=more), plain
+
+
 def _is_large_conv(config: ConvConfig) -> bool:
     return config.BLOCK_M * config.BLOCK_N >= 64 * 64
 
@@ -181,4 +205,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
+    OnePassConfig: _Kind(
+        _one_pass_plain_form, _one_pass_sizes, _one_pass_faults, lambda config: False
+    ),
 }

@@ -34,6 +34,7 @@ _READS: dict[str, Memory] = {
 }
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _ALL_REGISTERS = 65536  # of the threads of a program there
+_MOST_SHARED = 232448  # bytes of shared memory of a program on sm_90
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 
 
@@ -163,8 +164,90 @@ class WeightGradConfig(_Kind):
         return _why_unloadable(self, reading, self.BLOCK_K, self.BLOCK_N)
 
 
-Config = ConvConfig | WeightGradConfig
-KINDS: dict[str, type[Config]] = {each.kind: each for each in (ConvConfig, WeightGradConfig)}
+@dataclass(frozen=True)
+class OnePassConfig(_Kind):
+    """Tiles of the packed weight gradient of few channels, by blocks of taps: see
+    :mod:`.one_pass`.
+
+    Args:
+        box: images, rows and columns that one step of the sum reads; powers of two, at least 8
+            columns.
+        BLOCK_C: channels of a tile, which hold those of a group: 16, 32 or 64.
+        taps: rows and columns of the block of taps that a program sums, fewer if the kernel has
+            fewer.
+        num_warps: 4 or 8.
+        num_stages: boxes in shared memory.
+        splits: so many programs share the pixels of one block of taps.
+    """
+
+    kind = "one_pass"
+    kernel = "weight_grad"
+    loader = "channels_last_descriptor"
+    is_gluon = True
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    taps: tuple[int, int]
+    num_warps: int = 8
+    num_stages: int = 3
+    splits: int = 1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            "BLOCK_C": self.BLOCK_C,
+            "STAGES": self.num_stages,
+        }
+
+    def taps_of(self, kernel_size: tuple[int, ...]) -> tuple[int, int]:
+        """Of a block, for a kernel of that size."""
+        rows, columns = (min(pair) for pair in zip(self.taps, kernel_size, strict=True))
+        return rows, columns
+
+    def blocks_of(self, kernel_size: tuple[int, ...]) -> int:
+        """Of taps."""
+        sides = zip(kernel_size, self.taps_of(kernel_size), strict=True)
+        return math.prod(math.ceil(side / taps) for side, taps in sides)
+
+    def columns_of(
+        self, out_w: int, w: int, kernel_w: int, padding_w: int, dilation_w: int
+    ) -> tuple[int, int]:
+        """The first column of x that boxes cover, and how many: all that any tap sees, and so many
+        that the middle column of taps sees all of the output."""
+        middle = kernel_w // 2 * dilation_w - padding_w
+        first = min(max(0, -padding_w), middle)
+        end = max(min(w, out_w + (kernel_w - 1) * dilation_w - padding_w), middle + out_w)
+        return first, end - first
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        layout, channels = reading.layout, reading.layout.group_channels
+        if reading.itemsize != 2:
+            return "it multiplies half precision only"
+        if channels > self.BLOCK_C:
+            return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
+        needed = self.shared_bytes(layout.kernel_size, reading.geometry.dilation)
+        if needed > _MOST_SHARED:
+            return f"{needed} bytes of shared memory, of {_MOST_SHARED}"
+        return _why_unloadable(self, reading, self.BLOCK_C)
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        """Of its boxes."""
+        (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
+        most = 16 * self.num_warps // self.BLOCK_C
+        copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
+        read = math.ceil(taps_w / most) * most * rows
+        return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
+
+
+Config = ConvConfig | WeightGradConfig | OnePassConfig
+KINDS: dict[str, type[Config]] = {
+    each.kind: each for each in (ConvConfig, WeightGradConfig, OnePassConfig)
+}
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -178,7 +261,7 @@ def from_json(row: dict[str, Any]) -> Config:
     Raises:
         KeyError, TypeError: it did not make this.
     """
-    fields = {**row, "box": tuple(row["box"])}
+    fields = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
     return KINDS[fields.pop("kind")](**fields)
 
 
@@ -221,9 +304,7 @@ def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:
     }
 
 
-def _why_unloadable(
-    config: ConvConfig | WeightGradConfig, reading: Reading, *blocks: int
-) -> str | None:
+def _why_unloadable(config: Config, reading: Reading, *blocks: int) -> str | None:
     """What the loader of blocks of so many channels asks of an image and does not get, or None."""
     if config.loader == "pointer":
         return None

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
@@ -18,16 +20,26 @@ from ..geometry import Geometry
 from ..memory_format import empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
-from .configs import Config, ConvConfig, Reading, WeightGradConfig, count_boxes
+from .configs import (
+    Config,
+    ConvConfig,
+    OnePassConfig,
+    Reading,
+    WeightGradConfig,
+    count_boxes,
+)
 from .conv import conv_kernel
+from .one_pass import one_pass_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
+from .sum_rows import sum_rows_kernel
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
 
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
 _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
+_SUM_ROWS = {"BLOCK_ROWS": 32, "BLOCK": 128}  # rows and numbers that a program sums at once
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
 GRAD_TENSORS = ("x", "grad", "partial")
@@ -253,10 +265,48 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
 
 
+def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
+    n, _, h, w = x.shape
+    *_, out_h, out_w = grad.shape
+    kernel_h, kernel_w = layout.kernel_size
+    (padding_h, bottom), (padding_w, right) = geometry.padding
+    dilation_h, dilation_w = geometry.dilation
+    first, columns = config.columns_of(out_w, w, kernel_w, padding_w, dilation_w)
+    boxes = count_boxes((n, out_h, columns), config)
+    splits = min(config.splits, boxes)
+    size = layout.size + call.bias_channels
+    output = torch.empty(size, dtype=call.dtype, device="meta")
+    partial = torch.empty(max(splits, 1), 2, size, dtype=torch.float32, device="meta")
+    taps_h, taps_w = config.taps_of(layout.kernel_size)
+    arguments = {
+        "rows": out_h, "columns": columns, "boxes": boxes, "first_column": first,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits, "size": size,
+        **_constants(call, config),
+        "TAPS_H": taps_h, "TAPS_W": taps_w, "HAS_BIAS": call.has_bias,
+    }  # fmt: skip
+    programs = config.blocks_of(layout.kernel_size) * layout.groups * splits if size else 0
+    descriptors = []
+    if programs:
+        # What no tap sees is not read: it might be infinite.
+        seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
+        extra = (taps_h - 1) * dilation_h
+        descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+        if extra:
+            descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
+        descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+    main = _launch(one_pass_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+    arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
+    programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
+    total = _launch(sum_rows_kernel, programs, SUM_TENSORS, arguments, {})
+    return Plan(main, total, descriptors, _written(output), _written(partial), config)
+
+
 # By the kind of config.
 _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
+    OnePassConfig: _plan_one_pass,
 }
 
 
@@ -322,6 +372,26 @@ def _describe(
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
     found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
     return _description(argument, tensor, TensorDescriptor(image, *found))
+
+
+def _describe_rows(
+    config: OnePassConfig,
+    argument: int,
+    tensor: int,
+    rows: int,
+    image: Tensor,
+    sides: tuple[int, int],
+) -> Description:
+    """Of the first rows and columns of an image in channels-last memory without gaps so many rows
+    of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
+    for all images of a box."""
+    n, c, h, w = image.shape
+    images, _, columns = config.box
+    shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
+    layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
+    block = [rows, images, columns, config.BLOCK_C]
+    found = GluonDescriptor(image, shape, strides, block, layout)
+    return _description(argument, tensor, found)
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
