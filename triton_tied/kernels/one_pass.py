@@ -116,45 +116,46 @@ def no_sums(TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, BLOCK_C: gl.constexpr):
 
 @gluon.jit
 def store_taps(
-    acc, target, size, group, row, first, end,
-    CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr,
-    KERNEL_W: gl.constexpr, TAPS: gl.constexpr, BLOCK_C: gl.constexpr,
+    acc, target, opposite_target, row, first, end,
+    CHANNELS: gl.constexpr, SIGN: gl.constexpr, KERNEL_W: gl.constexpr, TAPS: gl.constexpr,
+    BLOCK_C: gl.constexpr,
 ):  # fmt: skip
-    """Sums of one row of taps and some columns, from ``first`` to ``end``, [columns x N, K]. Each
-    number goes where its own tap is stored; where the opposite one is, transposed, into the row
-    of ``size`` numbers that follows. So does the upper triangle of the centre."""
+    """Sums of one row of taps and some columns, from ``first`` to ``end``, [columns x N, K]: each
+    where its tap is stored or, transposed, where its opposite is. Not the centre."""
     PAIRS: gl.constexpr = TAPS // 2
-    MATRICES: gl.constexpr = (TAPS + 1) // 2
     layout: gl.constexpr = acc.type.layout
     m = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None]
     k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
     column, n = first + m // BLOCK_C, m % BLOCK_C
     tap = row * KERNEL_W + column
-    is_centre = (tap >= PAIRS) & (tap < MATRICES)
-    turns = (tap >= MATRICES) | (is_centre & (n < k))
-    high, low = gl.where(turns, k, n), gl.where(turns, n, k)
-    stored = gl.where(tap >= MATRICES, TAPS - 1 - tap, tap)
-    offsets = (group * PAIRS + stored) * (CHANNELS * CHANNELS) + high * CHANNELS
-    centre = GROUPS * PAIRS * CHANNELS * CHANNELS + group * triangle_size(CHANNELS, SIGN)
-    offsets = gl.where(is_centre, centre + triangle_row(high, SIGN), offsets) + low
-    mask = (column < end) & (n < CHANNELS) & (k < CHANNELS)
+    turns = tap >= TAPS - PAIRS
+    matrix = gl.where(turns, TAPS - 1 - tap, tap) * (CHANNELS * CHANNELS)
+    offsets = matrix + n * gl.where(turns, 1, CHANNELS) + k * gl.where(turns, CHANNELS, 1)
+    mask = (column < end) & ((tap < PAIRS) | turns) & (n < CHANNELS) & (k < CHANNELS)
     if SIGN < 0:
-        mask = mask & ~(is_centre & (n == k))
         acc = gl.where(turns, -acc, acc)
-    gl.store(target + offsets + gl.where(turns, size, 0), acc, mask=mask)
+    gl.store(gl.where(turns, opposite_target, target) + offsets, acc, mask=mask)
 
 
 @gluon.jit
-def store_zeros(
-    target, group, CHANNELS: gl.constexpr, GROUPS: gl.constexpr, TAPS: gl.constexpr,
-    BLOCK_C: gl.constexpr,
+def store_centre(
+    acc, target, opposite_target, column: gl.constexpr,
+    CHANNELS: gl.constexpr, SIGN: gl.constexpr, BLOCK_C: gl.constexpr,
 ):  # fmt: skip
-    """On the diagonal of the centre, which has no opposite."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    row = gl.arange(0, BLOCK_C, layout)
-    target += GROUPS * (TAPS // 2) * CHANNELS * CHANNELS + group * triangle_size(CHANNELS, 1)
-    zeros = gl.zeros([BLOCK_C], gl.float32, layout)
-    gl.store(target + triangle_row(row, 1) + row, zeros, mask=row < CHANNELS)
+    """Of the sums [columns x N, K] of a row of taps the centre, which is in one column: its lower
+    triangle, the upper one as its opposite. The diagonal has no opposite."""
+    layout: gl.constexpr = acc.type.layout
+    n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - column * BLOCK_C
+    k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
+    turns = n < k
+    offsets = triangle_row(gl.maximum(n, k), SIGN) + gl.minimum(n, k)
+    mask = (n >= 0) & (n < CHANNELS) & (k < CHANNELS)
+    if SIGN < 0:
+        mask = mask & (n != k)
+        acc = gl.where(turns, -acc, acc)
+    gl.store(gl.where(turns, opposite_target, target) + offsets, acc, mask=mask)
+    if SIGN > 0:
+        gl.store(opposite_target + offsets, gl.zeros_like(acc), mask=mask & (n == k))
 
 
 @gluon.jit
@@ -201,8 +202,7 @@ def one_pass_kernel(
     MOST: gl.constexpr = 16 * gl.num_warps() // BLOCK_C
     # Columns of taps that fill up a sum read on into x: those are never stored.
     WARPS: gl.constexpr = gl.num_warps()
-    BIAS_COLUMN: gl.constexpr = KERNEL_W // 2 % TAPS_W
-    BIAS_FIRST: gl.constexpr = BIAS_COLUMN // MOST * MOST
+    MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
     bias_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 8, 16])
     READ: gl.constexpr = (TAPS_W + MOST - 1) // MOST * MOST * BLOCK_H
     ROWS: gl.constexpr = max((TAPS_W + 1) * BLOCK_H + EXTRA, READ)
@@ -230,10 +230,11 @@ def one_pass_kernel(
         )  # fmt: skip
     sums = no_sums(TAPS_H, TAPS_W, BLOCK_C)
     if HAS_BIAS:
+        flat: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [WARPS, 1], [1, 0])
+        one = gl.full([8, PIXELS], 1.0, x.dtype, flat)
         ones = gl.allocate_shared_memory(
-            x.dtype, [8, PIXELS], gl.NVMMASharedLayout(32, 16, 2),
-            gl.full([8, PIXELS], 1.0, x.dtype, gl.BlockedLayout([1, 2], [1, 32], [WARPS, 1], [1, 0])),
-        )  # fmt: skip
+            x.dtype, [8, PIXELS], gl.NVMMASharedLayout(32, 16, 2), one
+        )
         fence_async_shared()
         sums = sums + (gl.zeros([16 * WARPS, 8], gl.float32, bias_layout),)
     for step in range(steps):
@@ -243,7 +244,7 @@ def one_pass_kernel(
             sums, tiles, stage * ROWS, DILATION_H, TAPS_H, TAPS_W, BLOCK_H, BLOCK_C, PIXELS
         )
         if HAS_BIAS:
-            start = stage * ROWS + BIAS_FIRST * BLOCK_H
+            start = stage * ROWS + MIDDLE // MOST * MOST * BLOCK_H
             found = found + (
                 add_grad(sums[-1], ones.permute((1, 0)), tiles, start, BLOCK_H, BLOCK_C, PIXELS),
             )
@@ -258,16 +259,22 @@ def one_pass_kernel(
 
     target = partial + split.to(gl.int64) * 2 * size
     end = gl.minimum(first + TAPS_W, KERNEL_W)
+    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
     for i in gl.static_range((TAPS_W + MOST - 1) // MOST * TAPS_H):
         row = first_row + i % TAPS_H
         if row < KERNEL_H:
             store_taps(
-                sums[i], target, size, group, row, first + i // TAPS_H * MOST, end,
-                CHANNELS, GROUPS, SIGN, KERNEL_W, TAPS, BLOCK_C,
+                sums[i], taps, taps + size, row, first + i // TAPS_H * MOST, end,
+                CHANNELS, SIGN, KERNEL_W, TAPS, BLOCK_C,
             )  # fmt: skip
-    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:
-        if TAPS % 2 == 1 and SIGN > 0:
-            store_zeros(target + size, group, CHANNELS, GROUPS, TAPS, BLOCK_C)
+    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
+        if TAPS % 2 == 1:
+            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
+            centre += group * triangle_size(CHANNELS, SIGN)
+            store_centre(
+                sums[MIDDLE // MOST * TAPS_H + KERNEL_H // 2 % TAPS_H], centre, centre + size,
+                MIDDLE % MOST, CHANNELS, SIGN, BLOCK_C,
+            )  # fmt: skip
         if HAS_BIAS:
             target += size - GROUPS * CHANNELS + group * CHANNELS
-            store_bias(sums[-1], target, size, BIAS_COLUMN - BIAS_FIRST, CHANNELS, BLOCK_C)
+            store_bias(sums[-1], target, size, MIDDLE % MOST, CHANNELS, BLOCK_C)
