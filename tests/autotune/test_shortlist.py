@@ -20,7 +20,7 @@ from triton_tied.autotune.shortlist import make_shortlist, serves
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, count_boxes
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
 from triton_tied.packing import Layout
@@ -134,7 +134,7 @@ def test_programs_are_those_of_the_launch(name, problem, n, k, splits):
         call = convolution_of(x, layout, geometry)
     else:
         config = WeightGradConfig((1, 8, 8), n, k, splits)
-        assume(layout.size and splits <= count_boxes(problem.output, config))
+        assume(layout.size and splits <= config.count_boxes(problem.output))
         call = gradient_of(x, grad, layout, geometry)
     plan = make_plan(call, config)
     assert cost_model.count_programs(problem, config) == plan.main.programs

@@ -14,7 +14,12 @@ from problems import (
 
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.kernels import launch
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import (
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    WeightGradConfig,
+)
 
 if INTERPRETED:
     from triton.runtime.interpreter import InterpreterBuilder
@@ -23,12 +28,14 @@ pytestmark = pytest.mark.skipif(
     not INTERPRETED, reason="watches the interpreter; on a GPU compute-sanitizer does"
 )
 BOX = (2, 4, 4)  # divides no side of 3 images of 5 x 6
-KERNELS = ["conv", "split conv", "weight_grad", "matrices"]
+KERNELS = ["conv", "split conv", "weight_grad", "matrices", "depthwise", "depthwise_grad"]
 
 
 def run(kernel, symmetry, device):
     """A launch whose blocks divide nothing; all that it is given is finite and lies amid NaN."""
-    problem = make_problem((3, 34, 5, 6), (3, 1), ((1, 1), (0, 0)), groups=2, symmetry=symmetry)
+    groups = 34 if kernel.startswith("depthwise") else 2
+    padding = ((1, 1), (0, 0))
+    problem = make_problem((3, 34, 5, 6), (3, 1), padding, groups=groups, symmetry=symmetry)
     layout = problem.layout
     x, grad = (place(integers(problem.shape, torch.float32, device, s), "gapped") for s in (0, 1))
     packed, bias = (embed(integers((size,), torch.float32, device)) for size in (layout.size, 34))
@@ -37,6 +44,12 @@ def run(kernel, symmetry, device):
     if kernel == "weight_grad":
         config = WeightGradConfig(BOX, 16, 32, splits=2)
         return launch_weight_grad(x, grad, problem, config, has_bias=True)
+    if kernel == "depthwise_grad":
+        config = DepthwiseGradConfig((1, 4, 4), 16, splits=2)
+        return launch_weight_grad(x, grad, problem, config, has_bias=True)
+    if kernel == "depthwise":
+        config = DepthwiseConfig((1, 4, 4), 16)
+        return launch_conv(x, packed, problem, config, bias=bias, residual=grad, last=False)
     config = ConvConfig(BOX, 16, 32, splits=3 if kernel == "split conv" else 1)
     return launch_conv(x, packed, problem, config, bias=bias, residual=grad, last=False)
 

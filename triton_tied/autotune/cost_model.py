@@ -12,13 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..kernels.configs import (
-    Config,
-    ConvConfig,
-    OnePassConfig,
-    WeightGradConfig,
-    count_boxes,
-)
+from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
@@ -80,7 +74,7 @@ class Prediction(NamedTuple):
 
 def live_share(problem: Problem, config: Config) -> float:
     """Pixels of the output over pixels of all boxes."""
-    return math.prod(problem.output) / (count_boxes(problem.output, config) * config.BLOCK_M)
+    return math.prod(problem.output) / (config.count_boxes(problem.output) * config.BLOCK_M)
 
 
 def busy_share(problem: Problem, gpu: GPU, config: Config) -> float:
@@ -171,7 +165,7 @@ def _work(problem: Problem, config: Config) -> _Work:
 def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
-    boxes, live = count_boxes(problem.output, config), live_share(problem, config)
+    boxes, live = config.count_boxes(problem.output), live_share(problem, config)
     stored = stored_taps(layout, "tf32" if problem.dtype == "float32" else "ieee")
     gathers = k_blocks if layout.taps % 2 and stored == layout.pairs else 0
     steps = math.ceil(layout.taps * k_blocks / config.splits)
@@ -197,7 +191,7 @@ def _conv_splits(problem: Problem, config: ConvConfig) -> int:
 def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
-    boxes, live = count_boxes(problem.output, config), live_share(problem, config)
+    boxes, live = config.count_boxes(problem.output), live_share(problem, config)
     is_one_tile = n_blocks == 1 and n == k
     steps = math.ceil(boxes / config.splits)
     read = live * steps * m * (3 * n if is_one_tile else 2 * (n + k))
@@ -214,7 +208,7 @@ def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
 
 
 def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
-    return min(MAX_SPLITS, count_boxes(problem.output, config))
+    return min(MAX_SPLITS, config.count_boxes(problem.output))
 
 
 def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
@@ -222,7 +216,7 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
     (n, out_h, out_w), w = problem.output, problem.image[2]
     (_, dilation), (padding, _) = problem.geometry.dilation, problem.geometry.padding[1]
     _, columns = config.columns_of(out_w, w, layout.kernel_size[1], padding, dilation)
-    boxes = count_boxes((n, out_h, columns), config)
+    boxes = config.count_boxes((n, out_h, columns))
     rows, taps = config.taps_of(layout.kernel_size)
     steps = math.ceil(boxes / config.splits)
     live = n * out_h * columns / (boxes * m)
@@ -246,7 +240,7 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
 
 
 def _one_pass_splits(problem: Problem, config: OnePassConfig) -> int:
-    return min(MAX_SPLITS, count_boxes(problem.output, config))
+    return min(MAX_SPLITS, config.count_boxes(problem.output))
 
 
 class _Kind(NamedTuple):

@@ -93,16 +93,15 @@ class Problem:
         boxes = zip(self.output, config.box, strict=True)
         if self.is_weight_grad and any(size % side for size, side in boxes):
             found.add("ragged_boxes")
-        if not self._reads_16_bytes:
+        if not self._reads_16_bytes(config.neighbours(self.layout)):
             found.add("scattered")
         if self.wide:
             found.add("wide")
         return config.needs & found
 
-    @property
-    def _reads_16_bytes(self) -> bool:
-        """Whether pointers find several channels of a group side by side, wherever they start."""
-        whole = self.layout.group_channels * self.itemsize % 16 == 0
+    def _reads_16_bytes(self, channels: int) -> bool:
+        """Whether pointers find so many channels side by side, wherever they start."""
+        whole = channels * self.itemsize % 16 == 0
         return self.memory == "channels_last" and whole and self.aligned
 
     @property

@@ -20,8 +20,18 @@ from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.experimental.gluon.language import NVMMASharedLayout
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig, constants
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    OnePassConfig,
+    WeightGradConfig,
+    constants,
+)
 from ..kernels.conv import conv_kernel
+from ..kernels.depthwise import depthwise_kernel
+from ..kernels.depthwise_grad import depthwise_grad_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
 from ..kernels.one_pass import one_pass_kernel
@@ -300,6 +310,25 @@ def _rows_below(config: OnePassConfig, form: Form) -> int:
     return (config.taps_of(form.kernel_size)[0] - 1) * form.dilation[0]
 
 
+def _depthwise_compiled_in(
+    config: DepthwiseConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    return {
+        "STORED": stored,
+        "DENSE_OUTPUT": not form.scattered_output,
+        **_strides_of_1("x", _known_axes(config, form)),
+        **_strides_of_1("ry", "w" if form.scattered_output else "nchw"),
+        **dict.fromkeys(["triangles"] * (stored > layout.pairs)),
+    }
+
+
+def _depthwise_grad_compiled_in(
+    config: DepthwiseGradConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    return _strides_of_1("xg", _known_axes(config, form))
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -330,6 +359,8 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
     WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
     OnePassConfig: _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_types),
+    DepthwiseConfig: _Kind(depthwise_kernel, _depthwise_compiled_in),
+    DepthwiseGradConfig: _Kind(depthwise_grad_kernel, _depthwise_grad_compiled_in),
 }
 
 

@@ -35,6 +35,7 @@ _READS: dict[str, Memory] = {
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _ALL_REGISTERS = 65536  # of the threads of a program there
 _MOST_SHARED = 232448  # bytes of shared memory of a program on sm_90
+_MAX_TAPS = 15 * 15  # of which a thread holds half, for one channel
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 
 
@@ -81,6 +82,15 @@ class _Kind:
     @property
     def BLOCK_M(self) -> int:
         return math.prod(self.box)
+
+    def count_boxes(self, sizes: tuple[int, ...]) -> int:
+        """How many boxes cover so many images, rows and columns."""
+        pairs = zip(sizes, self.box, strict=True)
+        return math.prod(math.ceil(size / side) for size, side in pairs)
+
+    def neighbours(self, layout: Layout) -> int:
+        """Channels that a program may read side by side where images are channels-last."""
+        return layout.group_channels
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -244,10 +254,79 @@ class OnePassConfig(_Kind):
         return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
 
 
-Config = ConvConfig | WeightGradConfig | OnePassConfig
-KINDS: dict[str, type[Config]] = {
-    each.kind: each for each in (ConvConfig, WeightGradConfig, OnePassConfig)
-}
+class _Depthwise(_Kind):
+    """What both kinds for groups of one channel have: tiles of columns and channels, and programs
+    that go down their rows. The columns of all images are counted side by side."""
+
+    loader: ClassVar[Loader] = "pointer"
+    num_stages: ClassVar[int] = 1
+    BLOCK_C: int
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        _, rows, columns = self.box
+        return {"BLOCK_H": rows, "BLOCK_W": columns, "BLOCK_C": self.BLOCK_C}
+
+    def count_tiles(self, output: tuple[int, ...], dilation: int) -> int:
+        """Of so many images, rows and columns; the rows of a tile lie ``dilation`` apart."""
+        n, rows, columns = output
+        _, tile_rows, tile_columns = self.box
+        down = math.ceil(rows / (tile_rows * dilation)) * dilation
+        return math.ceil(n * columns / tile_columns) * down
+
+    def count_boxes(self, sizes: tuple[int, ...]) -> int:
+        return self.count_tiles(sizes, dilation=1)
+
+    def neighbours(self, layout: Layout) -> int:
+        return layout.channels
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        channels, taps = reading.layout.group_channels, reading.layout.taps
+        if channels > 1:
+            return f"it is for groups of one channel, and these have {channels}"
+        if taps > _MAX_TAPS:
+            return f"the weights of {taps} taps do not fit into registers"
+        return None
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig(_Depthwise):
+    """Tiles of the convolution of one channel a group.
+
+    Args:
+        box: 1, rows that a program goes down, columns of its tile; columns are a power of two.
+        BLOCK_C: channels of its tile, a power of two.
+        num_warps: as Triton has it.
+        splits: 1: the sum is short.
+    """
+
+    kind = "depthwise"
+    kernel = "conv"
+    _own_needs = frozenset({"scattered_output"})
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    num_warps: int = 4
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class DepthwiseGradConfig(_Depthwise):
+    """Tiles of the packed weight gradient of one channel a group: as :class:`DepthwiseConfig`, but
+    ``splits`` programs share the pixels."""
+
+    kind = "depthwise_grad"
+    kernel = "weight_grad"
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    num_warps: int = 4
+    splits: int = 1
+
+
+Config = ConvConfig | WeightGradConfig | DepthwiseConfig | DepthwiseGradConfig | OnePassConfig
+_ALL = (ConvConfig, WeightGradConfig, DepthwiseConfig, DepthwiseGradConfig, OnePassConfig)
+KINDS: dict[str, type[Config]] = {each.kind: each for each in _ALL}
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -288,11 +367,6 @@ def constants(
         "WIDE": wide,
         **config.constants,
     }
-
-
-def count_boxes(sizes: tuple[int, ...], config: Config) -> int:
-    """How many boxes cover so many images, rows and columns."""
-    return math.prod(math.ceil(size / side) for size, side in zip(sizes, config.box, strict=True))
 
 
 def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:

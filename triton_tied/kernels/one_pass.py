@@ -232,9 +232,7 @@ def one_pass_kernel(
     if HAS_BIAS:
         flat: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [WARPS, 1], [1, 0])
         one = gl.full([8, PIXELS], 1.0, x.dtype, flat)
-        ones = gl.allocate_shared_memory(
-            x.dtype, [8, PIXELS], gl.NVMMASharedLayout(32, 16, 2), one
-        )
+        ones = gl.allocate_shared_memory(x.dtype, [8, PIXELS], gl.NVMMASharedLayout(32, 16, 2), one)
         fence_async_shared()
         sums = sums + (gl.zeros([16 * WARPS, 8], gl.float32, bias_layout),)
     for step in range(steps):

@@ -23,12 +23,15 @@ from . import configs
 from .configs import (
     Config,
     ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
     OnePassConfig,
     Reading,
     WeightGradConfig,
-    count_boxes,
 )
 from .conv import conv_kernel
+from .depthwise import depthwise_kernel
+from .depthwise_grad import depthwise_grad_kernel
 from .one_pass import one_pass_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
@@ -213,7 +216,7 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         "STORED": call.stored, "DENSE_OUTPUT": dense_output,
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
-    programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
+    programs = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
     descriptors = []
     if config.loader != "pointer" and programs:
         descriptors = [_describe(config, 0, 0, config.BLOCK_K, x)]
@@ -230,7 +233,7 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     x, grad, layout = call.x, call.grad, call.layout
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
-    splits = min(config.splits, count_boxes((n, out_h, out_w), config))
+    splits = min(config.splits, config.count_boxes((n, out_h, out_w)))
     size = layout.size + call.bias_channels
     output = torch.empty(size, dtype=call.dtype, device="meta")
     partial = None
@@ -273,7 +276,7 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
     (padding_h, bottom), (padding_w, right) = geometry.padding
     dilation_h, dilation_w = geometry.dilation
     first, columns = config.columns_of(out_w, w, kernel_w, padding_w, dilation_w)
-    boxes = count_boxes((n, out_h, columns), config)
+    boxes = config.count_boxes((n, out_h, columns))
     splits = min(config.splits, boxes)
     size = layout.size + call.bias_channels
     output = torch.empty(size, dtype=call.dtype, device="meta")
@@ -302,11 +305,60 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
 
 
+def _plan_depthwise(call: Convolution, config: DepthwiseConfig) -> Plan:
+    x, residual = call.x, call.residual
+    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    n, _, h, w = x.shape
+    *_, out_h, out_w = y.shape
+    dense_output = memory_of(*[y] if residual is None else [y, residual]) == "channels_last"
+    (padding_h, _), (padding_w, _) = call.geometry.padding
+    constants = _constants(call, config, [y, call.weights, residual])
+    arguments = {
+        "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
+        **_strides(constants["DENSE"], x=x),
+        **_strides(dense_output, r=y if residual is None else residual, y=y),
+        "padding_h": padding_h, "padding_w": padding_w,
+        "bias_channels": 0 if call.bias is None else call.layout.channels, **constants,
+        "STORED": call.stored, "DENSE_OUTPUT": dense_output,
+    }  # fmt: skip
+    tiles = config.count_tiles((n, out_h, out_w), call.geometry.dilation[0])
+    programs = tiles * triton.cdiv(call.layout.channels, config.BLOCK_C)
+    main = _launch(depthwise_kernel, programs, CONV_TENSORS, arguments, _options(config))
+    return Plan(main, None, [], _written(y), None, config)
+
+
+def _plan_depthwise_grad(call: WeightGradient, config: DepthwiseGradConfig) -> Plan:
+    x, grad, layout = call.x, call.grad, call.layout
+    n, _, h, w = x.shape
+    *_, out_h, out_w = grad.shape
+    tiles = config.count_tiles((n, out_h, out_w), call.geometry.dilation[0])
+    splits = max(1, min(config.splits, tiles))
+    size = layout.size + call.bias_channels
+    output = torch.empty(size, dtype=call.dtype, device="meta")
+    (padding_h, _), (padding_w, _) = call.geometry.padding
+    constants = _constants(call, config)
+    arguments = {
+        "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
+        **_strides(constants["DENSE"], x=x, g=grad), "stride_partial": size,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
+        "bias_channels": call.bias_channels, **constants,
+    }  # fmt: skip
+    programs = triton.cdiv(layout.channels, config.BLOCK_C) * splits if size and tiles else 0
+    main = _launch(depthwise_grad_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+    if splits == 1:
+        return Plan(main, None, [], _written(output), None, config)
+    partial = torch.empty(splits, 1, size, dtype=torch.float32, device="meta")
+    total = _sum_vectors(output, partial)
+    return Plan(main, total, [], _written(output), _written(partial), config)
+
+
 # By the kind of config.
 _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
     OnePassConfig: _plan_one_pass,
+    DepthwiseConfig: _plan_depthwise,
+    DepthwiseGradConfig: _plan_depthwise_grad,
 }
 
 
