@@ -78,12 +78,12 @@ def copy_ahead(
         matrix = matrices.index(i)._reinterpret(x.dtype, [1, BLOCK_C, BLOCK_K], layout_3d)
         start = [group * STORED + i // K_BLOCKS, 0, i % K_BLOCKS * BLOCK_K]
         tma.async_copy_global_to_shared(weights, start, ready, matrix)
-    number = 0
-    for box in range(first, boxes, step):
+    for number in range(gl.cdiv(boxes - first, step)):
+        box = first + number * step
         image, top, left = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
         top -= padding_h
         left -= padding_w
-        for column in gl.static_range(KERNEL_W):
+        for column in range(KERNEL_W):
             use = number // CONSUMERS * KERNEL_W + column
             stage = number % CONSUMERS * STAGES + use % STAGES
             mbarrier.wait(empty.index(stage), (use // STAGES & 1) ^ 1)
@@ -102,7 +102,6 @@ def copy_ahead(
                             x.dtype, [TAIL, BLOCK_I, BLOCK_W, BLOCK_K], layout_4d
                         )
                         tma.async_copy_global_to_shared(x_tail, below, landed, rows)
-        number += 1
 
 
 @gluon.jit
@@ -177,14 +176,15 @@ def convolve_boxes(
         mbarrier.arrive(ready, count=1)
     if which < CONSUMERS:
         mbarrier.wait(ready, 0)
-        number = 0
-        for box in range(first + which * step, boxes, CONSUMERS * step):
+        first += which * step
+        step *= CONSUMERS
+        for number in range(gl.cdiv(boxes - first, step)):
+            box = first + number * step
             acc = sum_taps(
                 number, which, pixels, matrices, full, empty,
                 CHANNELS, SIGN, HELD, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
                 BLOCK_M, BLOCK_H + EXTRA, BLOCK_C, BLOCK_K, STAGES,
             )  # fmt: skip
-            number += 1
             if ROLES == "weights_first":
                 acc = acc.permute((1, 0))
             acc = gl.convert_layout(acc, layout)  # [M, N]
@@ -278,5 +278,5 @@ def halo_kernel(
             )),
         ],
         [4, 1],
-        [240, 24],  # registers of a thread
+        [232, 40],  # registers of a thread
     )  # fmt: skip
