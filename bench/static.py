@@ -27,7 +27,7 @@ from triton_tied.autotune.gpus import GPU
 from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.benchmark.workloads import every
-from triton_tied.kernels.configs import Config
+from triton_tied.kernels.configs import Config, as_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(summary, indent=1))
     if given.out:
         head = {"predicted": "never timed", "gpu": asdict(gpu), "terms": asdict(TERMS)}
-        head |= {"source": read_file()["source"], "triton": read_file()["triton"]}
+        head |= {"sources": read_file()["sources"], "triton": read_file()["triton"]}
         given.out.write_text(
             json.dumps({**head, "summary": summary, "rows": rows}, indent=1) + "\n"
         )
@@ -71,7 +71,7 @@ def _row(problem: Problem, gpu: GPU) -> dict[str, Any]:
     candidate = _candidate_of(problem, gpu, config)
     found = predict(problem, gpu, candidate)
     return {
-        "config": asdict(config),
+        "config": as_json(config),
         "registers": candidate.registers,
         "shared_bytes": candidate.shared_bytes,
         "barriers": candidate.barriers,
@@ -141,7 +141,8 @@ def table(rows: Sequence[dict[str, Any]], before: dict[tuple[str, str], float]) 
 
 def _tile(config: dict[str, Any]) -> str:
     box = "x".join(map(str, config["box"]))
-    tile = f"{box} {config['BLOCK_N']}x{config['BLOCK_K']} w{config['num_warps']}"
+    blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
+    tile = f"{box} {blocks} w{config['num_warps']}"
     by = "" if config["loader"] != "pointer" else " pointers"
     return f"{tile} s{config['num_stages']} /{config['splits']}{by}"
 

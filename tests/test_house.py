@@ -5,6 +5,7 @@ A room is a wing (a folder of the package) or a file beside the wings.
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -114,11 +115,13 @@ def test_a_wing_says_what_it_is_for_what_it_imports_and_what_to_open(wing):
 def is_jit(node):
     """A function that Triton compiles."""
     return isinstance(node, ast.FunctionDef) and any(
-        "triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list
+        jit in ast.unparse(decorator)
+        for decorator in node.decorator_list
+        for jit in ("triton.jit", "gluon.jit")
     )
 
 
-JIT_FILES = [path for path in FILES if "\n@triton.jit" in path.read_text()]
+JIT_FILES = [path for path in FILES if re.search(r"\n@(triton|gluon)\.jit", path.read_text())]
 
 
 @pytest.mark.parametrize("path", JIT_FILES, ids=lambda path: path.stem)

@@ -40,7 +40,7 @@ def test_splits_of_a_large_weight_take_no_more_memory_than_the_images(gpu, c):
 def test_splits_fill_the_multiprocessors(monkeypatch):
     # 80 tiles for 132 multiprocessors: 1 split leaves 52 of them idle in its one wave, 2 leave 104
     # of 264 places, 3 leave 24 of 264, 4 leave 76 of 396.
-    monkeypatch.setattr(shortlist, "MAX_SPLITS", 4)
+    monkeypatch.setattr(cost_model, "MAX_SPLITS", 4)
     gpu, problem = gpus.KNOWN["H100"], weight_grad(512)
     (entry,) = (
         candidate

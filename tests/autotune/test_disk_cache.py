@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from triton_tied.autotune import disk_cache
 from triton_tied.autotune.disk_cache import Entry, Origin
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, as_json
 
 ORIGIN = Origin("NVIDIA H200", "9.0", 132, "2.13.0", "3.7.1", "12.8.93")
 
@@ -91,7 +91,7 @@ CORRUPT = {
 
 
 def with_row(**changes):
-    config = asdict(ConvConfig((1, 8, 8), 64, 32)) | changes.pop("config", {})
+    config = as_json(ConvConfig((1, 8, 8), 64, 32)) | changes.pop("config", {})
     row = {"config": config, "median_us": 1.0, "first_us": None, "predicted_us": 2, **changes}
     return json.dumps({**vars(ORIGIN), "entries": {"conv a": row}, "checked": {}})
 
@@ -107,6 +107,7 @@ CORRUPT |= {
     "a yes": with_row(median_us=True),
     "another field": with_row(config={"colour": 1}),
     "words in a box": with_row(config={"box": ["1", "8", "8"]}),
+    "an unknown kind": with_row(config={"kind": "fold"}),
     "no box": with_row(config={"box": None}),
     "a fraction": with_row(config={"num_warps": 4.0}),
     "a flag": with_row(config={"num_warps": True}),

@@ -15,6 +15,7 @@ from triton_tied.autotune.candidates import list_of, read_file
 from triton_tied.autotune.cost_model import TERMS, predict
 from triton_tied.autotune.problem import Problem
 from triton_tied.geometry import resolve
+from triton_tied.kernels.configs import as_json
 from triton_tied.packing import Layout
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "cost_model.py"
@@ -128,7 +129,7 @@ def test_the_fit_finds_terms_that_explain_what_was_timed(tmp_path):
         shown = shortlist.make_shortlist(problem, gpu)
         listed = {c.config: c for c in list_of("conv", "sm_90", "bfloat16")}
         timed = [
-            {"config": asdict(config), "predicted_us": 1.0, "median_us": predict(
+            {"config": as_json(config), "predicted_us": 1.0, "median_us": predict(
                 problem, gpu, listed[replace(config, splits=1)]._replace(config=config), truth
             ).total}
             for config, _ in shown.candidates
@@ -149,7 +150,7 @@ def test_the_page_of_predictions_shows_the_committed_file_which_is_of_these_kern
     results = SCRIPT.parent / "results"
     committed = json.loads((results / "static-sm_90.json").read_text())
     before = json.loads((results / "static-sm_90-first-kernels.json").read_text())["rows"]
-    assert committed["source"] == read_file()["source"]
+    assert committed["sources"] == read_file()["sources"]
     rows = list(static.predicted(gpus.KNOWN["H100"]))
     assert json.loads(json.dumps(rows)) == committed["rows"]
     page = (SCRIPT.parents[1] / "docs" / "predicted.md").read_text()

@@ -18,7 +18,7 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import Config, ConvConfig
+from triton_tied.kernels.configs import Config
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -67,9 +67,7 @@ class Case:
 
     @property
     def kernel(self) -> str:
-        if self.config is None:
-            return "matrices"
-        return "conv" if isinstance(self.config, ConvConfig) else "weight_grad"
+        return self.config.kernel if self.config else "matrices"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -310,7 +308,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, taps))
-    is_conv = isinstance(config, ConvConfig)
+    is_conv = config.kernel == "conv"
     return Case(
         target,
         chance.choice(("float16", "bfloat16")) if list_name == "half" else list_name,

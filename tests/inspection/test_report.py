@@ -13,7 +13,7 @@ from triton_tied import dispatch
 from triton_tied.autotune import candidates
 from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import KINDS, ConvConfig, WeightGradConfig
 from triton_tied.kernels.launch import MATRICES_BLOCK
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
@@ -55,8 +55,9 @@ def _draw(chance, count, wanted):
     return [(key, chance.choice(found)) for key, found in drawn]
 
 
-def test_committed_list_was_made_of_these_kernels():
-    assert candidates.read_file()["source"] == candidates.source_hash(), (
+@pytest.mark.parametrize("kind", KINDS)
+def test_committed_list_was_made_of_these_kernels(kind):
+    assert candidates.read_file()["sources"][kind] == candidates.kind_hash(kind), (
         "the kernels changed since their configs were compiled: run `make inspect`"
     )
 
@@ -83,9 +84,9 @@ def test_drawn_candidates_compile_as_committed(chance):
     same_compiler = candidates.read_file()["triton"] == triton.__version__
     for key, candidate in _draw(chance, _DRAWN, lambda key, config: True):
         config, (_, target, name) = candidate.config, key
-        needs = requirements.all_needs(config) - candidate.not_for
+        needs = config.needs - candidate.not_for
         found = []
-        for dtype, form in regenerate_candidates.forms(config, name, needs):
+        for dtype, form in requirements.forms(config, name, needs):
             assert not requirements.faults_when_compiled(config, target, dtype, form), (
                 key,
                 config,
@@ -120,7 +121,7 @@ def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():
 
 def test_spills_are_noticed():
     config = ConvConfig((1, 16, 16), 128, 16, 4, 2)  # a sum of 256 numbers a thread
-    form = requirements.demanding_form(config, requirements.all_needs(config))
+    form = requirements.demanding_form(config, config.needs)
     found = requirements.faults_when_compiled(config, "sm_80", "bfloat16", form)
     assert any("spills" in fault for fault in found)
 
@@ -193,3 +194,17 @@ def test_refused_where_kernels_are_interpreted(monkeypatch):
     config = WeightGradConfig((1, 1, 64), 16, 16)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         compiled.compile_config(config, "sm_80", "float16", compiled.Form(16))
+
+
+def test_one_kind_made_anew_keeps_the_rows_of_the_others():
+    sources = {kind: candidates.kind_hash(kind) for kind in KINDS}
+    kept = regenerate_candidates._kept(["conv"], sources)
+    assert kept == [
+        row for row in candidates.read_file()["candidates"] if row["config"]["kind"] != "conv"
+    ]
+
+
+def test_rows_of_other_kernels_are_not_kept():
+    sources = {kind: candidates.kind_hash(kind) for kind in KINDS} | {"weight_grad": "another"}
+    with pytest.raises(RuntimeError, match="weight_grad.*make all kinds"):
+        regenerate_candidates._kept(["conv"], sources)

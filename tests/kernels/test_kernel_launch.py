@@ -21,7 +21,7 @@ from problems import (
 )
 
 from triton_tied.dispatch import INTERPRETED
-from triton_tied.kernels import launch, plans
+from triton_tied.kernels import launch
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.precision import input_precision
 from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
@@ -111,7 +111,6 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
         loader="planar_descriptor" if planar else "channels_last_descriptor",
     )
     x = place(integers(shape, torch.float16, device), memory)
-    assert reason in plans.why_unreadable(problem.layout, config, [x])
     with pytest.raises(ValueError, match=reason):
         apply(config, x, x, problem)
 

@@ -3,40 +3,29 @@ target and found good by ``make inspect``. Needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
 import io
 import json
+import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..kernels import configs
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import KINDS, Config, Kernel
 
-Kernel = Literal["conv", "weight_grad"]
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 # "float32" is TF32, where the target has it; "float32_ieee" is exact.
 Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
 _LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 
-# What a problem may ask of the compiled code, beyond the plain one: images of channels-last
-# memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
-Need = Literal[
-    "scattered_output",  # convolution: what is written, or a residual, is not channels-last
-    "ragged_boxes",  # weight gradient: boxes reach beyond the output
-    "scattered",  # "pointer": any other memory, or another number of channels
-    "wide",  # offsets of 64 bits
-]
-
 FILE = Path(__file__).with_name("candidates.json")
 MAX_CANDIDATES = 40  # of one kernel, target and dtype that can read one memory format
-_CONFIGS: dict[str, type[ConvConfig] | type[WeightGradConfig]] = {
-    "conv": ConvConfig,
-    "weight_grad": WeightGradConfig,
-}
+_JIT = ("\n@triton.jit", "\n@gluon.jit")
 
 
 class Candidate(NamedTuple):
@@ -67,9 +56,8 @@ def committed() -> dict[tuple[str, str, str], tuple[Candidate, ...]]:
     found: dict[tuple[str, str, str], tuple[Candidate, ...]] = {}
     for row in read_file()["candidates"]:
         key = row["kernel"], row["target"], row["list"]
-        box = tuple(row["config"]["box"])
-        config = _CONFIGS[row["kernel"]](**{**row["config"], "box": box})
         numbers = (row[name] for name in ("registers", "shared_bytes", "barriers", "waits"))
+        config = configs.from_json(row["config"])
         candidate = Candidate(config, frozenset(row["not_for"]), *numbers)
         found[key] = (*found.get(key, ()), candidate)
     return found
@@ -77,19 +65,51 @@ def committed() -> dict[tuple[str, str, str], tuple[Candidate, ...]]:
 
 @functools.cache
 def read_file() -> dict[str, Any]:
-    """``source``: the hash of the kernels that were compiled; ``triton``: by which version; and
-    ``candidates``, a list."""
+    """``sources``: the hash of what was compiled, by the kind of config; ``triton``: by which
+    version; and ``candidates``, a list."""
     return json.loads(FILE.read_text())
 
 
+def write_file(listed: dict[str, Any]) -> None:
+    """What :func:`read_file` reads, one candidate a line."""
+    head = {name: value for name, value in listed.items() if name != "candidates"}
+    lines = ",\n".join(json.dumps(row) for row in listed["candidates"])
+    FILE.write_text(f'{json.dumps(head)[:-1]}, "candidates": [\n{lines}\n]}}\n')
+
+
 def source_hash() -> str:
-    """SHA-256 of what the compiler is given: the kernels' source, but for comments, docstrings and
-    the breaks of lines inside brackets, and how they are compiled."""
-    paths = sorted(Path(configs.__file__).parent.glob("*.py"))
-    kernels = [source for path in paths if "\n@triton.jit" in (source := path.read_text())]
+    """Of the kernels of all kinds; see :func:`kind_hash`."""
+    return _hash_of(_jit_files(), KINDS)
+
+
+def kind_hash(kind: str) -> str:
+    """SHA-256 of what the compiler is given for a kind of config: the source of its kernel and of
+    what that imports, but for comments, docstrings and the breaks of lines inside brackets, and how
+    they are compiled."""
+    files = _jit_files()
+    found, waiting = {}, [kind]
+    while waiting:
+        name = waiting.pop()
+        if name in files and name not in found:
+            found[name] = files[name]
+            tree = ast.walk(ast.parse(files[name]))
+            imports = [node for node in tree if isinstance(node, ast.ImportFrom) and node.level]
+            waiting += [node.module or "" for node in imports]
+    return _hash_of(found, (kind,))
+
+
+def _jit_files() -> dict[str, str]:
+    """Names and source."""
+    paths = Path(configs.__file__).parent.glob("*.py")
+    sources = {path.stem: path.read_text() for path in paths}
+    return {name: source for name, source in sources.items() if any(jit in source for jit in _JIT)}
+
+
+def _hash_of(files: dict[str, str], kinds: Iterable[str]) -> str:
+    options = {inspect.getsource(KINDS[kind].compile_options) for kind in kinds}
     digest = hashlib.sha256()
-    for source in (*kernels, inspect.getsource(configs.compile_options)):
-        for token in _code(source):
+    for source in (*(files[name] for name in sorted(files)), *sorted(options)):
+        for token in _code(textwrap.dedent(source)):
             digest.update(f"{tokenize.tok_name[token.type]} {token.string}\0".encode())
     return digest.hexdigest()
 

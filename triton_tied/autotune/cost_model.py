@@ -8,11 +8,12 @@ has fitted them to measurements: they rank, they do not predict.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, count_boxes
-from ..kernels.stored_taps import stored_taps
+from ..kernels.configs import Config, ConvConfig, WeightGradConfig, count_boxes
+from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
 from .problem import Problem
@@ -41,6 +42,8 @@ class Terms:
 
 
 TERMS = Terms()
+MAX_SPLITS = 256  # programs that share the pixels of one tile of the weight gradient
+MAX_CONV_SPLITS = 16  # programs that share the taps and channels of one tile of the output
 
 
 class Prediction(NamedTuple):
@@ -134,6 +137,11 @@ def count_programs(problem: Problem, config: Config) -> int:
     return _work(problem, config).programs
 
 
+def limit_splits(problem: Problem, config: Config) -> int:
+    """How many programs at most may share a sum."""
+    return _KINDS[type(config)].limit_splits(problem, config)
+
+
 class _Work(NamedTuple):
     """What a launch does: of one program the steps of its loops, in each its operations and the
     bytes of shared memory that it writes and reads; the bytes that a program reads in all, but for
@@ -151,9 +159,7 @@ class _Work(NamedTuple):
 
 
 def _work(problem: Problem, config: Config) -> _Work:
-    if isinstance(config, ConvConfig):
-        return _conv_work(problem, config)
-    return _weight_grad_work(problem, config)
+    return _KINDS[type(config)].work(problem, config)
 
 
 def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
@@ -177,7 +183,12 @@ def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
     )
 
 
-def _weight_grad_work(problem: Problem, config: Config) -> _Work:
+def _conv_splits(problem: Problem, config: ConvConfig) -> int:
+    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
+    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, config.BLOCK_K))
+
+
+def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
     boxes, live = count_boxes(problem.output, config), live_share(problem, config)
@@ -196,10 +207,25 @@ def _weight_grad_work(problem: Problem, config: Config) -> _Work:
     )
 
 
+def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
+    return min(MAX_SPLITS, count_boxes(problem.output, config))
+
+
+class _Kind(NamedTuple):
+    work: Callable[[Problem, Any], _Work]
+    limit_splits: Callable[[Problem, Any], int]
+
+
+_KINDS: dict[type[Config], _Kind] = {
+    ConvConfig: _Kind(_conv_work, _conv_splits),
+    WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
+}
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 
 
-def _through_shared(first: int, second: int, depth: int, config: Config) -> float:
+def _through_shared(
+    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig
+) -> float:
     """Numbers that a product of first x depth and depth x second writes into shared memory, and
     reads from it."""
     rows = _WARP_GROUP_ROWS if config.loader != "pointer" else 32

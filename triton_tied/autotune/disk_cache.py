@@ -9,7 +9,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import filelock
 import platformdirs
 
-from ..kernels.configs import ConvConfig, WeightGradConfig
+from ..kernels.configs import Config, as_json, from_json
 from .candidates import source_hash
 
-FORMAT = 3
+FORMAT = 4
 SHIPPED = Path(__file__).with_name("tables")
 _VARIABLE = "TRITON_TIED_CACHE_DIR"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -50,7 +50,7 @@ class Entry:
     """The winner for one problem, in microseconds; ``predicted_us`` by the cost model, ``first_us``
     of what is taken without timing (None where that was not among those timed)."""
 
-    config: ConvConfig | WeightGradConfig
+    config: Config
     median_us: float
     first_us: float | None
     predicted_us: float
@@ -99,7 +99,7 @@ def load_for_update(path: Path, origin: Origin) -> Table:
         _check(table)
         if not origin.trusts(table):
             return Table({}, {})
-        entries = {key: _read(key, row) for key, row in table["entries"].items()}
+        entries = {key: _read(row) for key, row in table["entries"].items()}
         return Table(entries, {key: _verdict(right) for key, right in table["checked"].items()})
     except (FileNotFoundError, NotADirectoryError):
         return Table({}, {})
@@ -127,7 +127,8 @@ def save(
         OSError: it cannot be written.
     """
     known = load_for_update(path, origin)
-    rows = {key: asdict(entry) for key, entry in sorted({**known.entries, **entries}.items())}
+    merged = sorted({**known.entries, **entries}.items())
+    rows = {key: {**asdict(entry), "config": as_json(entry.config)} for key, entry in merged}
     verdicts = dict(sorted({**known.checked, **checked}.items()))
     table = {**asdict(origin), "entries": rows, "checked": verdicts}
     text = json.dumps(table, indent=1) + "\n"
@@ -177,11 +178,10 @@ def _check(table: Any) -> None:
         raise ValueError(f"without {', '.join(missing)}")
 
 
-def _read(key: str, row: dict[str, Any]) -> Entry:
+def _read(row: dict[str, Any]) -> Entry:
     """An entry. Its numbers are checked, since what is taken from here is launched."""
-    kind = WeightGradConfig if key.startswith("weight_grad ") else ConvConfig
-    config = kind(**{**row["config"], "box": tuple(row["config"]["box"])})
-    others = [v for name, v in vars(config).items() if name not in ("box", "loader", "roles")]
+    config = from_json(row["config"])
+    others = [getattr(config, each.name) for each in fields(config) if each.type == "int"]
     if not all(type(size) is int and size > 0 for size in (*config.box, *others)):
         raise ValueError(f"expected positive integers in {config}")
     first_us = None if row["first_us"] is None else _microseconds(row["first_us"])

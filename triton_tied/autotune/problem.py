@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry
-from ..kernels.configs import Config, why_unreadable
+from ..kernels.configs import Config, Kernel, Need, Reading
 from ..kernels.precision import input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
 
 if TYPE_CHECKING:  # slow to import
-    from .candidates import Dtype, Kernel, Need
+    from .candidates import Dtype
 
 # Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
 WITH_MEMORY = (Tensor, torch.nn.Parameter)
@@ -76,14 +76,8 @@ class Problem:
         inner = self.layout.channels
         if self.memory == "contiguous":
             inner = math.gcd(self.image[2], self.output[2] if self.is_weight_grad else 0)
-        return why_unreadable(
-            config,
-            self.memory,
-            inner,
-            self.itemsize,
-            self.aligned,
-            self.layout.groups,
-            self.layout.group_channels,
+        return config.why_unreadable(
+            Reading(self.layout, self.geometry, self.memory, inner, self.itemsize, self.aligned)
         )
 
     @property
@@ -91,7 +85,7 @@ class Problem:
         return self.kernel == "weight_grad"
 
     def needs(self, config: Config) -> frozenset[Need]:
-        """What the problem asks of the compiled code of a config; see :mod:`.candidates`."""
+        """What the problem asks of the compiled code of a config; see :data:`.configs.Need`."""
         found: set[Need] = set()
         writes_at_once = not self.is_weight_grad and config.splits == 1
         if writes_at_once and self.output_memory != "channels_last":
@@ -99,11 +93,11 @@ class Problem:
         boxes = zip(self.output, config.box, strict=True)
         if self.is_weight_grad and any(size % side for size, side in boxes):
             found.add("ragged_boxes")
-        if config.loader == "pointer" and not self._reads_16_bytes:
+        if not self._reads_16_bytes:
             found.add("scattered")
         if self.wide:
             found.add("wide")
-        return frozenset(found)
+        return config.needs & found
 
     @property
     def _reads_16_bytes(self) -> bool:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import launch
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import Config, Kernel
 from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
 from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
-from .candidates import Kernel
 from .choices import Known, remember, remembered
 from .problem import Problem, problem_of
 from .recording import is_recording, record
@@ -65,9 +64,7 @@ _given: dict[str, Config] = {}
 
 
 @contextlib.contextmanager
-def using(
-    *, conv: ConvConfig | None = None, weight_grad: WeightGradConfig | None = None
-) -> Iterator[None]:
+def using(*, conv: Config | None = None, weight_grad: Config | None = None) -> Iterator[None]:
     """Inside this block the kernels take these configs, whatever the problem, on all threads.
 
     A config that cannot serve a problem raises ValueError at the launch.

@@ -8,16 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, count_boxes
-from ..kernels.stored_taps import most_splits, stored_taps
+from ..kernels.configs import Config
 from .candidates import Candidate, list_of
-from .cost_model import count_programs, floor_us, live_share, predict_us
+from .cost_model import count_programs, floor_us, limit_splits, live_share, predict_us
 from .gpus import GPU
 from .problem import Problem
 
 MAX_TIMED = 20  # configs of a problem
-MAX_SPLITS = 256  # programs that share the pixels of one tile of the weight gradient
-MAX_CONV_SPLITS = 16  # programs that share the taps and channels of one tile of the output
 _MAX_WAVES = 4  # splits that just fill the multiprocessors are tried up to so many times
 _HOPELESS_RATIO = 4.0  # of a prediction to the best one: it is not timed
 _GOOD_SHARE = 0.75  # of live pixels; where there are fewer, the reason says so
@@ -120,12 +117,7 @@ def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
 
 def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:
     config = candidate.config
-    if isinstance(config, ConvConfig):
-        layout = problem.layout
-        stored = stored_taps(layout, "tf32" if problem.dtype == "float32" else "ieee")
-        most = min(MAX_CONV_SPLITS, most_splits(layout, stored, config.BLOCK_K))
-    else:
-        most = min(MAX_SPLITS, count_boxes(problem.output, config))
+    most = limit_splits(problem, config)
     programs = count_programs(problem, config)
     # Powers of two, and what just fills the multiprocessors a few times.
     full = [waves * gpu.multiprocessors // programs for waves in range(1, _MAX_WAVES + 1)]

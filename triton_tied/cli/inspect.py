@@ -48,7 +48,7 @@ def _report(target: str, as_json: bool) -> int:
 
 
 _HEAD = (
-    f"{'kernel':<12}{'dtype':<13}{'loader':<26}{'first':<8}{'box':<11}{'N x K':<9}"
+    f"{'kernel':<16}{'dtype':<13}{'loader':<26}{'first':<8}{'box':<11}{'blocks':<9}"
     f"{'warps':>5}{'stages':>7}{'regs':>6}{'spill':>6}{'shared':>8}{'matrix':>7}{'bulk':>5}"
     f"{'async':>6}{'waits':>6}{'barriers':>9}{'fences':>7}{'narrow':>7}{'layouts':>8}{'redundancy':>11}"
 )
@@ -58,9 +58,10 @@ def _line(row: CompiledConfig, faults: list[str]) -> str:
     config = row.config
     first = (row.roles or "").removesuffix("_first")
     box = "x".join(map(str, config.get("box", ())))
+    blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
     return (
-        f"{row.kernel:<12}{row.dtype:<13}{row.loader:<26}{first:<8}{box:<11}"
-        f"{config['BLOCK_N']:>3} x{config['BLOCK_K']:>3} {config['num_warps']:>5}"
+        f"{config.get('kind', row.kernel):<16}{row.dtype:<13}{row.loader:<26}{first:<8}{box:<11}"
+        f"{blocks:<9}{config['num_warps']:>5}"
         f"{config.get('num_stages', 1):>7}{row.registers:>6}{row.spill_bytes:>6}"
         f"{row.shared_bytes:>8}{row.matrix_instructions:>7}{row.bulk_copies:>5}"
         f"{row.async_copies_16b:>6}{row.loop_waits:>6}{row.loop_barriers:>9}{row.loop_fences:>7}"

@@ -14,7 +14,7 @@ from ..autotune.gpus import GPU
 from ..autotune.problem import Problem
 from ..autotune.shortlist import Shortlist
 from ..autotune.tuning import Report
-from ..kernels.configs import Config
+from ..kernels.configs import Config, as_json
 
 _MAX_SHOWN = 8  # configs of a shortlist, for people
 
@@ -68,10 +68,11 @@ def name_of(problem: Problem) -> str:
 
 
 def _short(config: Config) -> str:
-    return ", ".join(
+    fields = ", ".join(
         f"{name}={'x'.join(map(str, value)) if name == 'box' else value}"
         for name, value in asdict(config).items()
     )
+    return f"{config.kind} {fields}"
 
 
 def _problem_as_json(problem: Problem) -> dict[str, Any]:
@@ -83,11 +84,11 @@ def _shortlist_as_json(problem: Problem, shortlist: Shortlist) -> dict[str, Any]
         "problem": _problem_as_json(problem),
         "floor_us": shortlist.floor_us,
         "candidates": [
-            {"config": asdict(config), "predicted_us": predicted}
+            {"config": as_json(config), "predicted_us": predicted}
             for config, predicted in shortlist.candidates
         ],
         "fallen": [
-            {"config": asdict(config), "reason": reason} for config, reason in shortlist.fallen
+            {"config": as_json(config), "reason": reason} for config, reason in shortlist.fallen
         ],
     }
 
@@ -101,15 +102,15 @@ def reports_as_json(reports: Sequence[Report]) -> str:
 def _as_json(report: Report) -> dict[str, Any]:
     return {
         "problem": _problem_as_json(report.problem),
-        "config": asdict(report.config) if report.config else None,
+        "config": as_json(report.config) if report.config else None,
         "before_us": report.before,
         "after_us": report.after,
         "floor_us": report.floor,
         "candidates": [
-            {"config": asdict(config), "predicted_us": predicted, "median_us": median}
+            {"config": as_json(config), "predicted_us": predicted, "median_us": median}
             for config, predicted, median in report.candidates
         ],
         "failures": [
-            {"config": asdict(config), "reason": reason} for config, reason in report.failures
+            {"config": as_json(config), "reason": reason} for config, reason in report.failures
         ],
     }

@@ -9,22 +9,23 @@ import math
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, compile_options, constants
+from ..kernels.configs import Config, ConvConfig, WeightGradConfig, constants
 from ..kernels.conv import conv_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
 from ..kernels.weight_grad import weight_grad_kernel
-from ..packing import Layout
+from ..packing import SIGNS, Layout, Symmetry
 from .loops import layout_changes, loops_of
 
 TARGETS = {
@@ -41,6 +42,7 @@ _MATRIX = {
     "gfx942": r"v_mfma",
 }
 _IMAGES = {"x", "opposite_x", "grad", "opposite_grad"}
+_SYMMETRY: dict[int, Symmetry] = {sign: name for name, sign in SIGNS.items()}  # type: ignore[misc]
 _WEIGHTS = {"weights", "opposite_weights"}
 _OTHERS = {"triangles", "bias", "residual", "y", "partial", "packed", "matrices"}
 
@@ -175,10 +177,10 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
         DoesNotCompile: with the compiler's last words.
         RuntimeError: where Triton interprets its kernels.
     """
-    kernel = conv_kernel if isinstance(config, ConvConfig) else weight_grad_kernel
-    options = compile_options(config, on_nvidia=target != "gfx942")
+    kind = _KINDS[type(config)]
+    options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
-    return _compile(kernel, compiled_in, dtype, target, options, form.split)
+    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
 
 
 def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
@@ -230,41 +232,71 @@ def _products(compiled_in: dict[str, Any]) -> int:
 def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
     """Arguments that are compiled in: constants, strides of 1, and what is absent."""
     precision: InputPrecision = "tf32" if dtype == "float32" else "ieee"
-    planar = config.loader == "planar_descriptor"
-    dense = not form.scattered and not planar
-    layout = Layout(form.channels * form.groups, form.kernel_size, form.groups)
+    layout = Layout(
+        form.channels * form.groups, form.kernel_size, form.groups, _SYMMETRY[form.sign]
+    )
+    dense = not form.scattered and config.loader != "planar_descriptor"
+    kind = _KINDS[type(config)]
+    known = constants(config, layout, form.dilation, precision, dense, form.wide)
+    known |= kind.compiled_in(config, layout, precision, form)
+    return {name: value for name, value in known.items() if name in kind.kernel.arg_names}
+
+
+def _conv_compiled_in(
+    config: ConvConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
     stored = stored_taps(layout, precision)
-    # Of dense memory all strides are 1, for what the kernel is told of it; of a row its last.
-    axes = "nchw" if dense else "w" if planar else ""
-    same_tiles = config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
-    own: dict[str, Any]
-    if isinstance(config, ConvConfig):
-        ones = [f"stride_x{axis}" for axis in axes]
-        axes = "w" if form.scattered_output else "nchw"  # a result has no gaps
-        ones += [f"stride_{image}{axis}" for image in "ry" for axis in axes]
-        absent = ["opposite_weights"] * (same_tiles or stored == layout.taps)
-        absent += ["triangles"] * (stored > layout.pairs)
-        own = {"stored": stored, "dense_output": not form.scattered_output}
-    else:
-        ones = [f"stride_{image}{axis}" for image in "xg" for axis in axes]
-        absent = ["opposite_x", "opposite_grad"] * same_tiles
-        own = {"masked": form.ragged_boxes, "rounds": precision == "tf32"}
+    axes = "w" if form.scattered_output else "nchw"  # a result has no gaps
+    absent = ["opposite_weights"] * (_has_one_tile(config) or stored == layout.taps)
+    absent += ["triangles"] * (stored > layout.pairs)
     return {
-        **constants(
-            config,
-            channels=form.channels,
-            groups=form.groups,
-            sign=form.sign,
-            kernel_size=form.kernel_size,
-            dilation=form.dilation,
-            input_precision=precision,
-            dense=dense,
-            wide=form.wide,
-            **own,
-        ),
-        **dict.fromkeys(ones, 1),
+        "STORED": stored,
+        "DENSE_OUTPUT": not form.scattered_output,
+        **_strides_of_1("x", _known_axes(config, form)),
+        **_strides_of_1("ry", axes),
         **dict.fromkeys(absent),
     }
+
+
+def _weight_grad_compiled_in(
+    config: WeightGradConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    return {
+        "MASKED": form.ragged_boxes,
+        "ROUNDS": precision == "tf32",
+        **_strides_of_1("xg", _known_axes(config, form)),
+        **dict.fromkeys(["opposite_x", "opposite_grad"] * _has_one_tile(config)),
+    }
+
+
+def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
+    """Whether one descriptor serves both tiles, or none is needed."""
+    return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
+
+
+def _known_axes(config: Config, form: Form) -> str:
+    """Of dense memory all strides are 1, for what the kernel is told of it; of a row its last."""
+    if config.loader == "planar_descriptor":
+        return "w"
+    return "" if form.scattered else "nchw"
+
+
+def _strides_of_1(images: str, axes: str) -> dict[str, int]:
+    return {f"stride_{image}{axis}": 1 for image in images for axis in axes}
+
+
+class _Kind(NamedTuple):
+    """The kernel of a kind of config; and what is compiled in, beside the constants of all kinds,
+    for a config, a layout, a precision of products and a form."""
+
+    kernel: Any
+    compiled_in: Callable[[Any, Layout, InputPrecision, Form], dict[str, Any]]
+
+
+_KINDS: dict[type[Config], _Kind] = {
+    ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
+    WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
+}
 
 
 def _signature(

@@ -6,9 +6,9 @@ A config reads (box, BLOCK_N, BLOCK_K, num_warps, num_stages).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ..kernels.configs import ConvConfig, Loader, Roles, WeightGradConfig
+from ..kernels.configs import Config, ConvConfig, Loader, Roles, WeightGradConfig
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
@@ -193,26 +193,15 @@ _BY_LIST = {
 }
 
 
-def propose(
-    kernel: str, target: str, list_name: str
-) -> Iterator[ConvConfig] | Iterator[WeightGradConfig]:
-    """For a kernel, a target, and "half", "float32" or "float32_ieee"."""
-    if target == "gfx942":
-        if list_name == "float32":
-            return iter(())  # there is no TF32, and exact products have matrix instructions
-        list_name = "float32" if list_name == "float32_ieee" else list_name
-    tiles = _BY_LIST[kernel][list_name]
-    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
-    # Where descriptors serve the large problems, fewer will do.
-    tiles = tiles[:: 3 if descriptors else 1]
-    if kernel == "conv":
-        return _conv(tiles, target, list_name, descriptors)
-    return _weight_grad(tiles, target, list_name, descriptors)
+def propose(kind: str, target: str, list_name: str) -> Iterator[Config]:
+    """For a kind of config, a target, and "half", "float32" or "float32_ieee"."""
+    if target == "gfx942" and list_name == "float32":
+        return iter(())  # there is no TF32
+    return _KINDS[kind](target, list_name)
 
 
-def _conv(
-    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
-) -> Iterator[ConvConfig]:
+def _conv(target: str, list_name: str) -> Iterator[ConvConfig]:
+    tiles, list_name, descriptors = _tiles_of("conv", target, list_name)
     for box, n, k, warps, stages in tiles:
         yield ConvConfig(box, n, k, warps, _stages(target, stages))
     if not descriptors:
@@ -228,9 +217,8 @@ def _conv(
                 yield ConvConfig(box, n, k, warps, stages, loader, role)
 
 
-def _weight_grad(
-    tiles: tuple[_Tiles, ...], target: str, list_name: str, descriptors: bool
-) -> Iterator[WeightGradConfig]:
+def _weight_grad(target: str, list_name: str) -> Iterator[WeightGradConfig]:
+    tiles, list_name, descriptors = _tiles_of("weight_grad", target, list_name)
     for box, n, k, warps, stages in tiles:
         yield WeightGradConfig(box, n, k, 1, warps, _stages(target, stages))
     for box, n, k, warps, stages in _GRAD_DESCRIPTOR if descriptors else ():
@@ -238,6 +226,16 @@ def _weight_grad(
             box = (box[0], max(1, box[1] // 2), max(1, box[2] // (2 if box[1] == 1 else 1)))
         for loader in _descriptors(box):
             yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
+
+
+def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
+    """Those that read by pointers, of which list, and whether others read by descriptors."""
+    if target == "gfx942" and list_name == "float32_ieee":
+        list_name = "float32"  # exact products have matrix instructions
+    descriptors = target in ("sm_90", "sm_100") and list_name != "float32_ieee"
+    # Where descriptors serve the large problems, fewer will do.
+    tiles = _BY_LIST[kind][list_name][:: 3 if descriptors else 1]
+    return tiles, list_name, descriptors
 
 
 def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
@@ -250,3 +248,9 @@ def _descriptors(box: tuple[int, int, int]) -> tuple[Loader, ...]:
 def _stages(target: str, stages: int) -> int:
     """AMD's pipelines are shallow."""
     return 2 if target == "gfx942" else stages
+
+
+_KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
+    "conv": _conv,
+    "weight_grad": _weight_grad,
+}

@@ -1,43 +1,45 @@
 """The search for configs that compile well, and the file that they are committed in.
 
-python -m triton_tied.inspection.regenerate_candidates [--jobs N]
+python -m triton_tied.inspection.regenerate_candidates [--jobs N] [--kind NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from itertools import combinations
 from multiprocessing import get_context
+from typing import Any
 
 import triton
 
-from ..autotune.candidates import FILE, Candidate, source_hash
-from ..kernels.configs import Config
+from ..autotune.candidates import Candidate, kind_hash, read_file, write_file
+from ..kernels.configs import KINDS, Config, as_json
 from . import proposals
-from .compiled import TARGETS, Form, compile_config
-from .report import KERNELS, LISTS
-from .requirements import all_needs, demanding_form, faults_when_compiled, plain_form
+from .compiled import TARGETS, compile_config
+from .report import LISTS
+from .requirements import demanding_form, faults_when_compiled, forms, plain_form
 
 _DROPPED_FIRST = ("scattered_output", "ragged_boxes", "scattered")
 # From here on, of 255, a part of what is served may spill although the whole does not: then
 # the smallest parts and the largest are compiled too.
 _NEARLY_ALL = 240
-_Key = tuple[str, str, str]  # kernel, target, list
+_Key = tuple[str, str, str]  # kind, target, list
 
 
-def regenerate(jobs: int, say: Callable[[str], None]) -> None:
-    """Compiles all proposals for all targets in ``jobs`` processes, and commits the good ones.
+def regenerate(kinds: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
+    """Compiles all proposals of some kinds for all targets in ``jobs`` processes, and commits the
+    good ones; what is committed of other kinds is kept.
 
     Raises:
-        RuntimeError: the kernels were edited meanwhile.
+        RuntimeError: what would be kept was made of other kernels, or by another Triton; or the
+            kernels were edited meanwhile.
     """
-    source = source_hash()
-    lists = [(kernel, target, name) for kernel in KERNELS for target in TARGETS for name in LISTS]
+    sources = {kind: kind_hash(kind) for kind in KINDS}
+    kept = _kept(kinds, sources)
+    lists = [(kind, target, name) for kind in kinds for target in TARGETS for name in LISTS]
     work = [(key, config) for key in lists for config in proposals.propose(*key)]
     found: dict[_Key, list[Candidate]] = {key: [] for key in lists}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -47,9 +49,22 @@ def regenerate(jobs: int, say: Callable[[str], None]) -> None:
             say(f"{number}/{len(work)} {' '.join(key)} {config}: {verdict}")
             if candidate is not None:
                 found[key].append(candidate)
-    if source_hash() != source:
+    if {kind: kind_hash(kind) for kind in KINDS} != sources:
         raise RuntimeError("the kernels were edited while they were compiled: run this again")
-    _write(source, found)
+    _write(sources, kept, found)
+
+
+def _kept(kinds: Sequence[str], sources: dict[str, str]) -> list[dict[str, Any]]:
+    """The committed rows of other kinds."""
+    others = [kind for kind in KINDS if kind not in kinds]
+    if not others:
+        return []
+    listed = read_file()
+    stale = [kind for kind in others if listed["sources"].get(kind) != sources[kind]]
+    if stale or listed["triton"] != triton.__version__:
+        reason = f"the kernels of {stale} changed" if stale else "another Triton made it"
+        raise RuntimeError(f"the rest of the list cannot be kept, since {reason}: make all kinds")
+    return [row for row in listed["candidates"] if row["config"]["kind"] in others]
 
 
 def _examine(work: tuple[_Key, Config]) -> tuple[Candidate | None, str]:
@@ -59,16 +74,6 @@ def _examine(work: tuple[_Key, Config]) -> tuple[Candidate | None, str]:
         return None, result
     lacks = ", ".join(sorted(result.not_for))
     return result, f"{result.registers} registers" + (f", not for {lacks}" if lacks else "")
-
-
-def forms(config: Config, list_name: str, needs: Collection[str]) -> Iterator[tuple[str, Form]]:
-    """The dtypes and forms to compile a config for, to believe that it serves ``needs``."""
-    dtypes = ("bfloat16", "float16") if list_name == "half" else (list_name,)
-    for dtype in dtypes:
-        yield dtype, demanding_form(config, needs)
-    yield dtypes[0], plain_form(config)
-    if config.BLOCK_N == config.BLOCK_K:
-        yield dtypes[0], demanding_form(config, needs, one_tile=True)
 
 
 def examine(config: Config, target: str, list_name: str) -> Candidate | str:
@@ -91,7 +96,7 @@ def examine(config: Config, target: str, list_name: str) -> Candidate | str:
         sizes = {len(needs) - 1, 1, 0} - {-1, len(needs)}
         return all(serves(part) for size in sizes for part in combinations(sorted(needs), size))
 
-    needs = _find_needs(all_needs(config), serves_parts)
+    needs = _find_needs(config.needs, serves_parts)
     if needs is None:
         return "spills"
     codes = []
@@ -103,7 +108,7 @@ def examine(config: Config, target: str, list_name: str) -> Candidate | str:
     loop = compile_config(config, target, plain_dtype, plain_form(config)).instructions
     return Candidate(
         config,
-        all_needs(config) - needs,
+        config.needs - needs,
         max(code.registers for code in codes),
         max(code.shared_bytes for code in codes),
         loop.loop_barriers,
@@ -127,22 +132,29 @@ def _find_needs(
     return None
 
 
-def _write(source: str, found: dict[_Key, list[Candidate]]) -> None:
-    """One candidate a line."""
-    lines = []
-    for (kernel, target, name), candidates in found.items():
+def _write(
+    sources: dict[str, str], kept: list[dict[str, Any]], found: dict[_Key, list[Candidate]]
+) -> None:
+    """One candidate a line, in the order of the kinds."""
+    rows = list(kept)
+    for (kind, target, name), candidates in found.items():
+        head = {"kernel": KINDS[kind].kernel, "target": target, "list": name}
         for candidate in candidates:
-            row = {"kernel": kernel, "target": target, "list": name, **candidate._asdict()}
-            row |= {"config": asdict(candidate.config), "not_for": sorted(candidate.not_for)}
-            lines.append(json.dumps(row))
-    head = f'{{"triton": "{triton.__version__}", "source": "{source}", "candidates": [\n'
-    FILE.write_text(head + ",\n".join(lines) + "\n]}\n")
+            row = {**head, **candidate._asdict(), "config": as_json(candidate.config)}
+            rows.append({**row, "not_for": sorted(candidate.not_for)})
+    order = list(KINDS)
+    rows.sort(key=lambda row: order.index(row["config"]["kind"]))
+    write_file({"triton": triton.__version__, "sources": sources, "candidates": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    regenerate(parser.parse_args().jobs, lambda text: print(text, flush=True))
+    parser.add_argument(
+        "--kind", action="append", choices=list(KINDS), help="the others are kept; default: all"
+    )
+    given = parser.parse_args()
+    regenerate(given.kind or list(KINDS), given.jobs, lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..autotune.candidates import Candidate, committed
+from ..kernels.configs import as_json
 from ..kernels.launch import MATRICES_BLOCK
 from .compiled import Compiled, compile_config, compile_matrices
 from .requirements import (
     SHARED_LIMIT,
-    all_needs,
     demanding_form,
     faults,
     faults_when_compiled,
@@ -69,8 +69,8 @@ def _row(
     config = candidate.config
     code = compile_config(config, target, dtype, plain_form(config))
     roles = getattr(config, "roles", None)
-    row = _fill(kernel, config.loader, roles, dtype, asdict(config), target, code)
-    needs = all_needs(config) - candidate.not_for
+    row = _fill(kernel, config.loader, roles, dtype, as_json(config), target, code)
+    needs = config.needs - candidate.not_for
     demanding = demanding_form(config, needs)
     found = faults(config, target, dtype, code)
     return row, found + faults_when_compiled(config, target, dtype, demanding)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
-from ..kernels.configs import Config, ConvConfig
+from ..kernels.configs import Config, ConvConfig, WeightGradConfig
 from ..kernels.stored_taps import UNPACKED_FROM
 from .compiled import (
     Compiled,
@@ -26,13 +27,8 @@ MAX_LOOP_WAITS = 1
 
 
 def is_for_large_problems(config: Config) -> bool:
-    """Configs that must keep the matrix units of sm_90 busy. In the weight gradient a box of
-    several sides is never the first operand as it stands, so those are for small images."""
-    if config.loader != "channels_last_descriptor":
-        return False
-    if isinstance(config, ConvConfig):
-        return config.BLOCK_M * config.BLOCK_N >= 64 * 64
-    return config.BLOCK_N * config.BLOCK_K >= 64 * 64 and config.box[:2] == (1, 1)
+    """Configs that must keep the matrix units of sm_90 busy."""
+    return config.loader == "channels_last_descriptor" and _KINDS[type(config)].is_large(config)
 
 
 def resource_faults(target: str, code: Resources) -> list[str]:
@@ -47,8 +43,14 @@ def resource_faults(target: str, code: Resources) -> list[str]:
 
 def faults(config: Config, target: str, dtype: str, code: Compiled) -> list[str]:
     """What is wrong with the plain form of a config, in words; empty if nothing is."""
-    found = resource_faults(target, code.resources)
-    holds = code.instructions
+    return resource_faults(target, code.resources) + _KINDS[type(config)].faults(
+        config, target, dtype, code.instructions
+    )
+
+
+def _product_faults(config: Config, target: str, dtype: str, holds: Instructions) -> list[str]:
+    """Of a kernel of matrix products."""
+    found = []
     if not holds.matrix_instructions and (dtype != "float32_ieee" or target == "gfx942"):
         found.append("no matrix instructions")
     if config.loader != "pointer" and not holds.bulk_copies:
@@ -83,17 +85,19 @@ def _loop_faults(holds: Instructions) -> list[str]:
 def plain_form(config: Config) -> Form:
     """The memory that its loader likes best, aligned, two tiles of channels or more, so many that
     the centre is not gathered."""
-    return Form(max(2 * max(config.BLOCK_N, config.BLOCK_K), UNPACKED_FROM))
+    return _KINDS[type(config)].plain_form(config)
 
 
-def demanding_form(config: Config, needs: Collection[str], one_tile: bool = False) -> Form:
+def demanding_form(config: Config, needs: Collection[str]) -> Form:
     """All of ``needs`` at once."""
-    channels = max(config.BLOCK_N, config.BLOCK_K) * (1 if one_tile else 2)
-    scattered = "scattered" in needs
-    return Form(
-        channels - scattered,
+    return _demanding(_KINDS[type(config)].sizes(config, "scattered" in needs)[0], needs)
+
+
+def _demanding(form: Form, needs: Collection[str]) -> Form:
+    return replace(
+        form,
         sign=-1,
-        scattered=scattered,
+        scattered="scattered" in needs,
         scattered_output="scattered_output" in needs,
         ragged_boxes="ragged_boxes" in needs,
         wide="wide" in needs,
@@ -109,18 +113,11 @@ def form_of(problem: Problem, config: Config) -> Form:
         channels=layout.group_channels,
         sign=layout.sign,
         scattered=form.scattered and not dense,
-        split=isinstance(config, ConvConfig) and config.splits > 1,
+        split=config.kernel == "conv" and config.splits > 1,
         kernel_size=layout.kernel_size,
         dilation=problem.geometry.dilation,
         groups=layout.groups,
     )
-
-
-def all_needs(config: Config) -> frozenset[str]:
-    """What a problem can ask of a config."""
-    needs = {"wide"} | ({"scattered"} if config.loader == "pointer" else set())
-    own = "scattered_output" if isinstance(config, ConvConfig) else "ragged_boxes"
-    return frozenset(needs | {own})
 
 
 def faults_when_compiled(config: Config, target: str, dtype: str, form: Form) -> list[str]:
@@ -132,3 +129,56 @@ def faults_when_compiled(config: Config, target: str, dtype: str, form: Form) ->
     if form == plain_form(config):
         return faults(config, target, dtype, code)
     return resource_faults(target, code.resources)
+
+
+def forms(config: Config, list_name: str, needs: Collection[str]) -> Iterator[tuple[str, Form]]:
+    """The dtypes and forms to compile a config for, to believe that it serves ``needs``."""
+    dtypes = ("bfloat16", "float16") if list_name == "half" else (list_name,)
+    for dtype in dtypes:
+        yield dtype, demanding_form(config, needs)
+    yield dtypes[0], plain_form(config)
+    for form in _KINDS[type(config)].sizes(config, "scattered" in needs)[1:]:
+        yield dtypes[0], _demanding(form, needs)
+
+
+def _plain_form(config: ConvConfig | WeightGradConfig) -> Form:
+    return Form(max(2 * max(config.BLOCK_N, config.BLOCK_K), UNPACKED_FROM))
+
+
+def _sizes(config: ConvConfig | WeightGradConfig, fewer: bool) -> tuple[Form, ...]:
+    block = max(config.BLOCK_N, config.BLOCK_K)
+    tiles = (2, 1) if config.BLOCK_N == config.BLOCK_K else (2,)
+    return tuple(Form(count * block - fewer) for count in tiles)
+
+
+def _is_large_conv(config: ConvConfig) -> bool:
+    return config.BLOCK_M * config.BLOCK_N >= 64 * 64
+
+
+def _is_large_weight_grad(config: WeightGradConfig) -> bool:
+    """A box of several sides is never the first operand as it stands, so those are for small
+    images."""
+    return config.BLOCK_N * config.BLOCK_K >= 64 * 64 and config.box[:2] == (1, 1)
+
+
+class _Kind(NamedTuple):
+    """What is asked of a kind of config.
+
+    Args:
+        plain_form: see :func:`plain_form`.
+        sizes: forms of as many tiles of channels as make other code, first of two; the last tile
+            is whole, or fewer by one channel.
+        faults: what is wrong with its plain form's instructions for a target and dtype.
+        is_large: see :func:`is_for_large_problems`.
+    """
+
+    plain_form: Callable[[Any], Form]
+    sizes: Callable[[Any, bool], tuple[Form, ...]]
+    faults: Callable[[Any, str, str, Instructions], list[str]]
+    is_large: Callable[[Any], bool]
+
+
+_KINDS: dict[type[Config], _Kind] = {
+    ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
+    WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
+}

@@ -1,17 +1,32 @@
-"""How a kernel cuts a problem into tiles: the choices that do not change the result's meaning."""
+"""How a kernel cuts a problem into tiles: the choices that do not change the result's meaning.
+
+A *kind* of config is a class of them, for one kernel. What is known of a kind without Triton stands
+in its class; :data:`KINDS` names them all.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from ..geometry import Geometry
 from ..memory_format import Memory
+from ..packing import Layout
 from .precision import InputPrecision
 
+Kernel = Literal["conv", "weight_grad"]  # what a launch computes
 # Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
 Loader = Literal["pointer", "channels_last_descriptor", "planar_descriptor"]
 Roles = Literal["pixels_first", "weights_first"]
+# What a problem may ask of the compiled code, beyond the plain one: images of channels-last
+# memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
+Need = Literal[
+    "scattered_output",  # convolution: what is written, or a residual, is not channels-last
+    "ragged_boxes",  # weight gradient: boxes reach beyond the output
+    "scattered",  # "pointer": any other memory, or another number of channels
+    "wide",  # offsets of 64 bits
+]
 
 _READS: dict[str, Memory] = {
     "channels_last_descriptor": "channels_last",
@@ -22,8 +37,73 @@ _ALL_REGISTERS = 65536  # of the threads of a program there
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 
 
+class Reading(NamedTuple):
+    """What a launch reads, as far as a config may refuse it.
+
+    Args:
+        memory: of all images that are read.
+        innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
+        itemsize: bytes of an element.
+        aligned: each image, and the weight, starts at a multiple of 16 bytes.
+    """
+
+    layout: Layout
+    geometry: Geometry
+    memory: Memory
+    innermost: int
+    itemsize: int
+    aligned: bool
+
+
+class _Kind:
+    """What all kinds have.
+
+    Attributes:
+        kind: its name, and that of the file of its jit kernel.
+        kernel: what it computes.
+        box: images, rows and columns of a tile of pixels; powers of two.
+        splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
+            anew.
+    """
+
+    kind: ClassVar[str]
+    kernel: ClassVar[Kernel]
+    box: tuple[int, int, int]
+    num_warps: int
+    num_stages: int
+    loader: Loader
+    splits: int
+    _own_needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def BLOCK_M(self) -> int:
+        return math.prod(self.box)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What a problem can ask of its code."""
+        by_pointer: set[Need] = {"scattered"} if self.loader == "pointer" else set()
+        return frozenset({"wide", *by_pointer, *self._own_needs})
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Of the arguments that its kernel is compiled for, those that it chooses."""
+        raise NotImplementedError
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """How Triton compiles it. Told that it may use all registers, NVIDIA's assembler spills
+        none where of its own accord it would keep to fewer."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        most = min(_MAX_REGISTERS, _ALL_REGISTERS // (32 * self.num_warps))
+        return {**options, "maxnreg": most} if on_nvidia else options
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        """What it asks of what is read and does not get, or None."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ConvConfig:
+class ConvConfig(_Kind):
     """Tiles of the convolution.
 
     Args:
@@ -35,6 +115,10 @@ class ConvConfig:
         splits: so many programs share the sum of one tile of the output.
     """
 
+    kind = "conv"
+    kernel = "conv"
+    _own_needs = frozenset({"scattered_output"})
+
     box: tuple[int, int, int]
     BLOCK_N: int
     BLOCK_K: int
@@ -45,14 +129,21 @@ class ConvConfig:
     splits: int = 1
 
     @property
-    def BLOCK_M(self) -> int:
-        return math.prod(self.box)
+    def constants(self) -> dict[str, Any]:
+        return {**_tile(self), "ROLES": self.roles}
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        return _why_unloadable(self, reading, self.BLOCK_K)
 
 
 @dataclass(frozen=True)
-class WeightGradConfig:
+class WeightGradConfig(_Kind):
     """Tiles of the packed weight gradient: as :class:`ConvConfig`, where ``box`` is what one step
     of the sum reads, and ``splits`` programs share the pixels of one tile of the gradient."""
+
+    kind = "weight_grad"
+    kernel = "weight_grad"
+    _own_needs = frozenset({"ragged_boxes"})
 
     box: tuple[int, int, int]
     BLOCK_N: int
@@ -63,70 +154,55 @@ class WeightGradConfig:
     loader: Loader = "pointer"
 
     @property
-    def BLOCK_M(self) -> int:
-        return math.prod(self.box)
+    def constants(self) -> dict[str, Any]:
+        return _tile(self)
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        return _why_unloadable(self, reading, self.BLOCK_K, self.BLOCK_N)
 
 
 Config = ConvConfig | WeightGradConfig
+KINDS: dict[str, type[Config]] = {each.kind: each for each in (ConvConfig, WeightGradConfig)}
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """With the name of its kind."""
+    return {"kind": config.kind, **asdict(config)}
+
+
+def from_json(row: dict[str, Any]) -> Config:
+    """What :func:`as_json` made.
+
+    Raises:
+        KeyError, TypeError: it did not make this.
+    """
+    fields = {**row, "box": tuple(row["box"])}
+    return KINDS[fields.pop("kind")](**fields)
 
 
 def constants(
-    config: Config,
-    *,
-    channels: int,
-    groups: int,
-    sign: int,
-    kernel_size: tuple[int, ...],
-    dilation: tuple[int, ...],
-    input_precision: InputPrecision,
-    dense: bool,
-    wide: bool,
-    stored: int = 0,
-    dense_output: bool = True,
-    masked: bool = False,
-    rounds: bool = False,
-) -> dict[str, Any]:
-    """The arguments that a kernel is compiled for.
+    config: Config, layout: Layout, dilation: tuple[int, ...], input_precision: InputPrecision,
+    dense: bool, wide: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments that a kernel is compiled for, as far as it takes them; a kind may have more.
 
     Args:
-        channels: of one group.
         dense: all images that are read are channels-last without gaps.
         wide: offsets take 64 bits.
-        stored: convolution: taps that are read as matrices.
-        dense_output: convolution: what is written, and the residual, are channels-last.
-        masked: weight gradient: boxes reach beyond the output.
-        rounds: weight gradient: to TF32.
     """
-    shared = {
-        "CHANNELS": channels,
-        "GROUPS": groups,
-        "SIGN": sign,
-        "KERNEL_H": kernel_size[0],
-        "KERNEL_W": kernel_size[1],
+    return {
+        "CHANNELS": layout.group_channels,
+        "GROUPS": layout.groups,
+        "SIGN": layout.sign,
+        "KERNEL_H": layout.kernel_size[0],
+        "KERNEL_W": layout.kernel_size[1],
         "DILATION_H": dilation[0],
         "DILATION_W": dilation[1],
-        "LOADER": config.loader,
         "INPUT_PRECISION": input_precision,
         "DENSE": dense,
         "WIDE": wide,
-        "BLOCK_I": config.box[0],
-        "BLOCK_H": config.box[1],
-        "BLOCK_W": config.box[2],
-        "BLOCK_N": config.BLOCK_N,
-        "BLOCK_K": config.BLOCK_K,
+        **config.constants,
     }
-    if isinstance(config, ConvConfig):
-        own: dict[str, Any] = {"ROLES": config.roles, "STORED": stored}
-        return {**shared, **own, "DENSE_OUTPUT": dense_output}
-    return {**shared, "MASKED": masked, "ROUNDS": rounds}
-
-
-def compile_options(config: Config, on_nvidia: bool) -> dict[str, int]:
-    """How Triton compiles a config. Told that it may use all registers, NVIDIA's assembler spills
-    none where of its own accord it would keep to fewer."""
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    most = min(_MAX_REGISTERS, _ALL_REGISTERS // (32 * config.num_warps))
-    return {**options, "maxnreg": most} if on_nvidia else options
 
 
 def count_boxes(sizes: tuple[int, ...], config: Config) -> int:
@@ -134,25 +210,22 @@ def count_boxes(sizes: tuple[int, ...], config: Config) -> int:
     return math.prod(math.ceil(size / side) for size, side in zip(sizes, config.box, strict=True))
 
 
-def why_unreadable(
-    config: Config,
-    memory: Memory,
-    innermost: int,
-    itemsize: int,
-    aligned: bool,
-    groups: int,
-    group_channels: int,
-) -> str | None:
-    """What the config's loader asks of an image and does not get, or None.
+def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:
+    return {
+        "LOADER": config.loader,
+        **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), config.box, strict=True)),
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_K": config.BLOCK_K,
+    }
 
-    Args:
-        memory: of all images that are read.
-        innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
-        itemsize: bytes of an element.
-        aligned: each image, and the weight, starts at a multiple of 16 bytes.
-    """
+
+def _why_unloadable(
+    config: ConvConfig | WeightGradConfig, reading: Reading, *blocks: int
+) -> str | None:
+    """What the loader of blocks of so many channels asks of an image and does not get, or None."""
     if config.loader == "pointer":
         return None
+    memory, itemsize, channels = reading.memory, reading.itemsize, reading.layout.group_channels
     wanted, planar = _READS[config.loader], config.loader == "planar_descriptor"
     if memory == "strided":
         return "it is contiguous in neither memory format"
@@ -160,17 +233,12 @@ def why_unreadable(
         return f"its memory is {memory}, and {config.loader} reads {wanted}"
     if planar and config.box[0] > 1:
         return f"a box of {config.box[0]} images needs channels-last memory"
-    if innermost * itemsize % _BULK_COPY_BYTES or not aligned:
+    if reading.innermost * itemsize % _BULK_COPY_BYTES or not reading.aligned:
         return f"its {'rows' if planar else 'pixels'}, or the weight, are not aligned to 16 bytes"
     if planar and config.box[2] * itemsize < _BULK_COPY_BYTES:
         return f"a row of {config.box[2]} pixels is less than 16 bytes"
-    if group_channels * itemsize % _BULK_COPY_BYTES:
-        return f"the rows of a matrix of {group_channels} channels are not aligned to 16 bytes"
-    blocks = {config.BLOCK_K}
-    if isinstance(config, WeightGradConfig):
-        blocks.add(config.BLOCK_N)
-    if groups > 1 and any(group_channels % block for block in blocks):
-        return (
-            f"a block of {max(blocks)} channels would reach beyond the {group_channels} of a group"
-        )
+    if channels * itemsize % _BULK_COPY_BYTES:
+        return f"the rows of a matrix of {channels} channels are not aligned to 16 bytes"
+    if reading.layout.groups > 1 and any(channels % block for block in blocks):
+        return f"a block of {max(blocks)} channels would reach beyond the {channels} of a group"
     return None

@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
 from ..packing import Layout
-from .configs import Config, ConvConfig, WeightGradConfig
+from .configs import Config
 from .matrices import matrices_kernel
 from .plans import Convolution, Description, Launch, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
@@ -33,7 +33,7 @@ _TAKES_ALL = triton.__version__.startswith(("3.6.", "3.7."))
 _PLAIN = (1.0, 0.0)  # alpha and beta where they change nothing
 
 
-def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
+def conv(convolution: Convolution, config: Config) -> Tensor:
     """The output of a convolution; raises as :func:`make_plan` and :func:`run`.
 
     Deterministic: every split sums its taps in order, then the splits are summed in order.
@@ -41,7 +41,7 @@ def conv(convolution: Convolution, config: ConvConfig) -> Tensor:
     return run(make_plan(convolution, config), convolution)
 
 
-def weight_grad(gradient: WeightGradient, config: WeightGradConfig) -> Tensor:
+def weight_grad(gradient: WeightGradient, config: Config) -> Tensor:
     """The gradient of the packed vector, and of the bias; raises as :func:`make_plan` and
     :func:`run`.
 
@@ -105,7 +105,7 @@ def compile_matrices(
 
 
 def matrices_options(on_nvidia: bool) -> dict[str, int]:
-    """How Triton compiles :func:`unpack_matrices`; see :func:`.configs.compile_options`."""
+    """How Triton compiles :func:`unpack_matrices`; as it does a config."""
     return {"maxnreg": 255} if on_nvidia else {}
 
 
@@ -200,11 +200,13 @@ def _bind(
         if bias is None:
             bias = packed  # never read: any pointer of the dtype that it would have serves
         triangles = weights if weights.dim() == 1 else None
-        tensors = (x, weights, None, triangles, bias, residual, partial)
+        tensors = (None, x, weights, triangles, bias, residual, partial)  # CONV_TENSORS
     else:
         x, bias, residual, scales = call.x, output, output, (call.alpha,)
-        tensors = (x, None, call.grad, None, partial)
-    arguments = _described(plan.descriptors, tensors) if plan.descriptors else tensors
+        tensors = (None, x, call.grad, partial)  # GRAD_TENSORS
+    arguments = plan.main.arrange(tensors)
+    if plan.descriptors:
+        arguments = _described(plan.descriptors, arguments)
     if plan.sum is None:
         return output, [_call(plan.main, arguments, scales, x.device)]
     first = _call(plan.main, arguments, _PLAIN[: len(scales)], x.device)
@@ -218,7 +220,9 @@ def _is_watched(launch: Launch) -> bool:
     return bool(launch.kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
 
 
-def _described(descriptions: list[Description], tensors: tuple[Tensor | None, ...]) -> list[Any]:
+def _described(
+    descriptions: list[Description], tensors: tuple[Tensor | None, ...]
+) -> tuple[Any, ...]:
     """The tensors, those that are described as descriptors. Triton checked the fields before; its
     constructor would again."""
     arguments: list[Any] = list(tensors)
@@ -226,7 +230,7 @@ def _described(descriptions: list[Description], tensors: tuple[Tensor | None, ..
         descriptor = arguments[argument] = object.__new__(TensorDescriptor)
         descriptor.__dict__.update(fields)
         descriptor.base = tensors[tensor]
-    return arguments
+    return tuple(arguments)
 
 
 def _call(
@@ -251,5 +255,5 @@ def _matrices_call(
     constants = (layout.sign, rounds_operands(precision), MATRICES_BLOCK)
     programs = groups * stored * triton.cdiv(c, MATRICES_BLOCK) ** 2
     options = matrices_options(on_nvidia=torch.version.hip is None)
-    launch = Launch(matrices_kernel, programs, numbers, constants, options)
+    launch = Launch(matrices_kernel, programs, tuple, numbers, constants, options)
     return _call(launch, (packed, matrices), (), packed.device)

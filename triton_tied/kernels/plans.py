@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from ..geometry import Geometry
 from ..memory_format import empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
-from .configs import Config, ConvConfig, WeightGradConfig, count_boxes
+from .configs import Config, ConvConfig, Reading, WeightGradConfig, count_boxes
 from .conv import conv_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
@@ -25,6 +27,10 @@ from .weight_grad import weight_grad_kernel
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
 _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
+# The tensors that a launch may take, by the names of a kernel's arguments, and their order.
+CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
+GRAD_TENSORS = ("x", "grad", "partial")
+SUM_TENSORS = ("partial", "bias", "residual", "y")
 
 
 class Convolution(NamedTuple):
@@ -82,10 +88,12 @@ class WeightGradient(NamedTuple):
 class Launch:
     """A kernel, the number of its programs, and what stays the same from call to call: of its
     arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors; how it is compiled, and what came of it when it was launched first."""
+    factors; how it is compiled, and what came of it when it was launched first. ``arrange`` makes
+    the kernel's tensors of None and those of the call; what is None may be described."""
 
     kernel: Any
     programs: int
+    arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     numbers: tuple[Any, ...]
     constants: tuple[Any, ...]
     options: dict[str, Any]
@@ -93,8 +101,8 @@ class Launch:
 
 
 class Description(NamedTuple):
-    """An argument that is a tensor's descriptor, by their places among the tensors, and all fields
-    of it but the tensor."""
+    """An argument that is a descriptor of the tensor of an argument, by their places, and all
+    fields of it but the tensor."""
 
     argument: int
     tensor: int
@@ -130,33 +138,39 @@ class Plan(NamedTuple):
 def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
     """
     Raises:
-        ValueError: the config's loader cannot read the images.
+        ValueError: the config cannot serve the call.
     """
-    if isinstance(call, Convolution):
-        return _plan_conv(call, config)  # type: ignore[arg-type]
-    return _plan_weight_grad(call, config)  # type: ignore[arg-type]
+    reason = why_unreadable(call, config)
+    if reason:
+        sizes = ", ".join(str(list(x.shape)) for x in _images(call))
+        raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
+    return _PLANS[type(config)](call, config)
 
 
-def why_unreadable(
-    layout: Layout, config: Config, images: list[Tensor], weights: Tensor | None = None
-) -> str | None:
-    """What the config's loader asks of what is read and does not get, or None."""
+def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
+    """What the config asks of what is read and does not get, or None."""
+    images = _images(call)
+    tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
-    tensors = images if weights is None else [*images, weights]
-    return configs.why_unreadable(
-        config,
-        memory,
-        math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
-        images[0].element_size(),
-        not any(tensor.data_ptr() % 16 for tensor in tensors),
-        layout.groups,
-        layout.group_channels,
+    return config.why_unreadable(
+        Reading(
+            call.layout,
+            call.geometry,
+            memory,
+            math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
+            call.x.element_size(),
+            not any(tensor.data_ptr() % 16 for tensor in tensors),
+        )
     )
+
+
+def _images(call: Convolution | WeightGradient) -> list[Tensor]:
+    """That are read."""
+    return [call.x] if isinstance(call, Convolution) else [call.x, call.grad]
 
 
 def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     x, layout, residual = call.x, call.layout, call.residual
-    _check_readable(layout, config, [x], call.weights)
     y = empty_image(call.output_shape, x, call.channels_last, "meta")
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
@@ -177,10 +191,8 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
         "stride_split": pixels * layout.channels, "padding_h": padding_h, "padding_w": padding_w,
         "splits": splits,
-        **_constants(
-            config, layout, call.geometry, call.precision, [x], [y, call.weights, residual],
-            stored=call.stored, dense_output=dense_output,
-        ),
+        **_constants(call, config, [y, call.weights, residual]),
+        "STORED": call.stored, "DENSE_OUTPUT": dense_output,
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
     programs = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
@@ -188,7 +200,7 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     if config.loader != "pointer" and programs:
         descriptors = [_describe(config, 0, 0, config.BLOCK_K, x)]
         descriptors += _describe_weights(config, layout, call)
-    main = _launch(conv_kernel, programs, arguments)
+    main = _launch(conv_kernel, programs, CONV_TENSORS, arguments, _options(config))
     if partial is None:
         return Plan(main, None, descriptors, _written(y), None, config)
     written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
@@ -198,7 +210,6 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     x, grad, layout = call.x, call.grad, call.layout
-    _check_readable(layout, config, [x, grad])
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
     splits = min(config.splits, count_boxes((n, out_h, out_w), config))
@@ -209,16 +220,14 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
         partial = torch.empty(splits, 1, size, dtype=torch.float32, device="meta")
     (padding_h, _), (padding_w, _) = call.geometry.padding
     sides = zip((n, out_h, out_w), config.box, strict=True)
-    precision = call.precision or input_precision(x.dtype)
-    constants = _constants(
-        config, layout, call.geometry, precision, [x, grad], [],
-        masked=any(size % side for size, side in sides), rounds=rounds_operands(precision),
-    )  # fmt: skip
+    constants = _constants(call, config)
     arguments = {
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
         **_strides(constants["DENSE"], x=x, g=grad), "stride_partial": size,
         "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
         "bias_channels": call.bias_channels, **constants,
+        "MASKED": any(size % side for size, side in sides),
+        "ROUNDS": rounds_operands(constants["INPUT_PRECISION"]),
     }  # fmt: skip
     blocks = (config.BLOCK_N, config.BLOCK_K)
     tiles = math.prod(triton.cdiv(layout.group_channels, block) for block in blocks)
@@ -231,17 +240,29 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
         if config.BLOCK_N != config.BLOCK_K:
             descriptors.append(_describe(config, 1, 0, config.BLOCK_N, x))
             descriptors.append(_describe(config, 3, 2, config.BLOCK_K, grad))
-    main = _launch(weight_grad_kernel, programs, arguments)
+    main = _launch(weight_grad_kernel, programs, GRAD_TENSORS, arguments, _options(config))
     if partial is None:
         return Plan(main, None, descriptors, _written(output), None, config)
-    vector = output.view(1, size, 1, 1)
-    written = {"bias_channels": 0, **_strides(True, r=vector, y=vector)}  # only that of channels
-    total = _sum((1, 1), partial, _SUM_VECTOR, written)
+    total = _sum_vectors(output, partial)
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
+
+
+# By the kind of config.
+_PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
+    ConvConfig: _plan_conv,
+    WeightGradConfig: _plan_weight_grad,
+}
 
 
 def _written(tensor: Tensor) -> Written:
     return Written(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _sum_vectors(output: Tensor, partial: Tensor) -> Launch:
+    """Of the splits of a packed gradient."""
+    vector = output.view(1, -1, 1, 1)
+    written = {"bias_channels": 0, **_strides(True, r=vector, y=vector)}  # only that of channels
+    return _sum((1, 1), partial, _SUM_VECTOR, written)
 
 
 def _sum(
@@ -255,26 +276,29 @@ def _sum(
         "BLOCK_M": tile[0], "BLOCK_N": tile[1],
     }  # fmt: skip
     programs = triton.cdiv(pixels, tile[0]) * triton.cdiv(channels, tile[1])
-    return _launch(sum_splits_kernel, programs, arguments)
+    return _launch(sum_splits_kernel, programs, SUM_TENSORS, arguments, {})
 
 
-def _launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> Launch:
-    """By position, as Triton takes arguments fastest."""
+def _launch(
+    kernel: Any,
+    programs: int,
+    tensors: tuple[str, ...],
+    arguments: dict[str, Any],
+    options: dict[str, int],
+) -> Launch:
+    """By position, as Triton takes arguments fastest: tensors, numbers, scale factors, constants.
+    Of the arguments those that the kernel takes."""
     names = kernel.arg_names
     scales = names.index("alpha")
-    numbers = tuple(arguments[name] for name in names[:scales] if name in arguments)
+    first = next(place for place, name in enumerate(names) if name in arguments)
+    places = [1 + tensors.index(name) if name in tensors else 0 for name in names[:first]]
+    numbers = tuple(arguments[name] for name in names[first:scales] if name in arguments)
     constants = tuple(arguments[name] for name in names[scales:] if name in arguments)
-    options = {name: value for name, value in arguments.items() if name not in names}
-    return Launch(kernel, programs, numbers, constants, options)
+    return Launch(kernel, programs, itemgetter(*places), numbers, constants, options)
 
 
-def _check_readable(
-    layout: Layout, config: Config, images: list[Tensor], weights: Tensor | None = None
-) -> None:
-    reason = why_unreadable(layout, config, images, weights)
-    if reason:
-        sizes = ", ".join(str(list(x.shape)) for x in images)
-        raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
+def _options(config: Config) -> dict[str, int]:
+    return config.compile_options(on_nvidia=torch.version.hip is None)
 
 
 def _describe(
@@ -326,29 +350,17 @@ def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
 
 
 def _constants(
-    config: Config,
-    layout: Layout,
-    geometry: Geometry,
-    precision: InputPrecision | None,
-    read: list[Tensor],
-    others: list[Tensor | None],
-    **own: Any,
+    call: Convolution | WeightGradient, config: Config, others: list[Tensor | None] | None = None
 ) -> dict[str, Any]:
-    """What a kernel is compiled for, by the images that it reads, whatever else it reads or writes,
-    and what is its own."""
-    tensors = [*read, *(tensor for tensor in others if tensor is not None)]
-    return {
-        **configs.constants(
-            config,
-            channels=layout.group_channels,
-            groups=layout.groups,
-            sign=layout.sign,
-            kernel_size=layout.kernel_size,
-            dilation=geometry.dilation,
-            input_precision=precision or input_precision(read[0].dtype),
-            dense=memory_of(*read) == "channels_last",
-            wide=max(layout.size, *map(extent, tensors)) >= _MAX_OFFSET,
-            **own,
-        ),
-        **configs.compile_options(config, on_nvidia=torch.version.hip is None),
-    }
+    """What a kernel is compiled for, by the images that it reads and whatever else it reads or
+    writes."""
+    read = _images(call)
+    tensors = [*read, *(tensor for tensor in others or () if tensor is not None)]
+    return configs.constants(
+        config,
+        call.layout,
+        call.geometry.dilation,
+        call.precision or input_precision(call.x.dtype),
+        dense=memory_of(*read) == "channels_last",
+        wide=max(call.layout.size, *map(extent, tensors)) >= _MAX_OFFSET,
+    )

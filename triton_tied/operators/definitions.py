@@ -28,8 +28,8 @@ from ..memory_format import Memory, empty_image
 from ..packing import Layout, check_symmetry, expand
 
 if TYPE_CHECKING:
-    from ..autotune.candidates import Kernel
     from ..autotune.choices import Known
+    from ..kernels.configs import Kernel
 
 
 def compute_conv(
