@@ -72,8 +72,7 @@ def copy_ahead(
     layout_3d: gl.constexpr = gl.NVMMASharedLayout(BYTES, BITS, 3)
     layout_4d: gl.constexpr = gl.NVMMASharedLayout(BYTES, BITS, 4)
 
-    if STORED > 0:
-        mbarrier.expect(ready, STORED * BLOCK_C * K_BLOCKS * BYTES)
+    mbarrier.expect(ready, STORED * BLOCK_C * K_BLOCKS * BYTES)
     for i in range(STORED * K_BLOCKS):
         matrix = matrices.index(i)._reinterpret(x.dtype, [1, BLOCK_C, BLOCK_K], layout_3d)
         start = [group * STORED + i // K_BLOCKS, 0, i % K_BLOCKS * BLOCK_K]
@@ -251,7 +250,7 @@ def halo_kernel(
     for i in gl.static_range(RING):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    mbarrier.init(ready, count=(1 if STORED > 0 else 0) + (1 if STORED < HELD else 0))
+    mbarrier.init(ready, count=1 if STORED == HELD else 2)
 
     boxes = gl.cdiv(n, BLOCK_I) * gl.cdiv(out_h, BLOCK_H) * gl.cdiv(out_w, BLOCK_W)
     group = gl.program_id(0) % GROUPS

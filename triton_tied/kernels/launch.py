@@ -12,7 +12,6 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
 from ..packing import Layout
@@ -226,8 +225,8 @@ def _described(
     """The tensors, those that are described as descriptors. Triton checked the fields before; its
     constructor would again."""
     arguments: list[Any] = list(tensors)
-    for argument, tensor, fields in descriptions:
-        descriptor = arguments[argument] = object.__new__(TensorDescriptor)
+    for argument, tensor, kind, fields in descriptions:
+        descriptor = arguments[argument] = object.__new__(kind)
         descriptor.__dict__.update(fields)
         descriptor.base = tensors[tensor]
     return tuple(arguments)

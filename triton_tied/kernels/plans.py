@@ -14,10 +14,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..geometry import Geometry
-from ..memory_format import empty_image, extent, memory_of
+from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
-from .configs import Config, ConvConfig, Reading, WeightGradConfig, count_boxes
+from .configs import Config, ConvConfig, HaloConfig, Reading, WeightGradConfig, count_boxes
 from .conv import conv_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
@@ -27,6 +27,7 @@ from .weight_grad import weight_grad_kernel
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
 _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
+_EXECUTED_ON = 3  # multiprocessors of a CPU, where tests execute what is compiled for a GPU
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
 GRAD_TENSORS = ("x", "grad", "partial")
@@ -64,6 +65,13 @@ class Convolution(NamedTuple):
         """How many taps of ``weights`` are matrices."""
         return self.layout.pairs if self.weights.dim() == 1 else self.weights.shape[1]
 
+    @property
+    def output_memory(self) -> Memory:
+        """Of the output, and of the residual."""
+        output: Memory = "channels_last" if self.channels_last else "contiguous"
+        strange = self.residual is not None and memory_of(self.residual) != output
+        return "strided" if strange else output
+
 
 class WeightGradient(NamedTuple):
     """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``, in
@@ -83,6 +91,11 @@ class WeightGradient(NamedTuple):
     def bias_channels(self) -> int:
         return self.layout.channels if self.has_bias else 0
 
+    @property
+    def output_memory(self) -> Memory:
+        """A packed gradient has none of its own."""
+        return "channels_last"
+
 
 @dataclass(eq=False, slots=True)
 class Launch:
@@ -101,11 +114,12 @@ class Launch:
 
 
 class Description(NamedTuple):
-    """An argument that is a descriptor of the tensor of an argument, by their places, and all
-    fields of it but the tensor."""
+    """An argument that is a descriptor of the tensor of an argument, by their places; its class,
+    and all fields of it but the tensor."""
 
     argument: int
     tensor: int
+    kind: type
     fields: dict[str, Any]
 
 
@@ -160,6 +174,8 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
             call.x.element_size(),
             not any(tensor.data_ptr() % 16 for tensor in tensors),
+            call.precision or input_precision(call.x.dtype),
+            call.output_memory,
         )
     )
 
@@ -247,10 +263,38 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
 
 
+def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
+    from .halo import halo_kernel  # not every Triton has Gluon
+
+    x, layout, geometry = call.x, call.layout, call.geometry
+    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    (padding_h, _), (padding_w, _) = geometry.padding
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "padding_h": padding_h, "padding_w": padding_w,
+        "bias_channels": 0 if call.bias is None else layout.channels,
+        **_constants(call, config, [y, call.weights, call.residual]), "STORED": call.stored,
+    }  # fmt: skip
+    boxes = count_boxes((n, out_h, out_w), config)
+    # A program has all registers of a multiprocessor, and goes on until no box is left.
+    programs = layout.groups * min(boxes, max(1, _multiprocessors(x.device) // layout.groups))
+    main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
+    descriptors = _describe_halo(call, config) if programs else []
+    return Plan(main, None, descriptors, _written(y), None, config)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _EXECUTED_ON
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 # By the kind of config.
 _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
+    HaloConfig: _plan_halo,
 }
 
 
@@ -314,7 +358,7 @@ def _describe(
         axes = "nhcw" if block["h"] == 1 else "nchw"
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
     found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
-    return Description(argument, tensor, _fields(image, *found))
+    return _description(argument, tensor, TensorDescriptor(image, *found))
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
@@ -324,19 +368,47 @@ def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list
     if not stored:
         return []
     sizes, strides = [layout.groups * stored, c, c], [c * c, c, 1]
-    found = [Description(1, 1, _fields(call.weights, sizes, strides, [1, n, k]))]
+    found = [_description(1, 1, TensorDescriptor(call.weights, sizes, strides, [1, n, k]))]
     if n != k and stored < layout.taps:
-        found.append(Description(2, 1, _fields(call.weights, sizes, strides, [1, k, n])))
+        transposed = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
+        found.append(_description(2, 1, transposed))
     return found
 
 
-def _fields(
-    tensor: Tensor, sizes: list[int], strides: list[int], block: list[int]
-) -> dict[str, Any]:
-    """Checked by Triton, once for all tensors that lie in memory like this one."""
-    fields = dict(vars(TensorDescriptor(tensor, sizes, strides, block)))
+def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
+    """The rows of a box, whole matrices, and the rows below a box; see halo_kernel."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    images, rows, columns = config.box
+    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
+    bits = 8 * x.element_size()
+    block = min(config.BLOCK_C, 1024 // bits)
+
+    def describe(argument: int, tensor: Tensor, sizes: list[int], strides: list[int], *box: int):
+        shared = NVMMASharedLayout(block * bits // 8, bits, len(sizes))
+        descriptor = TensorDescriptor(tensor, sizes, strides, [*box, block], shared)
+        return _description(argument, 1 if argument == 1 else 0, descriptor)
+
+    image, strides = [h, n, w, c], [w * c, h * w * c, c, 1]
+    of_group = layout.group_channels
+    matrices = [layout.groups * call.stored, of_group, of_group]
+    found = [
+        describe(0, x, image, strides, rows, images, columns),
+        describe(1, call.weights, matrices, [of_group**2, of_group, 1], 1, config.BLOCK_C),
+    ]
+    if below:
+        found.append(describe(2, x, image, strides, below & -below, images, columns))
+    return found
+
+
+def _description(argument: int, tensor: int, descriptor: Any) -> Description:
+    """Triton checked the fields, once for all tensors that lie in memory like this one."""
+    fields = dict(vars(descriptor))
     del fields["base"]
-    return fields
+    return Description(argument, tensor, type(descriptor), fields)
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
