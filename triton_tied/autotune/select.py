@@ -20,7 +20,6 @@ from ..kernels import launch
 from ..kernels.configs import Config, Kernel
 from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
 from ..kernels.precision import InputPrecision, input_precision
-from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
 from .choices import Known, remember, remembered
 from .problem import Problem, problem_of
@@ -109,10 +108,9 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
     if isinstance(call, WeightGradient):
         images = [call.x, call.grad]
         return problem_of("weight_grad", call.layout, call.geometry, images, "channels_last")
-    output: Memory = "channels_last" if call.channels_last else "contiguous"
-    if call.residual is not None and memory_of(call.residual) != output:
-        output = "strided"
-    return problem_of("conv", call.layout, call.geometry, [call.x], output, call.weights)
+    return problem_of(
+        "conv", call.layout, call.geometry, [call.x], call.output_memory, call.weights
+    )
 
 
 def _places(tensors: tuple[Tensor | None, ...], precision: InputPrecision | None) -> tuple:

@@ -14,6 +14,7 @@ from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
 from .precision import InputPrecision
+from .toolchain import why_no_gluon
 
 Kernel = Literal["conv", "weight_grad"]  # what a launch computes
 # Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
@@ -34,19 +35,24 @@ _READS: dict[str, Memory] = {
 }
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _ALL_REGISTERS = 65536  # of the threads of a program there
-_MOST_SHARED = 232448  # bytes of shared memory of a program on sm_90
 _MAX_TAPS = 15 * 15  # of which a thread holds half, for one channel
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
+_HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
+# That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
+_MOST_RESULT_BYTES = 16384
+_BARRIER_BYTES = 1024
 
 
 class Reading(NamedTuple):
-    """What a launch reads, as far as a config may refuse it.
+    """What a launch reads and writes, as far as a config may refuse it.
 
     Args:
         memory: of all images that are read.
         innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
         itemsize: bytes of an element.
         aligned: each image, and the weight, starts at a multiple of 16 bytes.
+        precision: of products of float32.
+        output: memory of what a convolution writes, and of its residual.
     """
 
     layout: Layout
@@ -55,6 +61,8 @@ class Reading(NamedTuple):
     innermost: int
     itemsize: int
     aligned: bool
+    precision: InputPrecision
+    output: Memory
 
 
 class _Kind:
@@ -66,7 +74,6 @@ class _Kind:
         box: images, rows and columns of a tile of pixels; powers of two.
         splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
             anew.
-        is_gluon: its kernel is written in Gluon, which Triton's interpreter does not run.
     """
 
     kind: ClassVar[str]
@@ -76,7 +83,6 @@ class _Kind:
     num_stages: int
     loader: Loader
     splits: int
-    is_gluon: ClassVar[bool] = False
     _own_needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
@@ -175,6 +181,76 @@ class WeightGradConfig(_Kind):
 
 
 @dataclass(frozen=True)
+class HaloConfig(_Kind):
+    """Tiles of the convolution of few channels on sm_90, with the weight in shared memory.
+
+    Args:
+        box: images, rows and columns of a tile of pixels; powers of two, images times columns a
+            multiple of 8.
+        BLOCK_C: channels of a group at most; a power of two, at least 16.
+        num_stages: of all rings, for what the taps of one column of the kernel read; a multiple of
+            ``consumers``, more than one for each.
+        consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
+        roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
+        splits: 1: a sum is not shared.
+    """
+
+    kind = "halo"
+    kernel = "conv"
+    loader: ClassVar[Loader] = "channels_last_descriptor"
+    num_warps: ClassVar[int] = 4  # of the first consumer; more join it
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    num_stages: int = 4
+    consumers: int = 2
+    roles: Roles = "weights_first"
+    splits: int = 1
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            "BLOCK_C": self.BLOCK_C,
+            "STAGES": self.num_stages // self.consumers,
+            "CONSUMERS": self.consumers,
+            "ROLES": self.roles,
+        }
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """The kernel itself shares the registers out among its warps."""
+        return {"num_warps": self.num_warps}
+
+    def stage_pixels(self, kernel_rows: int, dilation: int) -> int:
+        """That a stage holds: of a box, and of the rows below it."""
+        images, rows, columns = self.box
+        return images * columns * (rows + dilation * (kernel_rows - 1))
+
+    def shared_bytes(self, layout: Layout, geometry: Geometry, itemsize: int) -> int:
+        """The most that a program takes: stages, matrices, results on their way out, barriers."""
+        pixels = self.stage_pixels(layout.kernel_size[0], geometry.dilation[0])
+        held = layout.taps if itemsize == 4 else (layout.taps + 1) // 2
+        rows = self.num_stages * pixels + held * self.BLOCK_C
+        results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
+        return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        layout, channels = reading.layout, reading.layout.group_channels
+        if layout.taps == 1:
+            return "a kernel of one tap reads each pixel once anyway"
+        if channels > self.BLOCK_C:
+            return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
+        if reading.itemsize == 4 and reading.precision == "ieee":
+            return "its products of float32 are TF32"
+        if reading.output != "channels_last":
+            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        found = self.shared_bytes(layout, reading.geometry, reading.itemsize)
+        if found > _HOPPER_SHARED_BYTES:
+            return f"{found} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
+
+
+@dataclass(frozen=True)
 class OnePassConfig(_Kind):
     """Tiles of the packed weight gradient of few channels, by blocks of taps: see
     :mod:`.one_pass`.
@@ -193,7 +269,6 @@ class OnePassConfig(_Kind):
     kind = "one_pass"
     kernel = "weight_grad"
     loader = "channels_last_descriptor"
-    is_gluon = True
 
     box: tuple[int, int, int]
     BLOCK_C: int
@@ -241,9 +316,9 @@ class OnePassConfig(_Kind):
         if channels > self.BLOCK_C:
             return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
         needed = self.shared_bytes(layout.kernel_size, reading.geometry.dilation)
-        if needed > _MOST_SHARED:
-            return f"{needed} bytes of shared memory, of {_MOST_SHARED}"
-        return _why_unloadable(self, reading, self.BLOCK_C)
+        if needed > _HOPPER_SHARED_BYTES:
+            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         """Of its boxes."""
@@ -324,8 +399,22 @@ class DepthwiseGradConfig(_Depthwise):
     splits: int = 1
 
 
-Config = ConvConfig | WeightGradConfig | DepthwiseConfig | DepthwiseGradConfig | OnePassConfig
-_ALL = (ConvConfig, WeightGradConfig, DepthwiseConfig, DepthwiseGradConfig, OnePassConfig)
+Config = (
+    ConvConfig
+    | WeightGradConfig
+    | HaloConfig
+    | OnePassConfig
+    | DepthwiseConfig
+    | DepthwiseGradConfig
+)
+_ALL = (
+    ConvConfig,
+    WeightGradConfig,
+    HaloConfig,
+    OnePassConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+)
 KINDS: dict[str, type[Config]] = {each.kind: each for each in _ALL}
 
 

@@ -11,13 +11,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.experimental.gluon.language import NVMMASharedLayout
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..dispatch import INTERPRETED
 from ..geometry import Geometry
-from ..memory_format import empty_image, extent, memory_of
+from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
 from .configs import (
@@ -25,6 +22,7 @@ from .configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
     OnePassConfig,
     Reading,
     WeightGradConfig,
@@ -32,7 +30,6 @@ from .configs import (
 from .conv import conv_kernel
 from .depthwise import depthwise_kernel
 from .depthwise_grad import depthwise_grad_kernel
-from .one_pass import one_pass_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
 from .sum_rows import sum_rows_kernel
@@ -42,6 +39,7 @@ from .weight_grad import weight_grad_kernel
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
 _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
+_EXECUTED_ON = 3  # multiprocessors of a CPU, where tests execute what is compiled for a GPU
 _SUM_ROWS = {"BLOCK_ROWS": 32, "BLOCK": 128}  # rows and numbers that a program sums at once
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
@@ -80,6 +78,13 @@ class Convolution(NamedTuple):
         """How many taps of ``weights`` are matrices."""
         return self.layout.pairs if self.weights.dim() == 1 else self.weights.shape[1]
 
+    @property
+    def output_memory(self) -> Memory:
+        """Of the output, and of the residual."""
+        output: Memory = "channels_last" if self.channels_last else "contiguous"
+        strange = self.residual is not None and memory_of(self.residual) != output
+        return "strided" if strange else output
+
 
 class WeightGradient(NamedTuple):
     """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``, in
@@ -98,6 +103,11 @@ class WeightGradient(NamedTuple):
     @property
     def bias_channels(self) -> int:
         return self.layout.channels if self.has_bias else 0
+
+    @property
+    def output_memory(self) -> Memory:
+        """A packed gradient has none of its own."""
+        return "channels_last"
 
 
 @dataclass(eq=False, slots=True)
@@ -119,12 +129,12 @@ class Launch:
 
 
 class Description(NamedTuple):
-    """An argument that is a descriptor of the tensor of an argument, by their places, its type, and
-    all fields of it but the tensor."""
+    """An argument that is a descriptor of the tensor of an argument, by their places; its class,
+    and all fields of it but the tensor."""
 
     argument: int
     tensor: int
-    type: type
+    kind: type
     fields: dict[str, Any]
 
 
@@ -168,8 +178,6 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
     """What the config asks of what is read and does not get, or None."""
-    if INTERPRETED and config.is_gluon:
-        return "Triton's interpreter does not run kernels in Gluon"
     images = _images(call)
     tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
@@ -181,6 +189,8 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
             call.x.element_size(),
             not any(tensor.data_ptr() % 16 for tensor in tensors),
+            call.precision or input_precision(call.x.dtype),
+            call.output_memory,
         )
     )
 
@@ -268,7 +278,36 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
 
 
+def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
+    from .halo import halo_kernel  # not every Triton has Gluon
+
+    x, layout, geometry = call.x, call.layout, call.geometry
+    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    (padding_h, _), (padding_w, _) = geometry.padding
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "padding_h": padding_h, "padding_w": padding_w,
+        "bias_channels": 0 if call.bias is None else layout.channels,
+        **_constants(call, config, [y, call.weights, call.residual]), "STORED": call.stored,
+    }  # fmt: skip
+    boxes = config.count_boxes((n, out_h, out_w))
+    # A program has all registers of a multiprocessor, and goes on until no box is left.
+    programs = layout.groups * min(boxes, max(1, _multiprocessors(x.device) // layout.groups))
+    main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
+    descriptors = _describe_halo(call, config) if programs else []
+    return Plan(main, None, descriptors, _written(y), None, config)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _EXECUTED_ON
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    from .one_pass import one_pass_kernel  # not every Triton has Gluon
+
     x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
@@ -356,6 +395,7 @@ def _plan_depthwise_grad(call: WeightGradient, config: DepthwiseGradConfig) -> P
 _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
+    HaloConfig: _plan_halo,
     OnePassConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
@@ -426,6 +466,35 @@ def _describe(
     return _description(argument, tensor, TensorDescriptor(image, *found))
 
 
+def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
+    """The rows of a box, whole matrices, and the rows below a box; see halo_kernel."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    images, rows, columns = config.box
+    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
+    bits = 8 * x.element_size()
+    block = min(config.BLOCK_C, 1024 // bits)
+
+    def describe(argument: int, tensor: Tensor, sizes: list[int], strides: list[int], *box: int):
+        shared = NVMMASharedLayout(block * bits // 8, bits, len(sizes))
+        descriptor = TensorDescriptor(tensor, sizes, strides, [*box, block], shared)
+        return _description(argument, 1 if argument == 1 else 0, descriptor)
+
+    image, strides = [h, n, w, c], [w * c, h * w * c, c, 1]
+    of_group = layout.group_channels
+    matrices = [layout.groups * call.stored, of_group, of_group]
+    found = [
+        describe(0, x, image, strides, rows, images, columns),
+        describe(1, call.weights, matrices, [of_group**2, of_group, 1], 1, config.BLOCK_C),
+    ]
+    if below:
+        found.append(describe(2, x, image, strides, below & -below, images, columns))
+    return found
+
+
 def _describe_rows(
     config: OnePassConfig,
     argument: int,
@@ -437,12 +506,15 @@ def _describe_rows(
     """Of the first rows and columns of an image in channels-last memory without gaps so many rows
     of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
     for all images of a box."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
     n, c, h, w = image.shape
     images, _, columns = config.box
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
     layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
     block = [rows, images, columns, config.BLOCK_C]
-    found = GluonDescriptor(image, shape, strides, block, layout)
+    found = TensorDescriptor(image, shape, strides, block, layout)
     return _description(argument, tensor, found)
 
 
