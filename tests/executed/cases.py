@@ -293,7 +293,8 @@ def draw_matrices(target: str, chance: random.Random) -> Case:
 
 
 def _propose(target: str, list_name: str, config: Config, chance: random.Random) -> Case:
-    block = max(config.BLOCK_N, config.BLOCK_K)
+    constants = config.constants
+    block = max(constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_C") if name in constants)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     groups = chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
     kernel_size = chance.choice(((3, 3), (3, 3), (3, 3), (5, 5), (2, 2), (1, 1), (3, 1), (1, 3)))

@@ -176,7 +176,7 @@ def store_bias(acc, target, size, first, CHANNELS: gl.constexpr, BLOCK_C: gl.con
 )  # fmt: skip
 def one_pass_kernel(
     x, x_tail, grad, partial,
-    rows, columns, boxes, first_column, padding_h, padding_w, splits, size, alpha,
+    rows, columns, boxes, first_column, padding_h, padding_w, splits, size,
     CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr,
     DILATION_H: gl.constexpr, DILATION_W: gl.constexpr,
