@@ -20,7 +20,12 @@ from triton_tied.autotune.shortlist import make_shortlist, serves
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import (
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    WeightGradConfig,
+)
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
 from triton_tied.packing import Layout
@@ -139,6 +144,44 @@ def test_programs_are_those_of_the_launch(name, problem, n, k, splits):
     plan = make_plan(call, config)
     assert cost_model.count_programs(problem, config) == plan.main.programs
     assert (plan.sum is None) == (splits == 1)
+
+
+@given(problem=problems(), rows=st.sampled_from([1, 4]), splits=st.integers(1, 5))
+def test_programs_are_those_of_the_launch_of_one_channel_a_group(problem, rows, splits):
+    channels = problem.layout.groups
+    layout, geometry = replace(problem.layout, channels=channels), problem.geometry
+    problem = replace(problem, layout=layout)
+    shapes = [(size[0], channels, *size[1:]) for size in (problem.image, problem.output)]
+    x, grad = (torch.empty(shape, dtype=torch.float16, device="meta") for shape in shapes)
+    if problem.kernel == "conv":
+        config, call = DepthwiseConfig((1, rows, 8), 16), convolution_of(x, layout, geometry)
+        assert cost_model.limit_splits(problem, config) == 1
+    else:
+        config = DepthwiseGradConfig((1, rows, 8), 16, splits=splits)
+        call = gradient_of(x, grad, layout, geometry)
+        assume(layout.size and splits <= cost_model.limit_splits(problem, config))
+    assume(problem.why_unreadable(config) is None)
+    assert cost_model.count_programs(problem, config) == make_plan(call, config).main.programs
+
+
+@given(
+    channels=st.sampled_from([8, 32, 100, 256, 1024]),
+    side=st.integers(1, 100),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    sign=st.sampled_from(["self_adjoint", "skew_adjoint"]),
+    name=st.sampled_from(["conv", "weight_grad"]),
+    dtype=st.sampled_from(LIST_DTYPES),
+    gpu=st.sampled_from(list(gpus.KNOWN.values())),
+)
+def test_one_channel_a_group_takes_no_matrix_products(
+    channels, side, kernel, sign, name, dtype, gpu
+):
+    assume(lists(gpu, dtype))
+    layout = Layout(channels, (kernel, kernel), channels, sign)
+    problem = made(image=(16, side, side), kernel=(kernel, kernel), name=name, dtype=dtype)
+    problem = replace(problem, layout=layout)
+    kind = {"conv": "depthwise", "weight_grad": "depthwise_grad"}[name]
+    assert make_shortlist(problem, gpu).untimed.kind == kind
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton compiles nothing while it interprets")

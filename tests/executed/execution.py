@@ -14,6 +14,8 @@ from ptx_machine.parser import Kernel
 from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 from triton_tied.kernels.conv import conv_kernel
+from triton_tied.kernels.depthwise import depthwise_kernel
+from triton_tied.kernels.depthwise_grad import depthwise_grad_kernel
 from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.one_pass import one_pass_kernel
@@ -31,6 +33,8 @@ KERNELS = (
     matrices_kernel,
     sum_splits_kernel,
     sum_rows_kernel,
+    depthwise_kernel,
+    depthwise_grad_kernel,
 )
 TIMINGS = {
     "early": EARLY,

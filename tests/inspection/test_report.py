@@ -4,6 +4,7 @@ each kernel is meant to have. Long: what it compiles is drawn, and another draw 
 import itertools
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from triton_tied import dispatch
 from triton_tied.autotune import candidates
 from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
-from triton_tied.kernels.configs import KINDS, ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import (
+    KINDS,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    WeightGradConfig,
+)
 from triton_tied.kernels.launch import MATRICES_BLOCK
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
@@ -65,19 +72,30 @@ def test_committed_list_was_made_of_these_kernels(kind):
 def test_every_list_is_short_and_none_is_empty():
     assert set(_COMMITTED) == _LISTS
     for key, found in _COMMITTED.items():
-        for other in ("channels_last_descriptor", "planar_descriptor"):
-            readable = [each for each in found if each.config.loader != other]
-            assert 1 <= len(readable) <= candidates.MAX_CANDIDATES, key
+        for kind in {each.config.kind for each in found}:
+            mine = [each for each in found if each.config.kind == kind]
+            for other in ("channels_last_descriptor", "planar_descriptor"):
+                readable = [each for each in mine if each.config.loader != other]
+                assert 1 <= len(readable) <= candidates.MAX_CANDIDATES, (key, kind)
         assert len({candidate.config for candidate in found}) == len(found), key
 
 
 @pytest.mark.parametrize("key", sorted(_LISTS), ids="-".join)
 def test_small_pointer_config_serves_everything(key):
     fits = [
-        found for found in _COMMITTED[key] if found.config.loader == "pointer" and not found.not_for
+        found
+        for found in _COMMITTED[key]
+        if found.config.kind == key[0] and found.config.loader == "pointer" and not found.not_for
     ]
     assert any(found.config.BLOCK_N <= 16 and found.config.BLOCK_K <= 16 for found in fits)
     assert min(found.shared_bytes for found in fits) <= 48 * 1024  # what any GPU has
+
+
+@pytest.mark.parametrize("key", sorted(_LISTS), ids="-".join)
+def test_a_depthwise_config_serves_everything(key):
+    kind = {"conv": "depthwise", "weight_grad": "depthwise_grad"}[key[0]]
+    mine = [found for found in _COMMITTED[key] if found.config.kind == kind]
+    assert mine and any(not found.not_for for found in mine)
 
 
 def test_drawn_candidates_compile_as_committed(chance):
@@ -135,14 +153,40 @@ def test_too_much_shared_memory_is_noticed():
 
 @pytest.mark.parametrize("kernel", report.KERNELS)
 def test_pointers_on_sm_80_copy_16_bytes_at_a_time(kernel, chance):
-    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "sm_80"))
+    drawn = _draw(chance, 2, lambda key, config: (config.kind, key[1]) == (kernel, "sm_80"))
     for key, candidate in drawn:
         assert _compiled(key, candidate.config).instructions.async_copies_16b > 0
 
 
+@pytest.mark.parametrize("kind", [DepthwiseConfig, DepthwiseGradConfig])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32_ieee"])
+def test_depthwise_kernels_go_down_rows_16_bytes_at_a_time(kind, dtype):
+    numbers = 8 if dtype == "bfloat16" else 4  # of a thread
+    config = kind((1, 16, 2 * numbers), 64)
+    code = compiled.compile_config(config, "sm_90", dtype, requirements.plain_form(config))
+    loops = loops_of_rows(code)
+    assert len(loops) == 1
+    (loop,) = loops
+    sides = [text.split()[0] for text in loop if re.match(r"(LDG|STG)\b", text)]
+    assert len(sides) >= 4 and all("128" in side.split(".") for side in sides)
+    assert sum(text.startswith("FFMA") for text in loop) >= 9 * numbers
+    assert not any(re.match(r"(BAR|LDS|STS|LDL|STL)\b", text) for text in loop)
+
+
+def loops_of_rows(code):
+    """The innermost loops that read images: their instructions, without conditions."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", code._cuobjdump("-sass"))
+    places = [(int(address, 16), re.sub(r"^@\S+\s+", "", text)) for address, text in found]
+    jumps = [(re.search(r"^BRA\b.*\b0x([0-9a-f]+)", text), at) for at, text in places]
+    spans = [(int(jump[1], 16), at) for jump, at in jumps if jump and int(jump[1], 16) < at]
+    inner = [s for s in spans if not any(s[0] <= t[0] and t[1] <= s[1] for t in spans if t != s)]
+    bodies = [[text for at, text in places if start <= at <= end] for start, end in inner]
+    return [body for body in bodies if any(text.startswith("LDG") for text in body)]
+
+
 @pytest.mark.parametrize("kernel", report.KERNELS)
 def test_matrix_instructions_on_gfx942(kernel, chance):
-    drawn = _draw(chance, 2, lambda key, config: key[:2] == (kernel, "gfx942"))
+    drawn = _draw(chance, 2, lambda key, config: (config.kind, key[1]) == (kernel, "gfx942"))
     for key, candidate in drawn:
         assert _compiled(key, candidate.config).instructions.matrix_instructions > 0
 

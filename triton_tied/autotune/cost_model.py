@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    OnePassConfig,
+    WeightGradConfig,
+)
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
@@ -30,6 +37,7 @@ class Terms:
 
     matrix_share: float = 0.81  # of the peak of the matrix units that products reach [1]
     warp_products_share: float = 0.62  # of that by mma.sync on a GPU that has wgmma [4]
+    core_share: float = 0.7  # of the peak of exact float32 that threads' own instructions reach [4]
     cache_bytes: float = 56.0  # a cycle, from the last-level cache into one multiprocessor [2]
     narrow_share: float = 0.2  # of that by loads of single numbers [4]
     shared_bytes: float = 128.0  # a cycle, of shared memory [3]
@@ -107,14 +115,14 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     cycle_us = 1e-3 / gpu.clock_ghz
     rounds = math.ceil(work.programs / gpu.multiprocessors)  # on the busiest multiprocessor
     waves = math.ceil(rounds / _programs_at_once(gpu, candidate))
-    products = (
-        rounds * work.steps * work.step_flops / _flops_a_cycle(problem, gpu, candidate, terms)
-    )
+    by_threads, by_units = _core_flops(gpu, terms), _flops_a_cycle(problem, gpu, candidate, terms)
+    flops_a_cycle = by_threads if work.by_threads else by_units
+    products = rounds * work.steps * work.step_flops / flops_a_cycle
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
     through_one = rounds * work.read_bytes / (terms.cache_bytes * narrow)
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
-    step = latency / max(config.num_stages - 1, 1)
+    step = latency / (work.ahead or max(config.num_stages - 1, 1))
     step += (candidate.barriers + candidate.waits) * terms.barrier
     start = terms.start + work.gathers * terms.gather
     cache_us = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
@@ -146,7 +154,9 @@ class _Work(NamedTuple):
     """What a launch does: of one program the steps of its loops, in each its operations and the
     bytes of shared memory that it writes and reads; the bytes that a program reads in all, but for
     dead pixels, and the tiles of the centre that it gathers; of all programs the scratch that is
-    written, and read again by the sum that follows."""
+    written, and read again by the sum that follows. Whether threads multiply by instructions of
+    their own, all of which then count as operations; and how many steps are read at once, if
+    stages do not say so."""
 
     programs: int
     steps: int
@@ -156,6 +166,8 @@ class _Work(NamedTuple):
     gathers: int
     scratch_bytes: int
     launches: int
+    by_threads: bool = False
+    ahead: int = 0
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -243,6 +255,64 @@ def _one_pass_splits(problem: Problem, config: OnePassConfig) -> int:
     return min(MAX_SPLITS, config.count_boxes(problem.output))
 
 
+def _depthwise_work(problem: Problem, config: DepthwiseConfig) -> _Work:
+    layout, (kernel_h, kernel_w) = problem.layout, problem.layout.kernel_size
+    steps = _rows_of_tile(problem, config) + kernel_h - 1
+    # Of each number that is read: its products; its conversion, address and mask; the end of a sum.
+    instructions = layout.taps + 4 * kernel_w + 6
+    return _Work(
+        _count_tiles(problem, config) * math.ceil(layout.channels / config.BLOCK_C),
+        steps,
+        2 * instructions * config.box[2] * config.BLOCK_C,
+        0,
+        steps * _row_bytes(problem, config),
+        0,
+        0,
+        1,
+        by_threads=True,
+        ahead=2,
+    )
+
+
+def _depthwise_grad_work(problem: Problem, config: DepthwiseGradConfig) -> _Work:
+    layout, rows = problem.layout, _rows_of_tile(problem, config)
+    tiles = math.ceil(_count_tiles(problem, config) / config.splits)
+    kept = layout.kernel_size[0] - 1  # rows that are read before the first step
+    row_bytes = _row_bytes(problem, config)
+    return _Work(
+        math.ceil(layout.channels / config.BLOCK_C) * config.splits,
+        tiles * (rows + 1),
+        # of each number its products; for each of them it is converted and moved on
+        2 * (3 * layout.taps + 10) * config.box[2] * config.BLOCK_C,
+        0,
+        tiles * (2 * rows + kept) * row_bytes,
+        0,
+        4 * layout.size * config.splits if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+        by_threads=True,
+        ahead=1,
+    )
+
+
+def _depthwise_grad_splits(problem: Problem, config: DepthwiseGradConfig) -> int:
+    return min(MAX_SPLITS, _count_tiles(problem, config))
+
+
+def _count_tiles(problem: Problem, config: DepthwiseConfig | DepthwiseGradConfig) -> int:
+    return config.count_tiles(problem.output, problem.geometry.dilation[0])
+
+
+def _rows_of_tile(problem: Problem, config: DepthwiseConfig | DepthwiseGradConfig) -> int:
+    """That a program goes down."""
+    return min(config.box[1], math.ceil(problem.output[1] / problem.geometry.dilation[0]))
+
+
+def _row_bytes(problem: Problem, config: DepthwiseConfig | DepthwiseGradConfig) -> int:
+    """That a program reads of a row of images."""
+    columns = config.box[2] + problem.geometry.window(problem.layout.kernel_size)[1] - 1
+    return columns * config.BLOCK_C * problem.itemsize
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -252,6 +322,8 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
     OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
+    DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
+    DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 
@@ -265,8 +337,14 @@ def _through_shared(
     return depth * (2 * first + second + second * math.ceil(first / rows))
 
 
+def _core_flops(gpu: GPU, terms: Terms) -> float:
+    """A cycle, of the threads of one multiprocessor."""
+    peak = gpu.float32_tflops * 1e3 / (gpu.clock_ghz * gpu.multiprocessors)
+    return peak * terms.core_share
+
+
 def _flops_a_cycle(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms) -> float:
-    """Of one multiprocessor."""
+    """Of the matrix units of one multiprocessor."""
     peak = gpu.tflops(problem.dtype) * 1e3 / (gpu.clock_ghz * gpu.multiprocessors)
     if problem.dtype == "float32_ieee" and gpu.target != "gfx942":
         return peak * terms.matrix_share

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..kernels.configs import Config, ConvConfig, Loader, OnePassConfig, Roles, WeightGradConfig
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    Loader,
+    OnePassConfig,
+    Roles,
+    WeightGradConfig,
+)
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
@@ -208,6 +217,33 @@ _ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ..
     ((1, 1, 64), 64, (1, 9), 8, 2),
 )
 
+# Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
+# fewer for larger kernels, of which it holds more weights or sums.
+_DEPTHWISE: tuple[tuple[int, int, int], ...] = (
+    (16, 16, 64),
+    (4, 16, 64),
+    (16, 32, 32),
+    (4, 32, 32),
+    (16, 8, 64),
+    (4, 8, 64),
+    (16, 16, 32),
+    (16, 64, 8),
+    (16, 4, 64),
+    (4, 4, 64),
+    (16, 8, 32),
+    (16, 4, 32),
+)
+_DEPTHWISE_GRAD: tuple[tuple[int, int, int], ...] = (
+    (16, 16, 64),
+    (16, 32, 32),
+    (16, 8, 64),
+    (4, 8, 64),
+    (16, 16, 32),
+    (16, 64, 8),
+    (16, 4, 64),
+    (16, 8, 32),
+    (16, 4, 32),
+)
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
     "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
@@ -255,6 +291,16 @@ def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
             yield OnePassConfig(*tiles)
 
 
+def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
+    for rows, columns, channels in _DEPTHWISE:
+        yield DepthwiseConfig((1, rows, columns), channels)
+
+
+def _depthwise_grad(target: str, list_name: str) -> Iterator[DepthwiseGradConfig]:
+    for rows, columns, channels in _DEPTHWISE_GRAD:
+        yield DepthwiseGradConfig((1, rows, columns), channels)
+
+
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
     """Those that read by pointers, of which list, and whether others read by descriptors."""
     if target == "gfx942" and list_name == "float32_ieee":
@@ -281,4 +327,6 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
     "one_pass": _one_pass,
+    "depthwise": _depthwise,
+    "depthwise_grad": _depthwise_grad,
 }

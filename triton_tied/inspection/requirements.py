@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
-from ..kernels.configs import Config, ConvConfig, OnePassConfig, WeightGradConfig
+from ..kernels.configs import (
+    Config,
+    ConvConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    OnePassConfig,
+    WeightGradConfig,
+)
 from ..kernels.stored_taps import UNPACKED_FROM
 from .compiled import (
     Compiled,
@@ -185,6 +192,16 @@ def _is_large_weight_grad(config: WeightGradConfig) -> bool:
     return config.BLOCK_N * config.BLOCK_K >= 64 * 64 and config.box[:2] == (1, 1)
 
 
+def _plain_depthwise(config: DepthwiseConfig | DepthwiseGradConfig) -> Form:
+    return Form(1, groups=2 * config.BLOCK_C)
+
+
+def _depthwise_sizes(
+    config: DepthwiseConfig | DepthwiseGradConfig, fewer: bool
+) -> tuple[Form, ...]:
+    return (Form(1, groups=2 * config.BLOCK_C - fewer),)
+
+
 class _Kind(NamedTuple):
     """What is asked of a kind of config.
 
@@ -192,20 +209,21 @@ class _Kind(NamedTuple):
         plain_form: see :func:`plain_form`.
         sizes: forms of as many tiles of channels as make other code, first of two; the last tile
             is whole, or fewer by one channel.
-        faults: what is wrong with its plain form's instructions for a target and dtype.
+        faults: what is wrong with its plain form's instructions for a target and dtype; for
+            kernels without matrix products nothing.
         is_large: see :func:`is_for_large_problems`.
     """
 
     plain_form: Callable[[Any], Form]
     sizes: Callable[[Any, bool], tuple[Form, ...]]
-    faults: Callable[[Any, str, str, Instructions], list[str]]
-    is_large: Callable[[Any], bool]
+    faults: Callable[[Any, str, str, Instructions], list[str]] = lambda *_: []
+    is_large: Callable[[Any], bool] = lambda _: False
 
 
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
-    OnePassConfig: _Kind(
-        _one_pass_plain_form, _one_pass_sizes, _one_pass_faults, lambda config: False
-    ),
+    OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
+    DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
+    DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
 }

@@ -34,8 +34,9 @@ _READS: dict[str, Memory] = {
     "planar_descriptor": "contiguous",
 }
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
+_FEWER_REGISTERS = 128
+_OTHER_REGISTERS = 12  # that a depthwise kernel needs, beside 2 for each number of a row
 _ALL_REGISTERS = 65536  # of the threads of a program there
-_MAX_TAPS = 15 * 15  # of which a thread holds half, for one channel
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 _HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
 # That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
@@ -342,6 +343,12 @@ class _Depthwise(_Kind):
         _, rows, columns = self.box
         return {"BLOCK_H": rows, "BLOCK_W": columns, "BLOCK_C": self.BLOCK_C}
 
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """With half of the registers that a thread may have, so that more threads wait for memory
+        at once: else the compiler keeps addresses there that it can as well compute again."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**options, "maxnreg": _FEWER_REGISTERS} if on_nvidia else options
+
     def count_tiles(self, output: tuple[int, ...], dilation: int) -> int:
         """Of so many images, rows and columns; the rows of a tile lie ``dilation`` apart."""
         n, rows, columns = output
@@ -356,12 +363,22 @@ class _Depthwise(_Kind):
         return layout.channels
 
     def why_unreadable(self, reading: Reading) -> str | None:
-        channels, taps = reading.layout.group_channels, reading.layout.taps
+        channels = reading.layout.group_channels
         if channels > 1:
             return f"it is for groups of one channel, and these have {channels}"
-        if taps > _MAX_TAPS:
-            return f"the weights of {taps} taps do not fit into registers"
+        held, most = self._held(reading), _FEWER_REGISTERS - _OTHER_REGISTERS - 2 * self._numbers
+        if held > most:
+            return f"a thread would hold {held} numbers of its tile, and {most} fit into registers"
         return None
+
+    @property
+    def _numbers(self) -> int:
+        """Of a row that a thread computes, on NVIDIA's GPUs."""
+        return max(1, self.box[2] * self.BLOCK_C // (32 * self.num_warps))
+
+    def _held(self, reading: Reading) -> int:
+        """Registers, from one row to the next."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -384,6 +401,20 @@ class DepthwiseConfig(_Depthwise):
     num_warps: int = 4
     splits: int = 1
 
+    def why_unreadable(self, reading: Reading) -> str | None:
+        if self.splits > 1:
+            return "its sums are too short to be shared"
+        return super().why_unreadable(reading)
+
+    def _held(self, reading: Reading) -> int:
+        """The weights of the channels that it reads at once; sums, as many as the kernel has rows;
+        what is read of two rows of the image."""
+        layout, numbers = reading.layout, self._numbers
+        channels = min(numbers, 16 // reading.itemsize)
+        rows, columns = layout.kernel_size
+        read = math.ceil(numbers * reading.itemsize / 4)
+        return (layout.taps + 1) // 2 * channels + rows * numbers + 2 * columns * read
+
 
 @dataclass(frozen=True)
 class DepthwiseGradConfig(_Depthwise):
@@ -397,6 +428,12 @@ class DepthwiseGradConfig(_Depthwise):
     BLOCK_C: int
     num_warps: int = 4
     splits: int = 1
+
+    def _held(self, reading: Reading) -> int:
+        """The sums of the packed numbers and of the bias; what is read of as many rows of x as the
+        kernel has, and of one of grad."""
+        taps, read = reading.layout.taps, math.ceil(self._numbers * reading.itemsize / 4)
+        return ((taps + 1) // 2 + 1) * self._numbers + (taps + 1) * read
 
 
 Config = (

@@ -126,9 +126,15 @@ def depthwise_kernel(
     sums = ()  # of the rows of y that end with this row of x, with the next, ...
     for _ in tl.static_range(KERNEL_H):
         sums = sums + (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
-    for step in tl.range(0, rows + KERNEL_H - 1):
-        tiles = load_row(
-            x, x_offsets, first - padding_h + step * DILATION_H, left, keep, h, w,
+    top = first - padding_h
+    steps = rows + KERNEL_H - 1
+    tiles = load_row(
+        x, x_offsets, top, left, keep & (steps > 0), h, w,
+        stride_xh, stride_xw, KERNEL_W, DILATION_W, WIDE,
+    )  # fmt: skip
+    for step in tl.range(0, steps):
+        following = load_row(  # on its way while this row is added
+            x, x_offsets, top + (step + 1) * DILATION_H, left, keep & (step + 1 < steps), h, w,
             stride_xh, stride_xw, KERNEL_W, DILATION_W, WIDE,
         )  # fmt: skip
         added = ()
@@ -152,3 +158,4 @@ def depthwise_kernel(
         for end in tl.static_range(KERNEL_H - 1):
             sums = sums + (added[end + 1],)
         sums = sums + (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+        tiles = following
