@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
-from triton.experimental.gluon.language import NVMMASharedLayout
 
 from ..dispatch import INTERPRETED
 from ..kernels.configs import (
@@ -25,6 +23,7 @@ from ..kernels.configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
     OnePassConfig,
     WeightGradConfig,
     constants,
@@ -34,9 +33,9 @@ from ..kernels.depthwise import depthwise_kernel
 from ..kernels.depthwise_grad import depthwise_grad_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
-from ..kernels.one_pass import one_pass_kernel
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
+from ..kernels.toolchain import why_no_gluon
 from ..kernels.weight_grad import weight_grad_kernel
 from ..packing import SIGNS, Layout, Symmetry
 from .loops import layout_changes, loops_of
@@ -190,11 +189,12 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
         DoesNotCompile: with the compiler's last words.
         RuntimeError: where Triton interprets its kernels.
     """
-    kind = _KINDS[type(config)]
+    kind = _KINDS.get(type(config))
+    if kind is None:
+        raise DoesNotCompile(why_no_gluon())
     options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
-    types = kind.types(config, _TYPES[dtype], form) if kind.types else {}
-    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split, types)
+    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
 
 
 def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
@@ -215,16 +215,15 @@ def _compile(
     target: str,
     options: dict[str, int],
     split: bool = False,
-    types: dict[str, str] | None = None,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, compiled_in, dtype, split, types or {})
-    language = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
-    source = language(kernel, signature, compiled_in, attributes)
+    signature, attributes = _signature(kernel, compiled_in, dtype, split)
+    make_source = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make_source(kernel, signature, compiled_in, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
             compiled = triton.compile(source, target=TARGETS[target], options=options)
@@ -285,29 +284,20 @@ def _weight_grad_compiled_in(
     }
 
 
+def _halo_compiled_in(
+    config: HaloConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    absent = ["triangles"] * (stored > layout.pairs) + ["x_tail"] * (form.kernel_size[0] == 1)
+    return {"STORED": stored, **dict.fromkeys(absent)}
+
+
 def _one_pass_compiled_in(
     config: OnePassConfig, layout: Layout, precision: InputPrecision, form: Form
 ) -> dict[str, Any]:
     rows, columns = config.taps_of(layout.kernel_size)
-    absent = {} if _rows_below(config, form) else {"x_tail": None}
-    return {"TAPS_H": rows, "TAPS_W": columns, "HAS_BIAS": True, **absent}
-
-
-def _one_pass_types(config: OnePassConfig, element: str, form: Form) -> dict[str, str]:
-    """See :mod:`..kernels.plans`."""
-    images, rows, columns = config.box
-    layout, below = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4), _rows_below(config, form)
-
-    def described(rows: int) -> str:
-        return f"tensordesc<{element}{[rows, images, columns, config.BLOCK_C]},{layout!r}>"
-
-    found = {"x": described(rows), "grad": described(rows)}
-    return {**found, "x_tail": described(below & -below)} if below else found
-
-
-def _rows_below(config: OnePassConfig, form: Form) -> int:
-    """A box, that its taps see."""
-    return (config.taps_of(form.kernel_size)[0] - 1) * form.dilation[0]
+    absent = ["x_tail"] * (rows == 1)
+    return {"TAPS_H": rows, "TAPS_W": columns, "HAS_BIAS": True, **dict.fromkeys(absent)}
 
 
 def _depthwise_compiled_in(
@@ -346,37 +336,43 @@ def _strides_of_1(images: str, axes: str) -> dict[str, int]:
 
 
 class _Kind(NamedTuple):
-    """The kernel of a kind of config; what is compiled in, beside the constants of all kinds, for a
-    config, a layout, a precision of products and a form; and for a config, a type of elements and
-    a form the types of arguments that are descriptors of Gluon's."""
+    """The kernel of a kind of config; and what is compiled in, beside the constants of all kinds,
+    for a config, a layout, a precision of products and a form."""
 
     kernel: Any
     compiled_in: Callable[[Any, Layout, InputPrecision, Form], dict[str, Any]]
-    types: Callable[[Any, str, Form], dict[str, str]] | None = None
 
 
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
     WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
-    OnePassConfig: _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_types),
     DepthwiseConfig: _Kind(depthwise_kernel, _depthwise_compiled_in),
     DepthwiseGradConfig: _Kind(depthwise_grad_kernel, _depthwise_grad_compiled_in),
 }
+if why_no_gluon() is None:
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    from ..kernels.halo import halo_kernel
+    from ..kernels.one_pass import one_pass_kernel
+
+    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in)
+    _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in)
 
 
 def _signature(
-    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool, types: dict[str, str]
+    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
-    """Types of the arguments, of which some are given, and which of them Triton would see to be
-    divisible by 16."""
+    """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
     by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
     sums = {"partial"} | ({"y"} if split else set())  # written in float32
+    described = _gluon_descriptors(compiled_in, dtype) if kernel.is_gluon() else {}
     for i, name in enumerate(kernel.arg_names):
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
-        elif name in types:
-            signature[name] = types[name]
+        elif name in described:
+            signature[name] = described[name]
         elif name in _IMAGES | _WEIGHTS and not by_pointer:
             box = _box_of(name, compiled_in)
             signature[name] = f"tensordesc<{_TYPES[dtype]}{box}>"
@@ -398,3 +394,23 @@ def _box_of(name: str, compiled_in: dict[str, Any]) -> list[int]:
     if "planar" not in compiled_in["LOADER"]:
         return box
     return [box[axis] for axis in ((0, 1, 3, 2) if box[1] == 1 else (0, 3, 1, 2))]
+
+
+def _gluon_descriptors(compiled_in: dict[str, Any], dtype: str) -> dict[str, str]:
+    """Types of descriptors; see :mod:`..kernels.plans`."""
+    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
+    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
+    taps_h = compiled_in.get("TAPS_H", compiled_in["KERNEL_H"])
+    below = (taps_h - 1) * compiled_in["DILATION_H"]
+    block = min(channels, 1024 // bits)
+    boxes = {
+        "x": [rows, images, columns, block],
+        "grad": [rows, images, columns, block],
+        "weights": [1, channels, block],
+        "x_tail": [below & -below, images, columns, block],
+    }
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{box},"
+        f"{NVMMASharedLayout(block * bits // 8, bits, len(box))!r}>"
+        for name, box in boxes.items()
+    }

@@ -13,6 +13,7 @@ from ..kernels.configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
     OnePassConfig,
     WeightGradConfig,
 )
@@ -202,6 +203,18 @@ def _depthwise_sizes(
     return (Form(1, groups=2 * config.BLOCK_C - fewer),)
 
 
+def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instructions) -> list[str]:
+    """Its loop is a box. It waits once for each column of the kernel."""
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not 0 < holds.loop_waits <= plain_form(config).kernel_size[1]:
+        found.append(f"{holds.loop_waits} waits in a loop")
+    return found
+
+
 class _Kind(NamedTuple):
     """What is asked of a kind of config.
 
@@ -226,4 +239,10 @@ _KINDS: dict[type[Config], _Kind] = {
     OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
+    HaloConfig: _Kind(
+        lambda config: Form(config.BLOCK_C),
+        lambda config, fewer: (Form(config.BLOCK_C),),
+        _halo_faults,
+        lambda config: False,
+    ),
 }
