@@ -26,6 +26,7 @@ from triton_tied.kernels.configs import (
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
+    OnePassConfig,
     WeightGradConfig,
 )
 from triton_tied.kernels.plans import make_plan
@@ -241,6 +242,42 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
         for gpu in ("A100", "B200")
         for candidate in list_of("conv", gpus.KNOWN[gpu].target, dtype)
     )
+
+
+@compiled_only
+@pytest.mark.parametrize("channels", [8, 16, 32, 48, 64, 72, 128])
+@pytest.mark.parametrize("dtype", LIST_DTYPES)
+def test_few_channels_in_half_precision_have_their_gradient_in_one_pass(dtype, channels):
+    problem = replace(made(channels, (32, 56, 56), dtype=dtype), kernel="weight_grad")
+    best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
+    assert isinstance(best, OnePassConfig) == (channels <= 64 and problem.itemsize == 2)
+    assert all(
+        not isinstance(candidate.config, OnePassConfig)
+        for gpu in ("A100", "B200")
+        for candidate in list_of("weight_grad", gpus.KNOWN[gpu].target, dtype)
+    )
+
+
+@compiled_only
+def test_why_the_gradient_in_one_pass_does_not_serve():
+    config = OnePassConfig((1, 8, 16), 64, (3, 3), 8, 3)
+
+    def gradient(*arguments, **given):
+        return replace(made(*arguments, **given), kernel="weight_grad")
+
+    assert gradient(64, (32, 56, 56)).why_unreadable(config) is None
+    for problem, reason in (
+        (gradient(128, (32, 56, 56)), "does not hold the 128 of a group"),
+        (gradient(64, (32, 56, 56), dtype="float32"), "half precision only"),
+        (gradient(64, (32, 56, 56), memory="contiguous"), "its memory is contiguous"),
+        (gradient(20, (32, 56, 56)), "not aligned to 16 bytes"),
+        (replace(gradient(), layout=Layout(96, (3, 3), 2)), "would reach beyond the 48 of a group"),
+        (
+            replace(gradient(64), geometry=Geometry((1, 1), ((9, 9), (9, 9)), (9, 9))),
+            "bytes of shared memory, of 232448",
+        ),
+    ):
+        assert reason in problem.why_unreadable(config)
 
 
 @compiled_only

@@ -109,6 +109,11 @@ def convolutions(gpu):
     return gpu.launches["conv_kernel"] + gpu.launches["halo_kernel"]
 
 
+def gradients(gpu):
+    """Packed ones that were launched."""
+    return gpu.launches["weight_grad_kernel"] + gpu.launches["one_pass_kernel"]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_output_and_gradients(name, gpu, convolution_precision):
     call = CALLS[name]
@@ -124,7 +129,7 @@ def test_output_and_gradients(name, gpu, convolution_precision):
         results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
         for actual, wanted in zip(results, call.expected(tensors, grad), strict=True):
             oracle.assert_within_bound(actual, wanted)
-        assert convolutions(gpu) == 2 and gpu.launches["weight_grad_kernel"] == 1
+        assert convolutions(gpu) == 2 and gradients(gpu) == 1
 
 
 def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
@@ -135,13 +140,13 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
     assert layer.packed_weight.grad.isfinite().all() and layer.bias.grad.isfinite().all()
     on_hopper = 3 * (gpu.capability == 90)
     assert gpu.launches["wgmma"] == on_hopper and gpu.launches["mma"] == 3 - on_hopper
-    names = ("conv_kernel", "halo_kernel", "weight_grad_kernel")
+    names = ("conv_kernel", "halo_kernel", "weight_grad_kernel", "one_pass_kernel")
     assert sum(gpu.launches[f"{name} bulk"] for name in names) == on_hopper
 
 
 @pytest.mark.parametrize("gpu", ["H100"], indirect=True)
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
-def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(gpu, symmetry):
+def test_few_channels_on_hopper_take_kernels_of_their_own(gpu, symmetry):
     call = Call((2, 16, 32, 32), symmetry=symmetry)
     leaves = [t.requires_grad_() for t in call.tensors()]
     output = call(*leaves)
@@ -150,6 +155,7 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(gpu, symme
     for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
         oracle.assert_within_bound(actual, wanted)
     assert gpu.launches["halo_kernel"] == 2 and not gpu.launches["conv_kernel"]
+    assert gpu.launches["one_pass_kernel"] == 1 and not gpu.launches["weight_grad_kernel"]
 
 
 def test_autocast_and_cached_weights(gpu):
