@@ -237,6 +237,6 @@ def test_threads_may_choose_while_tables_are_read_anew(monkeypatch):
 def test_weight_gradients_are_split_in_the_table_as_tuned():
     problem = problems_of_layer(PROBLEM)[-1]
     config = make_shortlist(problem, GPU).candidates[0].config
-    assert isinstance(config, WeightGradConfig) and problem.kernel == "weight_grad"
+    assert config.splits > 1 and problem.kernel == "weight_grad"
     store(config, problem=problem)
     assert config_for(problem, DEVICE) == config

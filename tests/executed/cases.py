@@ -18,7 +18,13 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import Config, DepthwiseConfig, DepthwiseGradConfig
+from triton_tied.kernels.configs import (
+    Config,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+    HaloConfig,
+    OnePassConfig,
+)
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -305,7 +311,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
-    stored = chance.choice((0, 0, (taps + 1) // 2, taps))
+    stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
     is_conv = config.kernel == "conv"
     return Case(
         target,
@@ -334,6 +340,9 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
         block = config.BLOCK_C
         return 1, chance.choice((block, block, 2 * block, block + 8, block - 4, 3, 13, 24))
+    if isinstance(config, HaloConfig | OnePassConfig):
+        channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
+        return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1

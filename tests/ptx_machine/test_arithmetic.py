@@ -26,6 +26,8 @@ CASES = {
     "shr.u32 %r9, %r2, 4;": U >> 4,
     "shr.u32 %r9, %r2, 32;": 0,
     "shl.b32 %r9, %r2, %r3;": 0,
+    "shf.l.wrap.b32 %r9, %r2, %r3, 36;": (B << 4 | U >> 28) % 2**32,
+    "shf.r.wrap.b32 %r9, %r2, %r3, 5;": (B << 27 | U >> 5) % 2**32,
     "bfe.u32 %r9, %r2, 4, 14;": U >> 4 & 0x3FFF,
     "bfe.s32 %r9, %r2, 0, 8;": (U & 0xFF) - (256 if U & 0x80 else 0),
     "prmt.b32 %r9, %r2, %r3, 0x5410U;": U & 0xFFFF | B << 16,

@@ -17,6 +17,8 @@ from ..kernels.configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
+    OnePassConfig,
     WeightGradConfig,
 )
 from ..kernels.stored_taps import most_splits, stored_taps
@@ -119,12 +121,13 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     products = rounds * work.steps * work.step_flops / flops_a_cycle
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
-    through_one = rounds * work.read_bytes / (terms.cache_bytes * narrow)
+    through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / (work.ahead or max(config.num_stages - 1, 1))
-    step += (candidate.barriers + candidate.waits) * terms.barrier
+    step += (candidate.barriers + candidate.waits) * terms.barrier / work.loop_steps
     start = terms.start + work.gathers * terms.gather
-    cache_us = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
+    held_bytes = min(work.programs, gpu.multiprocessors) * work.held_bytes
+    cache_us = (work.programs * work.read_bytes + held_bytes) / (gpu.cache_gbs * 1e3)
     scratch_us = work.scratch_bytes / (gpu.cache_gbs * 1e3)
     return Prediction(
         products * cycle_us,
@@ -133,7 +136,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
         cache_us + scratch_us,
         problem.least_bytes / (gpu.memory_gbs * 1e3),
         waves * work.steps * step * cycle_us,
-        waves * start * cycle_us,
+        (1 if work.held_bytes else waves) * start * cycle_us,
         scratch_us,
         work.launches * terms.launch_us,
     )
@@ -155,7 +158,11 @@ class _Work(NamedTuple):
     dead pixels, and the tiles of the centre that it gathers; of all programs the scratch that is
     written, and read again by the sum that follows. Whether threads multiply by instructions of
     their own, all of which then count as operations; and how many steps are read at once, if
-    stages do not say so."""
+    stages do not say so.
+
+    A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
+    then a box, and ``held_bytes`` are read once. ``loop_steps``: of one round of the loop that was
+    compiled."""
 
     programs: int
     steps: int
@@ -167,6 +174,8 @@ class _Work(NamedTuple):
     launches: int
     by_threads: bool = False
     ahead: int = 0
+    held_bytes: int = 0
+    loop_steps: int = 1
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -219,6 +228,38 @@ def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
 
 
 def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
+    return min(MAX_SPLITS, config.count_boxes(problem.output))
+
+
+def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
+    layout, c, m = problem.layout, config.BLOCK_C, config.BLOCK_M
+    (n, out_h, out_w), w = problem.output, problem.image[2]
+    (_, dilation), (padding, _) = problem.geometry.dilation, problem.geometry.padding[1]
+    _, columns = config.columns_of(out_w, w, layout.kernel_size[1], padding, dilation)
+    boxes = config.count_boxes((n, out_h, columns))
+    rows, taps = config.taps_of(layout.kernel_size)
+    steps = math.ceil(boxes / config.splits)
+    live = n * out_h * columns / (boxes * m)
+    below = (rows - 1) * problem.geometry.dilation[0] / config.box[1]
+    copied = (taps + 1 + below) * m * c
+    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
+    products = rows * sum(
+        max(64, group if c * (taps - first) > group // 2 else group // 2)
+        for first in range(0, taps, group // c)
+    )
+    return _Work(
+        config.blocks_of(layout.kernel_size) * layout.groups * config.splits,
+        steps,
+        2 * products * m * c,
+        (copied + products * m * (1 + c / _WARP_GROUP_ROWS)) * problem.itemsize,
+        steps * live * copied * problem.itemsize,
+        0,
+        2 * 4 * layout.size * config.splits,
+        2,
+    )
+
+
+def _one_pass_splits(problem: Problem, config: OnePassConfig) -> int:
     return min(MAX_SPLITS, config.count_boxes(problem.output))
 
 
@@ -280,6 +321,29 @@ def _row_bytes(problem: Problem, config: DepthwiseConfig | DepthwiseGradConfig) 
     return columns * config.BLOCK_C * problem.itemsize
 
 
+def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
+    """A step is a column of the kernel."""
+    layout, m, c = problem.layout, config.BLOCK_M, config.BLOCK_C
+    kernel_h, kernel_w = layout.kernel_size
+    pixels = config.stage_pixels(kernel_h, problem.geometry.dilation[0])
+    first, second = (m, c) if config.roles == "pixels_first" else (c, m)
+    reads = first + second * math.ceil(first / _WARP_GROUP_ROWS)  # of a tap and a channel
+    is_tf32 = problem.dtype == "float32"
+    held = layout.taps if is_tf32 else (layout.taps + 1) // 2
+    return _Work(
+        config.count_boxes(problem.output) * layout.groups,
+        kernel_w,
+        2 * m * c * c * kernel_h,
+        (pixels + kernel_h * reads) * c * problem.itemsize,
+        kernel_w * live_share(problem, config) * pixels * c * problem.itemsize,
+        0 if is_tf32 else layout.taps % 2,
+        0,
+        1,
+        held_bytes=held * c * c * problem.itemsize,
+        loop_steps=kernel_w,
+    )
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -288,8 +352,10 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
+    OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
     DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
     DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
+    HaloConfig: _Kind(_halo_work, lambda problem, config: 1),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 

@@ -81,7 +81,16 @@ class Problem:
         if self.memory == "contiguous":
             inner = math.gcd(self.image[2], self.output[2] if self.is_weight_grad else 0)
         return config.why_unreadable(
-            Reading(self.layout, self.geometry, self.memory, inner, self.itemsize, self.aligned)
+            Reading(
+                self.layout,
+                self.geometry,
+                self.memory,
+                inner,
+                self.itemsize,
+                self.aligned,
+                "tf32" if self.dtype == "float32" else "ieee",
+                self.output_memory,
+            )
         )
 
     @property

@@ -19,7 +19,6 @@ from ..kernels import launch
 from ..kernels.configs import Config, Kernel
 from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
 from ..kernels.precision import InputPrecision, input_precision
-from ..memory_format import Memory, memory_of
 from . import first_use, gpus, tuning
 from .choices import Known, remember, remembered
 from .problem import Problem, problem_of
@@ -110,12 +109,10 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
         return problem_of(
             "weight_grad", call.layout, call.geometry, images, "channels_last", written=call.dtype
         )
-    output: Memory = "channels_last" if call.channels_last else "contiguous"
-    if call.residual is not None and memory_of(call.residual) != output:
-        output = "strided"
     parameters = (call.packed if call.bias is None else call.bias).dtype
     return problem_of(
-        "conv", call.layout, call.geometry, [call.x], output, call.weights, parameters, call.dtype
+        "conv", call.layout, call.geometry, [call.x], call.output_memory, call.weights, parameters,
+        call.dtype,
     )
 
 

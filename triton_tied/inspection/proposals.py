@@ -13,7 +13,9 @@ from ..kernels.configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
     Loader,
+    OnePassConfig,
     Roles,
     WeightGradConfig,
 )
@@ -194,6 +196,27 @@ _GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
     ((4, 4, 4), 128, 256, 8, 3),
     ((16, 2, 2), 128, 256, 8, 3),
 )
+# Box, BLOCK_C, taps, num_warps, num_stages.
+_ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ...] = (
+    ((1, 8, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 32), 16, (3, 3), 4, 6),
+    ((1, 16, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 16), 16, (3, 3), 4, 4),
+    ((1, 8, 16), 16, (5, 5), 8, 4),
+    ((1, 8, 16), 16, (7, 7), 8, 4),
+    ((1, 8, 16), 32, (3, 3), 4, 3),
+    ((1, 8, 16), 32, (3, 3), 8, 6),
+    ((1, 8, 32), 32, (3, 3), 8, 3),
+    ((1, 8, 8), 32, (3, 3), 4, 4),
+    ((2, 4, 8), 32, (3, 3), 4, 4),
+    ((1, 8, 16), 32, (5, 5), 8, 3),
+    ((1, 8, 16), 64, (3, 3), 8, 3),
+    ((1, 16, 8), 64, (3, 3), 8, 3),
+    ((1, 8, 8), 64, (3, 3), 8, 6),
+    ((2, 4, 8), 64, (3, 3), 8, 5),
+    ((1, 8, 16), 64, (3, 1), 4, 2),
+    ((1, 1, 64), 64, (1, 9), 8, 2),
+)
 
 # Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
 # fewer for larger kernels, of which it holds more weights or sums.
@@ -222,6 +245,38 @@ _DEPTHWISE_GRAD: tuple[tuple[int, int, int], ...] = (
     (16, 8, 32),
     (16, 4, 32),
 )
+
+
+# Box, channels, stages, consumers. Of 64 channels those come first in the product, of fewer the
+# pixels. Tall boxes have less below them.
+_HALO: dict[str, tuple[tuple[tuple[int, int, int], int, int, int], ...]] = {
+    "half": (
+        ((1, 16, 8), 64, 8, 2),
+        ((1, 16, 8), 64, 4, 2),
+        ((1, 8, 16), 64, 6, 2),
+        ((2, 8, 8), 64, 6, 2),
+        ((8, 4, 4), 64, 6, 2),
+        ((1, 8, 8), 64, 8, 2),
+        ((1, 16, 16), 32, 8, 2),
+        ((1, 16, 16), 32, 4, 2),
+        ((4, 8, 8), 32, 8, 2),
+        ((8, 4, 4), 32, 8, 2),
+        ((1, 16, 32), 16, 8, 2),
+        ((1, 16, 16), 16, 12, 2),
+        ((4, 8, 8), 16, 12, 2),
+    ),
+    "float32": (
+        ((1, 8, 8), 64, 3, 1),
+        ((4, 4, 4), 64, 2, 1),
+        ((1, 16, 8), 32, 6, 2),
+        ((1, 16, 8), 32, 4, 2),
+        ((2, 8, 8), 32, 6, 2),
+        ((8, 4, 4), 32, 4, 2),
+        ((1, 16, 16), 16, 8, 2),
+        ((4, 8, 8), 16, 6, 2),
+    ),
+}
+
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
     "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
@@ -263,6 +318,12 @@ def _weight_grad(target: str, list_name: str) -> Iterator[WeightGradConfig]:
             yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
 
 
+def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
+    if target == "sm_90" and list_name == "half":
+        for tiles in _ONE_PASS:
+            yield OnePassConfig(*tiles)
+
+
 def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
     for rows, columns, channels in _DEPTHWISE:
         yield DepthwiseConfig((1, rows, columns), channels)
@@ -271,6 +332,12 @@ def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
 def _depthwise_grad(target: str, list_name: str) -> Iterator[DepthwiseGradConfig]:
     for rows, columns, channels in _DEPTHWISE_GRAD:
         yield DepthwiseGradConfig((1, rows, columns), channels)
+
+
+def _halo(target: str, list_name: str) -> Iterator[HaloConfig]:
+    for box, channels, stages, consumers in _HALO.get(list_name, ()) if target == "sm_90" else ():
+        roles: Roles = "weights_first" if channels == 64 else "pixels_first"
+        yield HaloConfig(box, channels, stages, consumers, roles)
 
 
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
@@ -298,6 +365,8 @@ def _stages(target: str, stages: int) -> int:
 _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
+    "one_pass": _one_pass,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
+    "halo": _halo,
 }

@@ -13,6 +13,8 @@ from ..kernels.configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
+    OnePassConfig,
     WeightGradConfig,
 )
 from ..kernels.stored_taps import UNPACKED_FROM
@@ -67,6 +69,19 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
         if holds.register_operands:
             found.append(f"{holds.register_operands} products read registers")
         found += _loop_faults(holds)
+    return found
+
+
+def _one_pass_faults(
+    config: OnePassConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if holds.register_operands:
+        found.append(f"{holds.register_operands} products read registers")
+    if holds.loop_waits != 1 or holds.layout_changes:
+        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
     return found
 
 
@@ -157,6 +172,17 @@ def _sizes(config: ConvConfig | WeightGradConfig, fewer: bool) -> tuple[Form, ..
     return tuple(Form(count * block - fewer) for count in tiles)
 
 
+def _one_pass_plain_form(config: OnePassConfig) -> Form:
+    return Form(config.BLOCK_C, kernel_size=config.taps)
+
+
+def _one_pass_sizes(config: OnePassConfig, fewer: bool) -> tuple[Form, ...]:
+    """Several blocks of taps, and one."""
+    more = tuple(taps + 2 for taps in config.taps)
+    plain = _one_pass_plain_form(config)
+    return replace(plain, channels=config.BLOCK_C - 8, kernel_size=more), plain
+
+
 def _is_large_conv(config: ConvConfig) -> bool:
     return config.BLOCK_M * config.BLOCK_N >= 64 * 64
 
@@ -175,6 +201,18 @@ def _depthwise_sizes(
     config: DepthwiseConfig | DepthwiseGradConfig, fewer: bool
 ) -> tuple[Form, ...]:
     return (Form(1, groups=2 * config.BLOCK_C - fewer),)
+
+
+def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instructions) -> list[str]:
+    """Its loop is a box. It waits once for each column of the kernel."""
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not 0 < holds.loop_waits <= plain_form(config).kernel_size[1]:
+        found.append(f"{holds.loop_waits} waits in a loop")
+    return found
 
 
 class _Kind(NamedTuple):
@@ -198,6 +236,13 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
+    OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
+    HaloConfig: _Kind(
+        lambda config: Form(config.BLOCK_C),
+        lambda config, fewer: (Form(config.BLOCK_C),),
+        _halo_faults,
+        lambda config: False,
+    ),
 }

@@ -14,6 +14,7 @@ from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
 from .precision import InputPrecision
+from .toolchain import why_no_gluon
 
 Kernel = Literal["conv", "weight_grad"]  # what a launch computes
 # Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
@@ -37,16 +38,22 @@ _FEWER_REGISTERS = 128
 _OTHER_REGISTERS = 12  # that a depthwise kernel needs, beside 2 for each number of a row
 _ALL_REGISTERS = 65536  # of the threads of a program there
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
+_HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
+# That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
+_MOST_RESULT_BYTES = 16384
+_BARRIER_BYTES = 1024
 
 
 class Reading(NamedTuple):
-    """What a launch reads, as far as a config may refuse it.
+    """What a launch reads and writes, as far as a config may refuse it.
 
     Args:
         memory: of all images that are read.
         innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
         itemsize: bytes of an element.
         aligned: each image, and the weight, starts at a multiple of 16 bytes.
+        precision: of products of float32.
+        output: memory of what a convolution writes, and of its residual.
     """
 
     layout: Layout
@@ -55,6 +62,8 @@ class Reading(NamedTuple):
     innermost: int
     itemsize: int
     aligned: bool
+    precision: InputPrecision
+    output: Memory
 
 
 class _Kind:
@@ -172,6 +181,155 @@ class WeightGradConfig(_Kind):
         return _why_unloadable(self, reading, self.BLOCK_K, self.BLOCK_N)
 
 
+@dataclass(frozen=True)
+class HaloConfig(_Kind):
+    """Tiles of the convolution of few channels on sm_90, with the weight in shared memory.
+
+    Args:
+        box: images, rows and columns of a tile of pixels; powers of two, images times columns a
+            multiple of 8.
+        BLOCK_C: channels of a group at most; a power of two, at least 16.
+        num_stages: of all rings, for what the taps of one column of the kernel read; a multiple of
+            ``consumers``, more than one for each.
+        consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
+        roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
+        splits: 1: a sum is not shared.
+    """
+
+    kind = "halo"
+    kernel = "conv"
+    loader: ClassVar[Loader] = "channels_last_descriptor"
+    num_warps: ClassVar[int] = 4  # of the first consumer; more join it
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    num_stages: int = 4
+    consumers: int = 2
+    roles: Roles = "weights_first"
+    splits: int = 1
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            "BLOCK_C": self.BLOCK_C,
+            "STAGES": self.num_stages // self.consumers,
+            "CONSUMERS": self.consumers,
+            "ROLES": self.roles,
+        }
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """The kernel itself shares the registers out among its warps."""
+        return {"num_warps": self.num_warps}
+
+    def stage_pixels(self, kernel_rows: int, dilation: int) -> int:
+        """That a stage holds: of a box, and of the rows below it."""
+        images, rows, columns = self.box
+        return images * columns * (rows + dilation * (kernel_rows - 1))
+
+    def shared_bytes(self, layout: Layout, geometry: Geometry, itemsize: int) -> int:
+        """The most that a program takes: stages, matrices, results on their way out, barriers."""
+        pixels = self.stage_pixels(layout.kernel_size[0], geometry.dilation[0])
+        held = layout.taps if itemsize == 4 else (layout.taps + 1) // 2
+        rows = self.num_stages * pixels + held * self.BLOCK_C
+        results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
+        return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        layout, channels = reading.layout, reading.layout.group_channels
+        if layout.taps == 1:
+            return "a kernel of one tap reads each pixel once anyway"
+        if channels > self.BLOCK_C:
+            return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
+        if reading.itemsize == 4 and reading.precision == "ieee":
+            return "its products of float32 are TF32"
+        if reading.output != "channels_last":
+            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        found = self.shared_bytes(layout, reading.geometry, reading.itemsize)
+        if found > _HOPPER_SHARED_BYTES:
+            return f"{found} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
+
+
+@dataclass(frozen=True)
+class OnePassConfig(_Kind):
+    """Tiles of the packed weight gradient of few channels, by blocks of taps: see
+    :mod:`.one_pass`.
+
+    Args:
+        box: images, rows and columns that one step of the sum reads; powers of two, at least 8
+            columns.
+        BLOCK_C: channels of a tile, which hold those of a group: 16, 32 or 64.
+        taps: rows and columns of the block of taps that a program sums, fewer if the kernel has
+            fewer.
+        num_warps: 4 or 8.
+        num_stages: boxes in shared memory.
+        splits: so many programs share the pixels of one block of taps.
+    """
+
+    kind = "one_pass"
+    kernel = "weight_grad"
+    loader = "channels_last_descriptor"
+
+    box: tuple[int, int, int]
+    BLOCK_C: int
+    taps: tuple[int, int]
+    num_warps: int = 8
+    num_stages: int = 3
+    splits: int = 1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            "BLOCK_C": self.BLOCK_C,
+            "STAGES": self.num_stages,
+        }
+
+    def taps_of(self, kernel_size: tuple[int, ...]) -> tuple[int, int]:
+        """Of a block, for a kernel of that size."""
+        rows, columns = (min(pair) for pair in zip(self.taps, kernel_size, strict=True))
+        return rows, columns
+
+    def blocks_of(self, kernel_size: tuple[int, ...]) -> int:
+        """Of taps."""
+        sides = zip(kernel_size, self.taps_of(kernel_size), strict=True)
+        return math.prod(math.ceil(side / taps) for side, taps in sides)
+
+    def columns_of(
+        self, out_w: int, w: int, kernel_w: int, padding_w: int, dilation_w: int
+    ) -> tuple[int, int]:
+        """The first column of x that boxes cover, and how many: all that any tap sees, and so many
+        that the middle column of taps sees all of the output."""
+        middle = kernel_w // 2 * dilation_w - padding_w
+        first = min(max(0, -padding_w), middle)
+        end = max(min(w, out_w + (kernel_w - 1) * dilation_w - padding_w), middle + out_w)
+        return first, end - first
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        layout, channels = reading.layout, reading.layout.group_channels
+        if reading.itemsize != 2:
+            return "it multiplies half precision only"
+        if channels > self.BLOCK_C:
+            return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
+        needed = self.shared_bytes(layout.kernel_size, reading.geometry.dilation)
+        if needed > _HOPPER_SHARED_BYTES:
+            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        """Of its boxes."""
+        (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
+        most = 16 * self.num_warps // self.BLOCK_C
+        copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
+        read = math.ceil(taps_w / most) * most * rows
+        return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
+
+
 class _Depthwise(_Kind):
     """What both kinds for groups of one channel have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
@@ -278,10 +436,23 @@ class DepthwiseGradConfig(_Depthwise):
         return ((taps + 1) // 2 + 1) * self._numbers + (taps + 1) * read
 
 
-Config = ConvConfig | WeightGradConfig | DepthwiseConfig | DepthwiseGradConfig
-KINDS: dict[str, type[Config]] = {
-    each.kind: each for each in (ConvConfig, WeightGradConfig, DepthwiseConfig, DepthwiseGradConfig)
-}
+Config = (
+    ConvConfig
+    | WeightGradConfig
+    | HaloConfig
+    | OnePassConfig
+    | DepthwiseConfig
+    | DepthwiseGradConfig
+)
+_ALL = (
+    ConvConfig,
+    WeightGradConfig,
+    HaloConfig,
+    OnePassConfig,
+    DepthwiseConfig,
+    DepthwiseGradConfig,
+)
+KINDS: dict[str, type[Config]] = {each.kind: each for each in _ALL}
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -295,7 +466,7 @@ def from_json(row: dict[str, Any]) -> Config:
     Raises:
         KeyError, TypeError: it did not make this.
     """
-    fields = {**row, "box": tuple(row["box"])}
+    fields = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
     return KINDS[fields.pop("kind")](**fields)
 
 
@@ -333,9 +504,7 @@ def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:
     }
 
 
-def _why_unloadable(
-    config: ConvConfig | WeightGradConfig, reading: Reading, *blocks: int
-) -> str | None:
+def _why_unloadable(config: Config, reading: Reading, *blocks: int) -> str | None:
     """What the loader of blocks of so many channels asks of an image and does not get, or None."""
     if config.loader == "pointer":
         return None

@@ -12,7 +12,6 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import INTERPRETED
 from ..packing import Layout
@@ -209,9 +208,10 @@ def _bind(
         arguments = _described(plan.descriptors, arguments)
     if plan.sum is None:
         return output, [_call(plan.main, arguments, scales, x.device)]
-    first = _call(plan.main, arguments, _PLAIN[: len(scales)], x.device)
-    scales = scales + _PLAIN[len(scales) :]
-    last = _call(plan.sum, (partial, bias, residual, output), scales, x.device)
+    first = _call(plan.main, arguments, _PLAIN[: plan.main.scales], x.device)
+    scales = (scales + _PLAIN[len(scales) :])[: plan.sum.scales]
+    tensors = (None, partial, bias, residual, output)  # SUM_TENSORS
+    last = _call(plan.sum, plan.sum.arrange(tensors), scales, x.device)
     return output, [first, last]
 
 
@@ -226,8 +226,8 @@ def _described(
     """The tensors, those that are described as descriptors. Triton checked the fields before; its
     constructor would again."""
     arguments: list[Any] = list(tensors)
-    for argument, tensor, fields in descriptions:
-        descriptor = arguments[argument] = object.__new__(TensorDescriptor)
+    for argument, tensor, kind, fields in descriptions:
+        descriptor = arguments[argument] = object.__new__(kind)
         descriptor.__dict__.update(fields)
         descriptor.base = tensors[tensor]
     return tuple(arguments)

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..geometry import Geometry
-from ..memory_format import empty_image, extent, memory_of
+from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
 from .configs import (
@@ -22,6 +22,8 @@ from .configs import (
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
+    HaloConfig,
+    OnePassConfig,
     Reading,
     WeightGradConfig,
 )
@@ -30,12 +32,15 @@ from .depthwise import depthwise_kernel
 from .depthwise_grad import depthwise_grad_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
+from .sum_rows import sum_rows_kernel
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
 
 _MAX_OFFSET = 2**31  # the first that 32 bits do not hold
 _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
+_EXECUTED_ON = 3  # multiprocessors of a CPU, where tests execute what is compiled for a GPU
+_SUM_ROWS = {"BLOCK_ROWS": 32, "BLOCK": 128}  # rows and numbers that a program sums at once
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
 GRAD_TENSORS = ("x", "grad", "partial")
@@ -74,6 +79,13 @@ class Convolution(NamedTuple):
         """How many taps of ``weights`` are matrices."""
         return self.layout.pairs if self.weights.dim() == 1 else self.weights.shape[1]
 
+    @property
+    def output_memory(self) -> Memory:
+        """Of the output, and of the residual."""
+        output: Memory = "channels_last" if self.channels_last else "contiguous"
+        strange = self.residual is not None and memory_of(self.residual) != output
+        return "strided" if strange else output
+
 
 class WeightGradient(NamedTuple):
     """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``, in
@@ -93,13 +105,19 @@ class WeightGradient(NamedTuple):
     def bias_channels(self) -> int:
         return self.layout.channels if self.has_bias else 0
 
+    @property
+    def output_memory(self) -> Memory:
+        """A packed gradient has none of its own."""
+        return "channels_last"
+
 
 @dataclass(eq=False, slots=True)
 class Launch:
     """A kernel, the number of its programs, and what stays the same from call to call: of its
     arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors; how it is compiled, and what came of it when it was launched first. ``arrange`` makes
-    the kernel's tensors of None and those of the call; what is None may be described."""
+    factors, of which it takes so many; how it is compiled, and what came of it when it was launched
+    first. ``arrange`` makes the kernel's tensors of None and those of the call; what is None may be
+    described."""
 
     kernel: Any
     programs: int
@@ -107,15 +125,17 @@ class Launch:
     numbers: tuple[Any, ...]
     constants: tuple[Any, ...]
     options: dict[str, Any]
+    scales: int = 0
     compiled: Any = None
 
 
 class Description(NamedTuple):
-    """An argument that is a descriptor of the tensor of an argument, by their places, and all
-    fields of it but the tensor."""
+    """An argument that is a descriptor of the tensor of an argument, by their places; its class,
+    and all fields of it but the tensor."""
 
     argument: int
     tensor: int
+    kind: type
     fields: dict[str, Any]
 
 
@@ -170,6 +190,8 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             math.gcd(*(x.shape[3 if memory == "contiguous" else 1] for x in images)),
             call.x.element_size(),
             not any(tensor.data_ptr() % 16 for tensor in tensors),
+            call.precision or input_precision(call.x.dtype),
+            call.output_memory,
         )
     )
 
@@ -257,6 +279,72 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     return Plan(main, total, descriptors, _written(output), _written(partial), config)
 
 
+def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
+    from .halo import halo_kernel  # not every Triton has Gluon
+
+    x, layout, geometry = call.x, call.layout, call.geometry
+    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    (padding_h, _), (padding_w, _) = geometry.padding
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "padding_h": padding_h, "padding_w": padding_w,
+        "bias_channels": 0 if call.bias is None else layout.channels,
+        **_constants(call, config, [y, call.weights, call.residual]), "STORED": call.stored,
+    }  # fmt: skip
+    boxes = config.count_boxes((n, out_h, out_w))
+    # A program has all registers of a multiprocessor, and goes on until no box is left.
+    programs = layout.groups * min(boxes, max(1, _multiprocessors(x.device) // layout.groups))
+    main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
+    descriptors = _describe_halo(call, config) if programs else []
+    return Plan(main, None, descriptors, _written(y), None, config)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _EXECUTED_ON
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    from .one_pass import one_pass_kernel  # not every Triton has Gluon
+
+    x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
+    n, _, h, w = x.shape
+    *_, out_h, out_w = grad.shape
+    kernel_h, kernel_w = layout.kernel_size
+    (padding_h, bottom), (padding_w, right) = geometry.padding
+    dilation_h, dilation_w = geometry.dilation
+    first, columns = config.columns_of(out_w, w, kernel_w, padding_w, dilation_w)
+    boxes = config.count_boxes((n, out_h, columns))
+    splits = min(config.splits, boxes)
+    size = layout.size + call.bias_channels
+    output = torch.empty(size, dtype=call.dtype, device="meta")
+    partial = torch.empty(max(splits, 1), 2, size, dtype=torch.float32, device="meta")
+    taps_h, taps_w = config.taps_of(layout.kernel_size)
+    arguments = {
+        "rows": out_h, "columns": columns, "boxes": boxes, "first_column": first,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits, "size": size,
+        **_constants(call, config),
+        "TAPS_H": taps_h, "TAPS_W": taps_w, "HAS_BIAS": call.has_bias,
+    }  # fmt: skip
+    programs = config.blocks_of(layout.kernel_size) * layout.groups * splits if size else 0
+    descriptors = []
+    if programs:
+        # What no tap sees is not read: it might be infinite.
+        seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
+        extra = (taps_h - 1) * dilation_h
+        descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+        if extra:
+            descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
+        descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+    main = _launch(one_pass_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+    arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
+    programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
+    total = _launch(sum_rows_kernel, programs, SUM_TENSORS, arguments, {})
+    return Plan(main, total, descriptors, _written(output), _written(partial), config)
+
+
 def _plan_depthwise(call: Convolution, config: DepthwiseConfig) -> Plan:
     x, residual = call.x, call.residual
     y = empty_image(call.output_shape, x, call.channels_last, "meta", call.dtype)
@@ -308,6 +396,8 @@ def _plan_depthwise_grad(call: WeightGradient, config: DepthwiseGradConfig) -> P
 _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
+    HaloConfig: _plan_halo,
+    OnePassConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
 }
@@ -348,12 +438,13 @@ def _launch(
     """By position, as Triton takes arguments fastest: tensors, numbers, scale factors, constants.
     Of the arguments those that the kernel takes."""
     names = kernel.arg_names
-    scales = names.index("alpha")
+    scales = sum(name in names for name in ("alpha", "beta"))
+    end = names.index("alpha") if scales else len(names)
     first = next(place for place, name in enumerate(names) if name in arguments)
     places = [1 + tensors.index(name) if name in tensors else 0 for name in names[:first]]
-    numbers = tuple(arguments[name] for name in names[first:scales] if name in arguments)
-    constants = tuple(arguments[name] for name in names[scales:] if name in arguments)
-    return Launch(kernel, programs, itemgetter(*places), numbers, constants, options)
+    numbers = tuple(arguments[name] for name in names[first:end] if name in arguments)
+    constants = tuple(arguments[name] for name in names[end:] if name in arguments)
+    return Launch(kernel, programs, itemgetter(*places), numbers, constants, options, scales)
 
 
 def _options(config: Config) -> dict[str, int]:
@@ -373,7 +464,59 @@ def _describe(
         axes = "nhcw" if block["h"] == 1 else "nchw"
         strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
     found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
-    return Description(argument, tensor, _fields(image, *found))
+    return _description(argument, tensor, TensorDescriptor(image, *found))
+
+
+def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
+    """The rows of a box, whole matrices, and the rows below a box; see halo_kernel."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    images, rows, columns = config.box
+    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
+    bits = 8 * x.element_size()
+    block = min(config.BLOCK_C, 1024 // bits)
+
+    def describe(argument: int, tensor: Tensor, sizes: list[int], strides: list[int], *box: int):
+        shared = NVMMASharedLayout(block * bits // 8, bits, len(sizes))
+        descriptor = TensorDescriptor(tensor, sizes, strides, [*box, block], shared)
+        return _description(argument, 1 if argument == 1 else 0, descriptor)
+
+    image, strides = [h, n, w, c], [w * c, h * w * c, c, 1]
+    of_group = layout.group_channels
+    matrices = [layout.groups * call.stored, of_group, of_group]
+    found = [
+        describe(0, x, image, strides, rows, images, columns),
+        describe(1, call.weights, matrices, [of_group**2, of_group, 1], 1, config.BLOCK_C),
+    ]
+    if below:
+        found.append(describe(2, x, image, strides, below & -below, images, columns))
+    return found
+
+
+def _describe_rows(
+    config: OnePassConfig,
+    argument: int,
+    tensor: int,
+    rows: int,
+    image: Tensor,
+    sides: tuple[int, int],
+) -> Description:
+    """Of the first rows and columns of an image in channels-last memory without gaps so many rows
+    of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
+    for all images of a box."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    n, c, h, w = image.shape
+    images, _, columns = config.box
+    shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
+    layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
+    block = [rows, images, columns, config.BLOCK_C]
+    found = TensorDescriptor(image, shape, strides, block, layout)
+    return _description(argument, tensor, found)
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
@@ -383,19 +526,19 @@ def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list
     if not stored:
         return []
     sizes, strides = [layout.groups * stored, c, c], [c * c, c, 1]
-    found = [Description(1, 1, _fields(call.weights, sizes, strides, [1, n, k]))]
+    described = TensorDescriptor(call.weights, sizes, strides, [1, n, k])
+    found = [_description(1, 1, described)]
     if n != k and stored < layout.taps:
-        found.append(Description(2, 1, _fields(call.weights, sizes, strides, [1, k, n])))
+        described = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
+        found.append(_description(2, 1, described))
     return found
 
 
-def _fields(
-    tensor: Tensor, sizes: list[int], strides: list[int], block: list[int]
-) -> dict[str, Any]:
+def _description(argument: int, tensor: int, descriptor: Any) -> Description:
     """Checked by Triton, once for all tensors that lie in memory like this one."""
-    fields = dict(vars(TensorDescriptor(tensor, sizes, strides, block)))
+    fields = dict(vars(descriptor))
     del fields["base"]
-    return fields
+    return Description(argument, tensor, type(descriptor), fields)
 
 
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:

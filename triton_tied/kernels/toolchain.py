@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
+
+from ..dispatch import INTERPRETED
+
+_GLUON = ("3.6.", "3.7.")  # versions that were tried: it is experimental, and changes
 
 
 class ToolchainError(RuntimeError):
     """Triton cannot compile here, whatever the kernel."""
+
+
+@functools.cache
+def why_no_gluon() -> str | None:
+    """Why a kernel in Gluon cannot be compiled here, or None. Imports Triton."""
+    if INTERPRETED:
+        return "Triton's interpreter does not run Gluon"
+    try:
+        from triton import __version__ as version
+    except ImportError:
+        return "Triton is not installed"
+    if not version.startswith(_GLUON):
+        return f"it is written in the Gluon of Triton 3.6 and 3.7, and this is {version}"
+    return None
 
 
 def explain(error: Exception) -> ToolchainError | None:

@@ -1,0 +1,281 @@
+"""The tied convolution on sm_90 where the weight fits into shared memory: a pixel is read once for
+each column of the kernel, not once for each tap."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .tiles import box_start, dense_strides, inside, pixel_offsets, triangle_offsets, widen
+
+
+@gluon.jit
+def multiply(x, w, acc, ROLES: gl.constexpr):
+    """acc + x w^T for x [M, K] and w [N, K] in shared memory, under way. ROLES: as in conv.py."""
+    if ROLES == "weights_first":
+        acc = warpgroup_mma(w, x.permute((1, 0)), acc, is_async=True)
+    else:
+        acc = warpgroup_mma(x, w.permute((1, 0)), acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def wait(acc, opposite, left: gl.constexpr, TWO_SUMS: gl.constexpr):
+    """Until only the last so many products are under way."""
+    if TWO_SUMS:
+        acc, opposite = warpgroup_mma_wait(left, (acc, opposite))
+    else:
+        acc = warpgroup_mma_wait(left, (acc,))
+    return acc, opposite
+
+
+@gluon.jit
+def store_centre(
+    triangles, group, matrix, CHANNELS: gl.constexpr, SIGN: gl.constexpr, BLOCK_C: gl.constexpr
+):
+    """Writes the centre matrix of a group, from its lower triangle, into shared memory."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0])
+    rows = gl.arange(0, BLOCK_C, gl.SliceLayout(1, layout))[:, None]
+    columns = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
+    mask = (rows < CHANNELS) & (columns < CHANNELS)
+    if SIGN < 0:
+        mask = mask & (rows != columns)
+    triangles += group * (CHANNELS * (CHANNELS + SIGN) // 2)
+    tile = gl.load(triangles + triangle_offsets(rows, columns, SIGN), mask=mask, other=0.0)
+    if SIGN < 0:
+        tile = gl.where(rows < columns, -tile, tile)
+    matrix.store(tile)
+    fence_async_shared()
+
+
+@gluon.jit
+def copy_ahead(
+    x, weights, x_tail, pixels, matrices, full, empty, ready,
+    group, first, step, boxes, out_h, out_w, padding_h, padding_w,
+    CHANNELS: gl.constexpr, STORED: gl.constexpr, KERNEL_W: gl.constexpr,
+    DILATION_W: gl.constexpr, EXTRA: gl.constexpr,
+    BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    """The work of one warp: it has the stored matrices copied, and then of box after box what the
+    taps of each column see: the box, shifted, and EXTRA rows below it."""
+    BITS: gl.constexpr = x.dtype.primitive_bitwidth
+    BYTES: gl.constexpr = BLOCK_K * BITS // 8  # of a block of channels, the width of the swizzle
+    K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
+    ROWS: gl.constexpr = BLOCK_H + EXTRA
+    TAIL: gl.constexpr = EXTRA & -EXTRA  # rows of one copy of those below: a power of two
+    layout_3d: gl.constexpr = gl.NVMMASharedLayout(BYTES, BITS, 3)
+    layout_4d: gl.constexpr = gl.NVMMASharedLayout(BYTES, BITS, 4)
+
+    mbarrier.expect(ready, STORED * BLOCK_C * K_BLOCKS * BYTES)
+    for i in range(STORED * K_BLOCKS):
+        matrix = matrices.index(i)._reinterpret(x.dtype, [1, BLOCK_C, BLOCK_K], layout_3d)
+        start = [group * STORED + i // K_BLOCKS, 0, i % K_BLOCKS * BLOCK_K]
+        tma.async_copy_global_to_shared(weights, start, ready, matrix)
+    for number in range(gl.cdiv(boxes - first, step)):
+        box = first + number * step
+        image, top, left = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
+        top -= padding_h
+        left -= padding_w
+        for column in range(KERNEL_W):
+            use = number // CONSUMERS * KERNEL_W + column
+            stage = number % CONSUMERS * STAGES + use % STAGES
+            mbarrier.wait(empty.index(stage), (use // STAGES & 1) ^ 1)
+            landed = full.index(stage)
+            mbarrier.expect(landed, K_BLOCKS * ROWS * BLOCK_I * BLOCK_W * BYTES)
+            for k in gl.static_range(K_BLOCKS):
+                start = [top, image, left + column * DILATION_W, group * CHANNELS + k * BLOCK_K]
+                rows = pixels.index((stage * K_BLOCKS + k) * ROWS)
+                rows = rows._reinterpret(x.dtype, [BLOCK_H, BLOCK_I, BLOCK_W, BLOCK_K], layout_4d)
+                tma.async_copy_global_to_shared(x, start, landed, rows)
+                if EXTRA > 0:
+                    for row in gl.static_range(BLOCK_H, ROWS, TAIL):
+                        below = [top + row, start[1], start[2], start[3]]
+                        rows = pixels.index((stage * K_BLOCKS + k) * ROWS + row)
+                        rows = rows._reinterpret(
+                            x.dtype, [TAIL, BLOCK_I, BLOCK_W, BLOCK_K], layout_4d
+                        )
+                        tma.async_copy_global_to_shared(x_tail, below, landed, rows)
+
+
+@gluon.jit
+def sum_taps(
+    number, which: gl.constexpr, pixels, matrices, full, empty,
+    CHANNELS: gl.constexpr, SIGN: gl.constexpr, HELD: gl.constexpr,
+    KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
+    ROLES: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr,
+    BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The sum over all taps of the ``number``-th box of a warpgroup: [M, N], or as ROLES has it."""
+    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
+    TWO_SUMS: gl.constexpr = SIGN < 0 and HELD < TAPS
+    K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
+    BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
+    M: gl.constexpr = BLOCK_C if ROLES == "weights_first" else BLOCK_M
+    N: gl.constexpr = BLOCK_M if ROLES == "weights_first" else BLOCK_C
+    layout: gl.constexpr = gl.NVMMASharedLayout(BLOCK_K * BITS // 8, BITS, 2)
+    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 256 // BITS])
+
+    acc = gl.zeros([M, N], gl.float32, sums)
+    opposite = gl.zeros([M, N], gl.float32, sums)  # the sum that is subtracted
+    for column in gl.static_range(KERNEL_W):
+        use = number * KERNEL_W + column
+        stage = which * STAGES + use % STAGES
+        mbarrier.wait(full.index(stage), use // STAGES & 1)
+        for row in gl.static_range(KERNEL_H):
+            for k in gl.static_range(K_BLOCKS):
+                x = pixels.index((stage * K_BLOCKS + k) * ROWS + row * DILATION_H)
+                x = x._reinterpret(pixels.dtype, [BLOCK_M, BLOCK_K], layout)
+                if row * KERNEL_W + column < HELD:
+                    w = matrices.index((row * KERNEL_W + column) * K_BLOCKS + k)
+                    acc = multiply(x, w, acc, ROLES)
+                else:  # K_BLOCKS is 1
+                    w = matrices.index(TAPS - 1 - row * KERNEL_W - column).permute((1, 0))
+                    if TWO_SUMS:
+                        opposite = multiply(x, w, opposite, ROLES)
+                    else:
+                        acc = multiply(x, w, acc, ROLES)
+        if column > 0:
+            acc, opposite = wait(acc, opposite, KERNEL_H * K_BLOCKS, TWO_SUMS)
+            mbarrier.arrive(empty.index(which * STAGES + (use - 1) % STAGES), count=1)
+    acc, opposite = wait(acc, opposite, 0, TWO_SUMS)
+    use = number * KERNEL_W + KERNEL_W - 1
+    mbarrier.arrive(empty.index(which * STAGES + use % STAGES), count=1)
+    if TWO_SUMS:
+        acc -= opposite
+    return acc
+
+
+@gluon.jit
+def convolve_boxes(
+    which: gl.constexpr, triangles, bias, residual, y, pixels, matrices, full, empty, ready,
+    group, first, step, boxes, n, out_h, out_w, bias_channels, alpha, beta,
+    CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr, STORED: gl.constexpr,
+    HELD: gl.constexpr, KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
+    EXTRA: gl.constexpr, ROLES: gl.constexpr, WIDE: gl.constexpr,
+    BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    """The work of a warpgroup: every CONSUMERS-th box of the program."""
+    dtype: gl.constexpr = y.dtype.element_ty
+    BLOCK_M: gl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
+    VECTOR: gl.constexpr = 128 // dtype.primitive_bitwidth
+    ACROSS: gl.constexpr = BLOCK_C // VECTOR
+    layout: gl.constexpr = gl.BlockedLayout([1, VECTOR], [32 // ACROSS, ACROSS], [4, 1], [1, 0])
+    stride_n, stride_h, stride_w = dense_strides(out_h, out_w, GROUPS * CHANNELS, WIDE)
+
+    if which == 0 and STORED < HELD:
+        triangles += GROUPS * (KERNEL_H * KERNEL_W // 2) * CHANNELS * CHANNELS
+        store_centre(triangles, group, matrices.index(STORED), CHANNELS, SIGN, BLOCK_C)
+        mbarrier.arrive(ready, count=1)
+    if which < CONSUMERS:
+        mbarrier.wait(ready, 0)
+        first += which * step
+        step *= CONSUMERS
+        for number in range(gl.cdiv(boxes - first, step)):
+            box = first + number * step
+            acc = sum_taps(
+                number, which, pixels, matrices, full, empty,
+                CHANNELS, SIGN, HELD, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
+                BLOCK_M, BLOCK_H + EXTRA, BLOCK_C, BLOCK_K, STAGES,
+            )  # fmt: skip
+            if ROLES == "weights_first":
+                acc = acc.permute((1, 0))
+            acc = gl.convert_layout(acc, layout)  # [M, N]
+            image, row, column = box_start(box, out_h, out_w, BLOCK_I, BLOCK_H, BLOCK_W)
+            offs_m = gl.arange(0, BLOCK_M, gl.SliceLayout(1, layout))
+            images = image + offs_m // BLOCK_W % BLOCK_I
+            rows = row + offs_m // (BLOCK_I * BLOCK_W)
+            columns = column + offs_m % BLOCK_W
+            channels = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))
+            mask = inside(images, rows, columns, n, out_h, out_w)[:, None]
+            mask = mask & (channels < CHANNELS)[None, :]
+            has_bias = channels < gl.minimum(bias_channels, CHANNELS)
+            channels += group * CHANNELS
+            acc += gl.load(bias + channels, mask=has_bias, other=0.0).to(gl.float32)[None, :]
+            acc *= alpha
+            offsets = pixel_offsets(images, rows, columns, stride_n, stride_h, stride_w, WIDE)
+            offsets = offsets[:, None] + widen(channels, WIDE)[None, :]
+            if beta != 0.0:
+                acc += beta * gl.load(residual + offsets, mask=mask, other=0.0).to(gl.float32)
+            gl.store(y + offsets, acc.to(dtype), mask=mask)
+
+
+@gluon.jit(
+    do_not_specialize=["n", "out_h", "out_w", "padding_h", "padding_w", "bias_channels"]
+)  # fmt: skip
+def halo_kernel(
+    x, weights, x_tail, triangles, bias, residual, y,
+    n, out_h, out_w, padding_h, padding_w, bias_channels, alpha, beta,
+    CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr, STORED: gl.constexpr,
+    KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr,
+    DILATION_H: gl.constexpr, DILATION_W: gl.constexpr,
+    ROLES: gl.constexpr, WIDE: gl.constexpr,
+    BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, BLOCK_C: gl.constexpr,
+    STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    """What conv_kernel computes, for CHANNELS of a group up to BLOCK_C.
+
+    A program holds the matrices of its group, and goes from box to box. One warp has pixels copied
+    into rings of stages, and CONSUMERS warpgroups multiply, every one with a ring of its own. A
+    stage holds pixels for the taps of one column of the kernel: rows outermost, then images, then
+    columns. So the operand of each tap starts a whole number of rows further, which is one of
+    swizzle patterns, since BLOCK_I * BLOCK_W is a multiple of 8.
+
+    x, x_tail: descriptors of (H, N, W, C), of BLOCK_H rows and of the rows below: the largest power
+    of two that divides their number. weights: of the STORED matrices. The centre is one of those,
+    or comes from triangles. The others are in conv_kernel."""
+    dtype: gl.constexpr = y.dtype.element_ty
+    BITS: gl.constexpr = dtype.primitive_bitwidth
+    BLOCK_K: gl.constexpr = min(BLOCK_C, 1024 // BITS)  # what a swizzle can span
+    K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
+    EXTRA: gl.constexpr = (KERNEL_H - 1) * DILATION_H
+    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
+    HELD: gl.constexpr = TAPS if STORED == TAPS else (TAPS + 1) // 2
+    RING: gl.constexpr = STAGES * CONSUMERS
+    layout: gl.constexpr = gl.NVMMASharedLayout(BLOCK_K * BITS // 8, BITS, 2)
+    gl.static_assert(STAGES > 1 or KERNEL_W == 1)  # the last stage is left once the next is used
+
+    rows: gl.constexpr = RING * K_BLOCKS * (BLOCK_H + EXTRA)
+    pixels = gl.allocate_shared_memory(dtype, [rows, BLOCK_I * BLOCK_W, BLOCK_K], layout)
+    matrices = gl.allocate_shared_memory(dtype, [HELD * K_BLOCKS, BLOCK_C, BLOCK_K], layout)
+    full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(RING):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=1)
+    mbarrier.init(ready, count=1 if STORED == HELD else 2)
+
+    boxes = gl.cdiv(n, BLOCK_I) * gl.cdiv(out_h, BLOCK_H) * gl.cdiv(out_w, BLOCK_W)
+    group = gl.program_id(0) % GROUPS
+    first, step = gl.program_id(0) // GROUPS, gl.num_programs(0) // GROUPS
+    gl.warp_specialize(
+        [
+            (convolve_boxes, (
+                0, triangles, bias, residual, y, pixels, matrices, full, empty, ready,
+                group, first, step, boxes, n, out_h, out_w, bias_channels, alpha, beta,
+                CHANNELS, GROUPS, SIGN, STORED, HELD, KERNEL_H, KERNEL_W, DILATION_H, EXTRA,
+                ROLES, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C, BLOCK_K, STAGES, CONSUMERS,
+            )),
+            (convolve_boxes, (
+                1, triangles, bias, residual, y, pixels, matrices, full, empty, ready,
+                group, first, step, boxes, n, out_h, out_w, bias_channels, alpha, beta,
+                CHANNELS, GROUPS, SIGN, STORED, HELD, KERNEL_H, KERNEL_W, DILATION_H, EXTRA,
+                ROLES, WIDE, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C, BLOCK_K, STAGES, CONSUMERS,
+            )),
+            (copy_ahead, (
+                x, weights, x_tail, pixels, matrices, full, empty, ready,
+                group, first, step, boxes, out_h, out_w, padding_h, padding_w,
+                CHANNELS, STORED, KERNEL_W, DILATION_W, EXTRA,
+                BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C, BLOCK_K, STAGES, CONSUMERS,
+            )),
+        ],
+        [4, 1],
+        [232, 40],  # registers of a thread
+    )  # fmt: skip
