@@ -69,7 +69,7 @@ def tied_linear(
     if layout is None:
         layout = _check(input, packed, bias, groups, symmetry)
         _remember(key, layout)
-    if key and not is_open():
+    if key and not isinstance(packed, PreparedWeight) and not is_open():
         transposed = transposed_matrix(packed, layout)
         if transposed is not None and bias is not None and input.dim() == 2:
             return torch.addmm(bias, input, transposed)  # F.linear would transpose it first

@@ -358,7 +358,7 @@ def transposed_matrix(packed: Tensor, layout: Layout) -> Tensor | None:
         return None
     places, signs = _matrix_tables(packed.device, packed.dtype, c, sign)
     matrix = packed.index_select(0, places).view(c, c)
-    if sign < 0:
+    if signs is not None:
         # The 0 among the signs makes the gradient of the diagonal zero, unless that overflows. But
         # a number that is infinite times 0 is not 0.
         matrix = matrix * signs
