@@ -164,6 +164,7 @@ def test_the_matrix_that_is_gathered_at_once(symmetry):
     close(torch.autograd.grad(matrix, leaf, grad)[0], dense[row, column])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_calls_like_one_that_passed_are_checked_all_the_same():
     x, packed, bias = (t.detach() for t in draw(6, 1, "self_adjoint"))
     for _ in range(2):

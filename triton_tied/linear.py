@@ -94,13 +94,13 @@ def _key_of(
     """The description of a call: all that its checks look at. None where the call is not plain, its
     options are of unusual types, or its dtypes differ, which autocast may allow."""
     if not (
-        type(input) in _PLAIN
+        is_plain_here()  # first, since the compiler cannot look at the rest
+        and type(input) in _PLAIN
         and type(packed) in _PLAIN
         and (bias is None or (type(bias) in _PLAIN and not bias.is_nested))
         and type(groups) is int  # True is equal to 1
         and type(symmetry) is str
         and not (input.is_nested or packed.is_nested or is_legacy_batchedtensor(packed))
-        and is_plain_here()
     ):
         return None
     dtype = input.dtype

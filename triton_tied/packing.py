@@ -615,7 +615,8 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
 
 def split_parts(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """``packed`` as views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
-    pairs, triangle = packed.split_with_sizes(layout.part_sizes)
+    size, rest = layout.part_sizes
+    pairs, triangle = packed.narrow(0, 0, size), packed.narrow(0, size, rest)
     return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle_size)
 
 
