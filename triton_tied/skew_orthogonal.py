@@ -21,7 +21,7 @@ from .argument_checks import check_circular_or_zeros, check_image, check_odd
 from .exponential import exp_error_bound, tied_exp
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive, per_axis
 from .operations import scale_groups
-from .packing import Symmetry, make_layout, pack, unpack
+from .packing import Symmetry, is_distributed, make_layout, pack, unpack
 from .spectral_norm import spectral_norm, without_autocast
 from .tracing import overridable
 
@@ -169,7 +169,7 @@ class SkewOrthogonalConv2d(nn.Module):
     def normalized(self, iterations: int = 0) -> Tensor:
         """The packed vector of A, after so many steps of the power method."""
         scale = self.correction / self._sigma(iterations)
-        packed = self.packed_weight.to(scale.dtype)
+        packed = self._whole_weight().to(scale.dtype)
         if self.groups == 1:
             scaled = packed * scale
         else:
@@ -196,8 +196,18 @@ class SkewOrthogonalConv2d(nn.Module):
     def _sigma(self, iterations: int) -> Tensor:
         vectors = self.flat_vectors, self.square_vectors
         return _least_norms(
-            self.packed_weight, *vectors, self._layout.channels, *self._sizes, iterations=iterations
+            self._whole_weight(),
+            *vectors,
+            self._layout.channels,
+            *self._sizes,
+            iterations=iterations,
         )
+
+    def _whole_weight(self) -> Tensor:
+        """Also outside of the forward of ``fully_shard``, which shards it, but not the buffers."""
+        packed: Any = self.packed_weight
+        sharded = is_distributed(packed) and not is_distributed(self.flat_vectors)
+        return packed.full_tensor() if sharded else packed
 
     @torch.no_grad()
     def _restart(self) -> None:
