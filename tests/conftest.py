@@ -126,6 +126,7 @@ def expansion(request, monkeypatch):
     """All ways in which a weight is expanded, whatever its size."""
     if request.param != "gathered":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED", 0)
+        monkeypatch.setattr(triton_tied.packing, "_MAX_CHANNELS_AT_ONCE", 0)
     if request.param == "in blocks":
         monkeypatch.setattr(triton_tied.packing, "_MAX_GATHERED_CENTRE", 0)
         monkeypatch.setattr(triton_tied.packing, "_BLOCK", 2)

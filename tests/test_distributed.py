@@ -68,6 +68,26 @@ def check_sharded_parameters():
             torch.testing.assert_close(actual.full_tensor(), truth)
         sharded.unshard()
         assert torch.equal(sharded.weight, weight)
+    check_sharded_orthogonal_layer()
+
+
+def check_sharded_orthogonal_layer():
+    """As :func:`check_sharded_parameters`; and made without memory, which is given it at last."""
+    from torch.distributed.fsdp import fully_shard
+
+    def make(device):
+        torch.manual_seed(0)
+        return tt.SkewOrthogonalConv2d(4, 6, 3, groups=2, device=device, dtype=torch.float64)
+
+    layer, sharded = make("cpu"), fully_shard(make("cpu"))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    assert sharded.lipschitz_bound() == layer.lipschitz_bound()
+    found, expected = (outcome(module, x) for module in (sharded, layer))
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1].full_tensor(), expected[1])
+    late = fully_shard(make("meta")).to_empty(device="cpu")
+    late.reset_parameters()
+    assert late.eval().lipschitz_bound() < 1.01  # the power method has begun anew
 
 
 def check_distributed_tensors():

@@ -301,6 +301,31 @@ def test_symbolic_trace_has_the_function_as_a_node(channels_last):
     torch.testing.assert_close(again(x), model(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: tt.AntisymmetricResidual2d(4),
+        lambda: tt.AntisymmetricResidual2d(4, method="verlet", activation=nn.ReLU()),
+        lambda: tt.SkewOrthogonalConv2d(4, 8, 3, stride=2, groups=2),
+        lambda: tt.SkewOrthogonalConv2d(4, 3, 3, recompute=True),
+    ],
+)
+def test_symbolic_trace_of_layers_built_on_the_functions(layer, training):
+    model = nn.Sequential(layer(), nn.ReLU()).train(training)
+    traced = torch.fx.symbolic_trace(model)
+    saved = pickle.loads(pickle.dumps(traced))  # the other one shares the buffers of the model
+    x, before = torch.randn(2, 4, 6, 6), copy.deepcopy(model.state_dict())
+    expected = model(x)
+    after = copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    for graph in (saved, traced):
+        torch.testing.assert_close(graph(x), expected)
+        torch.testing.assert_close(graph.state_dict(), after)
+    with pytest.raises(RuntimeError, match=r"input of size \[N, 4, H, W\].*size \[2, 3, 6, 6\]"):
+        traced(x[:, :3])
+
+
 def test_every_argument_of_the_functions_may_be_a_proxy():
     size = tt.packed_size(4, (3,))
 
@@ -322,6 +347,23 @@ OTHER_FUNCTIONS = {
     "prepare": (lambda p, x: tt.tied_conv2d(x, tt.prepare(p, *SIZES), **NAMED), tt.prepare),
     "reference": (
         lambda p, x: tt.reference.tied_conv2d(x, p, **NAMED), tt.reference.tied_conv2d,
+    ),
+    "tied_exp": (lambda p, x: tt.tied_exp(x, p, terms=2, **NAMED), tt.tied_exp),
+    "tied_linear": (lambda p, x: tt.tied_linear(x[..., 0].mT, p[:21]), tt.tied_linear),
+    "inner": (lambda p, x: tt.inner(p, p.sin(), *SIZES), tt.inner),
+    "norm": (lambda p, x: p * tt.norm(p, *SIZES), tt.norm),
+    "scale_channels": (lambda p, x: tt.scale_channels(p, x[0, :, 0, 0], *SIZES), tt.scale_channels),
+    "scale_groups": (lambda p, x: tt.scale_groups(p, x[0, :2, 0, 0], *SIZES), tt.scale_groups),
+    "shift_diagonal": (
+        lambda p, x: tt.shift_diagonal(p[:12], x[0, 0, 0, 0], 6, (1, 1), 2).sin(),
+        tt.shift_diagonal,
+    ),
+    "spectral_norm": (lambda p, x: p / tt.spectral_norm(p, *SIZES), tt.spectral_norm),
+    "power_iteration": (
+        lambda p, x: tt.power_iteration(
+            p, *SIZES, image_size=(9, 1), vector=x[0], tolerance=0, max_steps=2
+        )[1],
+        tt.power_iteration,
     ),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """``tied_linear`` against ``F.linear`` with the dense matrix, written out."""
 
+import math
+
 import oracle
 import pytest
 import torch
@@ -137,3 +139,46 @@ def test_under_vmap_and_grad():
     leaf = packed.clone().requires_grad_()
     truth(x, leaf, bias, **options).sin().sum().backward()
     close(gradient, leaf.grad)
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_the_matrix_that_is_gathered_at_once(symmetry):
+    """It is the transpose to the bit, with a diagonal of zeros beside infinite numbers, too; and it
+    has a gradient where it first was made without."""
+    packed = torch.randn(tt.packed_size(7, (1,), symmetry=symmetry))
+    packed[::5] = math.inf
+    layout = tt.packing.Layout(7, (1,), 1, symmetry)
+    tt.packing._matrix_tables.cache_clear()
+    with torch.inference_mode():
+        tt.packing.transposed_matrix(packed, layout)
+    leaf = packed.clone().requires_grad_()
+    matrix = tt.packing.transposed_matrix(leaf, layout)
+    row, column = torch.tril_indices(7, 7, 0 if symmetry == "self_adjoint" else -1)
+    expected = torch.zeros(7, 7)
+    expected[row, column] = oracle.SIGNS[symmetry] * packed
+    expected[column, row] = packed
+    assert torch.equal(matrix, expected)
+    grad = torch.randn(7, 7)
+    dense = grad.T + oracle.SIGNS[symmetry] * grad
+    dense.diagonal().copy_(grad.diagonal())
+    close(torch.autograd.grad(matrix, leaf, grad)[0], dense[row, column])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_calls_like_one_that_passed_are_checked_all_the_same():
+    x, packed, bias = (t.detach() for t in draw(6, 1, "self_adjoint"))
+    for _ in range(2):
+        tt.tied_linear(x, packed, bias)
+    wrong = [
+        ((x, packed[1:], bias), {}, RuntimeError, "21 elements"),
+        ((x, packed, bias[1:]), {}, RuntimeError, "6 elements"),
+        ((x, packed, bias.float()), {}, RuntimeError, "bias type"),
+        ((x, packed, bias), {"groups": True}, TypeError, "groups"),
+        ((x, packed, bias), {"groups": 1.0}, TypeError, "groups"),
+        ((x, packed, bias), {"symmetry": ["self_adjoint"]}, ValueError, "symmetry"),
+        ((x.to_sparse(), packed, bias), {}, NotImplementedError, "sparse"),
+        ((torch.nested.nested_tensor([x]), packed, bias), {}, NotImplementedError, "nested"),
+    ]
+    for tensors, options, error, message in wrong:
+        with pytest.raises(error, match=message):
+            tt.tied_linear(*tensors, **options)

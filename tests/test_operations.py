@@ -75,6 +75,24 @@ def test_a_shifted_diagonal_adds_a_multiple_of_the_identity(channels, kernel, gr
     close(convolution(x, shifted), convolution(x, packed) + gamma * x)
 
 
+def test_factors_whose_products_a_half_type_does_not_hold():
+    packed = 3000 + 1000 * torch.rand(tt.packed_size(5, 3), dtype=torch.float16)
+    factors = (1 + torch.rand(5)).div(1000).half()
+    found = tt.scale_channels(packed, factors, 5, 3)
+    expected = tt.scale_channels(packed.double(), factors.double(), 5, 3)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), expected, rtol=1.01 * 2**-11, atol=0)  # rounded once
+
+
+def test_a_change_before_the_backward_is_told_as_by_torch():
+    packed, factors = torch.randn(18, requires_grad=True), torch.randn(3, requires_grad=True)
+    scaled = tt.scale_channels(packed, factors, 3, (2, 2))
+    with torch.no_grad():
+        packed.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        scaled.sum().backward()
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("channels, kernel, groups", LAYOUTS)
 def test_first_and_second_derivatives(channels, kernel, groups, symmetry):

@@ -225,6 +225,14 @@ def test_at_zero_norm_and_gradient_are_zero(method, options, symmetry):
     assert estimate == 0 and abs(vector.norm() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_numbers_whose_squares_are_no_numbers_have_the_same_bound(scale):
+    packed = torch.randn(tt.packed_size(4, 3))
+    expected = scale * tt.spectral_norm(packed.double(), 4, 3)
+    found = tt.spectral_norm(scale * packed, 4, 3).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(dtype):
     layout = (4, (3, 3), 1, "skew_adjoint")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .functional import check_padding_mode
 from .packing import check_supported
+from .tracing import overridable
 
 
 def check_odd(function: str, kernel_size: tuple[int, ...]) -> None:
@@ -23,6 +24,7 @@ def check_circular_or_zeros(function: str, padding_mode: str) -> None:
         )
 
 
+@overridable
 def check_image(function: str, input: Tensor, channels: int) -> None:
     """Raises unless ``input`` is a batch of images of so many channels, or one of them."""
     check_supported(function, "input", input)

@@ -111,7 +111,8 @@ def tied_exp(
         kernel_size: a sequence of one to three odd numbers; an int k means ``(k, k)``.
         terms: how often A is applied; the series ends with ``A^terms / terms!``. None takes
             ``exp_terms`` of a bound of the norm, ``spectral_norm(..., "bound")``, whose value is
-            read on each call: under ``torch.compile`` give a number.
+            read on each call: where it has none, as under ``torch.compile`` and on meta tensors,
+            give a number.
         tolerance: for ``terms=None``, the error relative to the input; by default one rounding
             of the dtype.
         dilation, groups, symmetry: as in ``tied_conv2d``.
@@ -125,7 +126,7 @@ def tied_exp(
         TypeError: an argument of the wrong kind.
         ValueError: terms or a tolerance that are not positive, a tolerance beside ``terms``, an
             even kernel size, another padding mode; as ``tied_conv2d``.
-        RuntimeError: as ``tied_conv2d``; ``terms=None`` under ``torch.compile``.
+        RuntimeError: as ``tied_conv2d``; ``terms=None`` where no value can be read.
     """
     layout = _checked_layout(input, packed, kernel_size, groups, symmetry)
     check_circular_or_zeros("tied_exp", padding_mode)
@@ -214,9 +215,17 @@ def _number_of_terms(
     if tolerance is None:
         tolerance = torch.finfo(compute_dtype(input)).eps
     tolerance = _checked_tolerance(tolerance)
+    message = (
+        "terms=None reads the weight's norm, which has no value under torch.compile, under "
+        "torch.vmap of the weight, and on meta tensors: give terms"
+    )
     if torch.compiler.is_compiling():
-        raise RuntimeError("terms=None reads the weight's norm: under torch.compile give terms")
+        raise RuntimeError(message)
     with torch.no_grad():
         sizes = layout.channels, layout.kernel_size, layout.groups, layout.symmetry
         norm = spectral_norm(packed, *sizes, method="bound")
-    return exp_terms(norm, tolerance, layout.symmetry)
+    try:
+        value = norm.item()
+    except RuntimeError as error:
+        raise RuntimeError(message) from error
+    return exp_terms(value, tolerance, layout.symmetry)

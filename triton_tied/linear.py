@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
+from .cached_weights import is_open
 from .functional import check_groups, compute_dtype
 from .packing import (
     Layout,
@@ -15,8 +17,13 @@ from .packing import (
     check_symmetry,
     expected_length,
     tied_matrix,
+    transposed_matrix,
 )
-from .tracing import overridable, sizes_of
+from .tracing import is_plain_here, overridable, sizes_of
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_MAX_PASSED = 4096  # descriptions that are kept; inputs of ever new sizes must not fill the memory
+_passed: dict[tuple, Layout] = {}
 
 
 @overridable
@@ -57,7 +64,17 @@ def tied_linear(
         >>> packed = torch.randn(packed_size(8, (1,), symmetry="skew_adjoint"))
         >>> y = tied_linear(torch.randn(5, 8), packed, symmetry="skew_adjoint")
     """
-    layout = _check(input, packed, bias, groups, symmetry)
+    key = _key_of(input, packed, bias, groups, symmetry)
+    layout = _passed.get(key) if key else None
+    if layout is None:
+        layout = _check(input, packed, bias, groups, symmetry)
+        _remember(key, layout)
+    if key and not isinstance(packed, PreparedWeight) and not is_open():
+        transposed = transposed_matrix(packed, layout)
+        if transposed is not None and bias is not None and input.dim() == 2:
+            return torch.addmm(bias, input, transposed)  # F.linear would transpose it first
+        if transposed is not None:
+            return F.linear(input, transposed.mT, bias)
     matrix = tied_matrix(packed, layout)
     if layout.groups == 1:
         return F.linear(input, matrix, bias)
@@ -65,6 +82,44 @@ def tied_linear(
     grouped = input.unflatten(-1, (layout.groups, layout.group_channels))
     output = torch.einsum("...gi,goi->...go", grouped, blocks).flatten(-2)
     return output if bias is None else output + bias.to(output.dtype)
+
+
+def _key_of(
+    input: Tensor,
+    packed: Tensor | PreparedWeight,
+    bias: Tensor | None,
+    groups: int,
+    symmetry: Symmetry,
+) -> tuple | None:
+    """The description of a call: all that its checks look at. None where the call is not plain, its
+    options are of unusual types, or its dtypes differ, which autocast may allow."""
+    if not (
+        is_plain_here()  # first, since the compiler cannot look at the rest
+        and type(input) in _PLAIN
+        and type(packed) in _PLAIN
+        and (bias is None or (type(bias) in _PLAIN and not bias.is_nested))
+        and type(groups) is int  # True is equal to 1
+        and type(symmetry) is str
+        and not (input.is_nested or packed.is_nested or is_legacy_batchedtensor(packed))
+    ):
+        return None
+    dtype = input.dtype
+    if packed.dtype != dtype or (bias is not None and bias.dtype != dtype):
+        return None
+    return (
+        groups, symmetry, dtype, input.shape, input.device, input.layout,
+        packed.shape, packed.device, packed.layout,
+        None if bias is None else (bias.shape, bias.device, bias.layout),
+    )  # fmt: skip
+
+
+def _remember(key: tuple | None, layout: Layout) -> None:
+    """What passed the checks need not be checked again."""
+    if key is None:
+        return
+    if len(_passed) >= _MAX_PASSED:
+        _passed.clear()
+    _passed[key] = layout
 
 
 def _check(

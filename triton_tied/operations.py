@@ -109,7 +109,8 @@ def scale_channels(
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
     _check_factors("scale_channels", packed, factors, layout, layout.channels, "channels")
-    d = factors.view(layout.groups, layout.group_channels)
+    wide = factors.to(single_or_wider(factors.dtype))  # in a half type d * d could underflow
+    d = wide.view(layout.groups, layout.group_channels)
     return _scale(packed, d[:, :, None] * d[:, None, :], layout)
 
 
@@ -188,9 +189,9 @@ def _scale(packed: Tensor, by: Tensor, layout: Layout) -> Tensor:
     """Every tap multiplied, entry by entry, by a symmetric matrix for each group."""
     pairs, triangle = split_parts(packed, layout)
     scaled = (pairs * by[:, None]).flatten()
-    if not layout.triangle_size:
-        return scaled
-    return torch.cat([scaled, (triangle * triangle_of(by, layout)).flatten()])
+    if layout.triangle_size:
+        scaled = torch.cat([scaled, (triangle * triangle_of(by, layout)).flatten()])
+    return scaled.to(packed.dtype)
 
 
 def _check_packed(function: str, name: str, packed: Tensor, layout: Layout) -> None:

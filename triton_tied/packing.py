@@ -19,6 +19,7 @@ not it: stack dense weights and pack the stack.)
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 # Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
 _MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
+_MAX_CHANNELS_AT_ONCE = 256  # of a matrix that tables of 64-bit places gather
 _BLOCK = 128  # rows and columns that a CPU mirrors at once
 _MAX_TABLE_BYTES = 2**24  # of all tables together
 _tables: dict[tuple, Tensor] = {}  # the one used last stands last
@@ -345,6 +347,25 @@ def tied_matrix(packed: Tensor | PreparedWeight, layout: Layout) -> Tensor:
     return _gather(packed, layout, False).view(layout.channels, c)
 
 
+def transposed_matrix(packed: Tensor, layout: Layout) -> Tensor | None:
+    """The transpose of :func:`tied_matrix` in as few operations as can be, for a plain vector of
+    which nothing is kept. None where it has none: with groups, for one channel or many, and for
+    s = -1 in a half type."""
+    c, sign = layout.channels, layout.sign
+    if not 1 < c <= _MAX_CHANNELS_AT_ONCE or layout.groups > 1:
+        return None
+    if sign < 0 and packed.dtype in (torch.float16, torch.bfloat16):
+        return None
+    places, signs = _matrix_tables(packed.device, packed.dtype, c, sign)
+    matrix = packed.index_select(0, places).view(c, c)
+    if signs is not None:
+        # The 0 among the signs makes the gradient of the diagonal zero, unless that overflows. But
+        # a number that is infinite times 0 is not 0.
+        matrix = matrix * signs
+        matrix.detach().fill_diagonal_(0)
+    return matrix
+
+
 @overridable
 def pack(weight: Tensor, groups: int = 1, symmetry: Symmetry = "self_adjoint") -> Tensor:
     """The packed vector of the tied weight nearest to ``weight``. Differentiable.
@@ -594,7 +615,8 @@ def _join(taps: Tensor, centre: Tensor | None, layout: Layout) -> Tensor:
 
 def split_parts(packed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """``packed`` as views: pairs ``(group, tap, out, in)`` and centre ``(group, triangle)``."""
-    pairs, triangle = packed.split_with_sizes(layout.part_sizes)
+    size, rest = layout.part_sizes
+    pairs, triangle = packed.narrow(0, 0, size), packed.narrow(0, size, rest)
     return pairs.view(layout.pairs_shape), triangle.view(layout.groups, layout.triangle_size)
 
 
@@ -678,6 +700,23 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
         index = torch.where(row[:, None] < row, index + size, index)
         index = torch.where(row[:, None] == row, 2 * size, index)
     return index.flatten()
+
+
+@functools.lru_cache(maxsize=16)  # of at most 1 MiB each
+def _matrix_tables(
+    device: torch.device, dtype: torch.dtype, c: int, sign: int
+) -> tuple[Tensor, Tensor | None]:
+    """For each number of W^T, where W has one tap, its place in ``packed`` and, for s = -1, its
+    sign. On the diagonal these are the place of a neighbour and 0. For plain calls alone, see
+    :func:`_table`. (PyTorch's CPU gathers few numbers faster by 64-bit places.)"""
+    with torch.inference_mode(False):
+        row = torch.arange(c, device=device)
+        low, high = torch.minimum(row[:, None], row), torch.maximum(row[:, None], row)
+        if sign > 0:
+            return (high * (high + 1) // 2 + low).flatten(), None
+        neighbour = torch.minimum(low, high - 1).clamp_(min=0)
+        signs = torch.sign(row - row[:, None]).to(dtype)
+        return (high * (high - 1) // 2 + neighbour).flatten(), signs
 
 
 def _build_triangle_index(device: torch.device, c: int, sign: int) -> Tensor:

@@ -21,8 +21,9 @@ from .argument_checks import check_circular_or_zeros, check_image, check_odd
 from .exponential import exp_error_bound, tied_exp
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive, per_axis
 from .operations import scale_groups
-from .packing import make_layout, pack, unpack
+from .packing import Symmetry, is_distributed, make_layout, pack, unpack
 from .spectral_norm import spectral_norm, without_autocast
+from .tracing import overridable
 
 _FIRST_ITERATIONS = 50  # of the power method, for new weights; then one in each training step
 # What the published layers save beside their weight: the vectors of their power method.
@@ -151,7 +152,9 @@ class SkewOrthogonalConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         output = tied_exp(
-            self._widened(input),
+            _widened(
+                input, type(self).__name__, self.in_channels, self._layout.channels, self.stride
+            ),
             self.normalized(iterations=1 if self.training else 0),
             kernel_size=self.kernel_size,
             terms=self.terms,
@@ -165,9 +168,8 @@ class SkewOrthogonalConv2d(nn.Module):
 
     def normalized(self, iterations: int = 0) -> Tensor:
         """The packed vector of A, after so many steps of the power method."""
-        sigma = self._sigma(iterations)
-        scale = self.correction / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
-        packed = self.packed_weight.to(scale.dtype)
+        scale = self.correction / self._sigma(iterations)
+        packed = self._whole_weight().to(scale.dtype)
         if self.groups == 1:
             scaled = packed * scale
         else:
@@ -191,37 +193,21 @@ class SkewOrthogonalConv2d(nn.Module):
     def _sizes(self) -> tuple[Any, ...]:
         return self.kernel_size, self.groups, self._layout.symmetry
 
-    def _widened(self, input: Tensor) -> Tensor:
-        """The image as the exponential takes it."""
-        name = type(self).__name__
-        check_image(name, input, self.in_channels)
-        stride = self.stride
-        if input.shape[-1] % stride or input.shape[-2] % stride:
-            raise RuntimeError(
-                f"{name} expected sides that are divisible by stride={stride}, "
-                f"but got input of size {list(input.shape)}"
-            )
-        if stride > 1:
-            input = F.pixel_unshuffle(input, stride)
-        missing = self._layout.channels - input.shape[-3]
-        return F.pad(input, (0, 0, 0, 0, 0, missing)) if missing else input
-
     def _sigma(self, iterations: int) -> Tensor:
-        """Of each group the least norm of its two matrices. (The published layers have two more,
-        whose norms are the same for a tied weight.) The vectors count as constants in its gradient,
-        which is exact where they are the singular vectors."""
-        weight = unpack(self.packed_weight, self._layout.channels, *self._sizes)
-        c = self._layout.group_channels
-        grouped = weight.to(torch.promote_types(weight.dtype, torch.float32)).view(
-            self.groups, c, c, *self.kernel_size
+        vectors = self.flat_vectors, self.square_vectors
+        return _least_norms(
+            self._whole_weight(),
+            *vectors,
+            self._layout.channels,
+            *self._sizes,
+            iterations=iterations,
         )
-        flat = grouped.flatten(2)  # [out, in x KH x KW]
-        square = grouped.transpose(2, 3).flatten(3).flatten(1, 2)  # [out x KH, in x KW]
-        with without_autocast(weight.device):
-            return torch.minimum(
-                _power_method(flat, self.flat_vectors, iterations),
-                _power_method(square, self.square_vectors, iterations),
-            )
+
+    def _whole_weight(self) -> Tensor:
+        """Also outside of the forward of ``fully_shard``, which shards it, but not the buffers."""
+        packed: Any = self.packed_weight
+        sharded = is_distributed(packed) and not is_distributed(self.flat_vectors)
+        return packed.full_tensor() if sharded else packed
 
     @torch.no_grad()
     def _restart(self) -> None:
@@ -288,6 +274,51 @@ class SkewOrthogonalConv2d(nn.Module):
             shown.append("bias=False")
         dense = math.prod(self._layout.weight_shape)
         return ", ".join([*shown, f"packed_weight={self._layout.size} of {dense}"])
+
+
+@overridable
+def _widened(input: Tensor, name: str, in_channels: int, channels: int, stride: int) -> Tensor:
+    """The image as the exponential takes it."""
+    check_image(name, input, in_channels)
+    if input.shape[-1] % stride or input.shape[-2] % stride:
+        raise RuntimeError(
+            f"{name} expected sides that are divisible by stride={stride}, "
+            f"but got input of size {list(input.shape)}"
+        )
+    if stride > 1:
+        input = F.pixel_unshuffle(input, stride)
+    missing = channels - input.shape[-3]
+    return F.pad(input, (0, 0, 0, 0, 0, missing)) if missing else input
+
+
+@overridable
+def _least_norms(
+    packed: Tensor,
+    flat_vectors: Tensor,
+    square_vectors: Tensor,
+    channels: int,
+    kernel_size: tuple[int, ...],
+    groups: int,
+    symmetry: Symmetry,
+    *,
+    iterations: int,
+) -> Tensor:
+    """Of each group the least norm of its two matrices, above zero. (The published layers have two
+    more, whose norms are the same for a tied weight.) The vectors are improved in so many steps,
+    and count as constants in the gradient, which is exact where they are the singular vectors."""
+    weight = unpack(packed, channels, kernel_size, groups, symmetry)
+    c = channels // groups
+    grouped = weight.to(torch.promote_types(weight.dtype, torch.float32)).view(
+        groups, c, c, *kernel_size
+    )
+    flat = grouped.flatten(2)  # [out, in x KH x KW]
+    square = grouped.transpose(2, 3).flatten(3).flatten(1, 2)  # [out x KH, in x KW]
+    with without_autocast(weight.device):
+        norms = torch.minimum(
+            _power_method(flat, flat_vectors, iterations),
+            _power_method(square, square_vectors, iterations),
+        )
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def _power_method(matrices: Tensor, right: Tensor, iterations: int) -> Tensor:

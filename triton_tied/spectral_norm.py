@@ -158,8 +158,8 @@ def power_iteration(
         image_size: an int or one for each axis.
         padding_mode: "zeros" or "circular"; the padding is "same".
         dilation: an int or one for each axis.
-        vector: an image ``(channels, *image_size)`` to begin with, of the dtype of ``packed``, or
-            float32 for half types; None for a random one.
+        vector: an image ``(channels, *image_size)`` to begin with, not of zeros, of the dtype of
+            ``packed``, or float32 for half types; None for a random one.
         tolerance: stops when a step has raised the estimate by no more than this share of it. 0
             takes ``max_steps`` steps.
         max_steps: at most so many, with a warning if the tolerance was not reached.
@@ -298,9 +298,12 @@ def _largest_singular_values(matrices: Tensor) -> Tensor:
     that squares the numbers, which costs the largest no accuracy, and is several times as fast."""
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = matrices.mT
+    largest = matrices.detach().abs().amax()
+    unit = torch.where(largest > 0, largest, 1)  # the squares of very small numbers are zero
+    matrices = matrices / unit
     squares = torch.linalg.eigvalsh(matrices @ matrices.mT)[..., -1]
     positive = squares > 0  # the root has no derivative at zero, where 0 is a subgradient
-    return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0)
+    return unit * torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0)
 
 
 def _norm_on_a_torus(
