@@ -9,6 +9,7 @@ from triton_tied.autotune.candidates import list_of
 from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.geometry import Geometry
+from triton_tied.kernels.configs import WeightGradConfig
 from triton_tied.packing import Layout
 
 GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -45,8 +46,9 @@ def test_splits_fill_the_multiprocessors(monkeypatch):
     (entry,) = (
         candidate
         for candidate in list_of("weight_grad", gpu.target, "bfloat16")
-        if (candidate.config.BLOCK_N, candidate.config.box) == (128, (4, 4, 4))
-        and candidate.config.BLOCK_K == 128
+        if isinstance(candidate.config, WeightGradConfig)
+        and (candidate.config.BLOCK_N, candidate.config.BLOCK_K) == (128, 128)
+        and candidate.config.box == (4, 4, 4)
     )
     unhindered = replace(gpu, cache_gbs=1e9, memory_gbs=1e9)  # arithmetic alone
     assert cost_model.count_programs(problem, entry.config) == 80
