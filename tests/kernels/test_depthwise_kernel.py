@@ -25,6 +25,8 @@ from problems import (
     problems,
 )
 
+import triton_tied
+from triton_tied.autotune import select
 from triton_tied.kernels.configs import DepthwiseConfig, DepthwiseGradConfig
 
 SIDES = [1, 2, 4, 8, 16, 32]
@@ -261,3 +263,33 @@ def test_what_it_cannot_serve_is_refused(device, channels, groups, kernel, reaso
     grad = integers(problem.out_shape, torch.float16, device)
     with pytest.raises(ValueError, match=reason):
         launch_weight_grad(x, grad, problem, DepthwiseGradConfig((1, 4, 4), 8))
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_a_layer_and_its_gradients(device, symmetry, mode):
+    layer = triton_tied.TiedConv2d(
+        12, 3, padding=1, groups=12, padding_mode=mode, symmetry=symmetry, device=device
+    )
+    dense = layer.to_conv().double()
+    x, grad = (normal((2, 12, 6, 7), torch.float32, device) for _ in range(2))
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    with select.using(
+        conv=DepthwiseConfig((1, 4, 16), 16),
+        weight_grad=DepthwiseGradConfig((1, 4, 16), 16, splits=2),
+    ):
+        y = layer(x)
+        y.backward(grad)
+    dense(exact).backward(grad.double())
+    packed_grad = triton_tied.pack(dense.weight.grad, 12, symmetry)
+    centres = layer.packed_weight.numel() - 12 * 4
+    factors = torch.cat([torch.full((12 * 4,), 2.0), torch.ones(centres)]).double()  # of places
+    pairs = [
+        (y, dense(exact)),
+        (x.grad, exact.grad),
+        (layer.packed_weight.grad, factors.to(device) * packed_grad),
+        (layer.bias.grad, dense.bias.grad),
+    ]
+    for actual, truth in pairs:
+        torch.testing.assert_close(actual.double(), truth, rtol=1e-5, atol=1e-5)
