@@ -3,9 +3,9 @@
     python bench/linear_time.py [--rounds 101] [--json FILE]
 
 By hand a full ``W0`` is held, each call makes ``W = W0 + W0.T`` (or minus) of it, and then takes
-``x @ W + b`` or ``F.linear(x, W, b)``. All three in one process, each with tensors of its own, which
-no other brings into the cache, in an order that is drawn anew in each round; forward alone and with
-all gradients. Medians over the rounds, in microseconds.
+``x @ W + b`` or ``F.linear(x, W, b)``. All three in one process, each with tensors of its own, so
+that none finds them in the cache by another's doing, in an order that is drawn anew in each round;
+forward alone and with all gradients. Medians over the rounds, in microseconds.
 """
 
 from __future__ import annotations
