@@ -3,14 +3,16 @@
     python bench/linear_time.py [--rounds 101] [--json FILE]
 
 By hand a full ``W0`` is held, each call makes ``W = W0 + W0.T`` (or minus) of it, and then takes
-``x @ W + b`` or ``F.linear(x, W, b)``. All three in turns, in one process, forward alone and with
-all gradients. Medians over the rounds, in microseconds.
+``x @ W + b`` or ``F.linear(x, W, b)``. All three in one process, each with tensors of its own, so
+that none finds them in the cache by another's doing, in an order that is drawn anew in each round;
+forward alone and with all gradients. Medians over the rounds, in microseconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -54,39 +56,50 @@ def main() -> None:
 def calls(
     size: int, channels: int, symmetry: str, backward: bool
 ) -> dict[str, Callable[[], object]]:
-    x, grad, W0 = (torch.randn(n, channels) for n in (size, size, channels))
-    bias = torch.randn(channels)
-    packed = torch.randn(tt.packed_size(channels, (1,), symmetry=symmetry))
-    for tensor in (x, W0, bias, packed):
-        tensor.requires_grad_(backward)
     sign = SIGNS[symmetry]
 
-    def by_hand() -> torch.Tensor:
+    def by_hand(W0: torch.Tensor) -> torch.Tensor:
         return W0 + W0.T if sign > 0 else W0 - W0.T
 
-    forward = {
-        "tied_us": (lambda: tt.tied_linear(x, packed, bias, symmetry=symmetry), packed),
-        "product_us": (lambda: x @ by_hand() + bias, W0),
-        "linear_us": (lambda: F.linear(x, by_hand(), bias), W0),
-    }
-
-    def both(call: Callable[[], torch.Tensor], weight: torch.Tensor) -> object:
-        return torch.autograd.grad(call(), (x, weight, bias), grad)
-
-    if not backward:
-        return {name: call for name, (call, _) in forward.items()}
+    packed_shape = (tt.packed_size(channels, (1,), symmetry=symmetry),)
+    square = (channels, channels)
     return {
-        name: lambda call=call, weight=weight: both(call, weight)
-        for name, (call, weight) in forward.items()
+        "tied_us": call(
+            lambda x, packed, bias: tt.tied_linear(x, packed, bias, symmetry=symmetry),
+            (size, channels),
+            packed_shape,
+            backward,
+        ),
+        "product_us": call(
+            lambda x, W0, bias: x @ by_hand(W0) + bias, (size, channels), square, backward
+        ),
+        "linear_us": call(
+            lambda x, W0, bias: F.linear(x, by_hand(W0), bias), (size, channels), square, backward
+        ),
     }
+
+
+def call(
+    layer: Callable[..., torch.Tensor],
+    shape: tuple[int, int],
+    weight_shape: tuple[int, ...],
+    backward: bool,
+) -> Callable[[], object]:
+    """The layer applied to tensors of its own."""
+    x, weight, bias = (
+        torch.randn(s, requires_grad=backward) for s in (shape, weight_shape, shape[1:])
+    )
+    grad = torch.randn(shape)
+    if backward:
+        return lambda: torch.autograd.grad(layer(x, weight, bias), (x, weight, bias), grad)
+    return lambda: layer(x, weight, bias)
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """In turns, in an order that rotates."""
     names, samples = list(calls), {name: [] for name in calls}
-    for turn in range(rounds + 2):  # the first two warm up
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+    for _ in range(rounds + 2):  # the first two warm up
+        random.shuffle(names)
+        for name in names:
             start = time.perf_counter()
             calls[name]()
             samples[name].append((time.perf_counter() - start) * 1e6)

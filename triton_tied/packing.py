@@ -39,7 +39,7 @@ Symmetry = Literal["self_adjoint", "skew_adjoint"]
 SIGNS = {"self_adjoint": 1, "skew_adjoint": -1}
 # Numbers of a dense weight, and of its centre, that a table places: it takes 4 bytes for each.
 _MAX_GATHERED = _MAX_GATHERED_CENTRE = 2**18
-_MAX_CHANNELS_AT_ONCE = 256  # of a matrix that tables of 64-bit places gather
+_MAX_CHANNELS_AT_ONCE = 256  # of a matrix that is gathered with few operations, by wider tables
 _BLOCK = 128  # rows and columns that a CPU mirrors at once
 _MAX_TABLE_BYTES = 2**24  # of all tables together
 _tables: dict[tuple, Tensor] = {}  # the one used last stands last
@@ -361,7 +361,8 @@ def transposed_matrix(packed: Tensor, layout: Layout) -> Tensor | None:
     if signs is not None:
         # The 0 among the signs makes the gradient of the diagonal zero, unless that overflows. But
         # a number that is infinite times 0 is not 0.
-        matrix = matrix * signs
+        tracked = torch.is_grad_enabled() and packed.requires_grad
+        matrix = matrix * signs if tracked else matrix.mul_(signs)
         matrix.detach().fill_diagonal_(0)
     return matrix
 
@@ -702,15 +703,15 @@ def _build_centre_index(device: torch.device, c: int, sign: int) -> Tensor:
     return index.flatten()
 
 
-@functools.lru_cache(maxsize=16)  # of at most 1 MiB each
+@functools.lru_cache(maxsize=16)  # of at most 512 KiB each
 def _matrix_tables(
     device: torch.device, dtype: torch.dtype, c: int, sign: int
 ) -> tuple[Tensor, Tensor | None]:
     """For each number of W^T, where W has one tap, its place in ``packed`` and, for s = -1, its
     sign. On the diagonal these are the place of a neighbour and 0. For plain calls alone, see
-    :func:`_table`. (PyTorch's CPU gathers few numbers faster by 64-bit places.)"""
+    :func:`_table`."""
     with torch.inference_mode(False):
-        row = torch.arange(c, device=device)
+        row = torch.arange(c, dtype=torch.int32, device=device)
         low, high = torch.minimum(row[:, None], row), torch.maximum(row[:, None], row)
         if sign > 0:
             return (high * (high + 1) // 2 + low).flatten(), None
