@@ -111,7 +111,13 @@ def problem_of_call(call: Convolution | WeightGradient) -> Problem:
         )
     parameters = (call.packed if call.bias is None else call.bias).dtype
     return problem_of(
-        "conv", call.layout, call.geometry, [call.x], call.output_memory, call.weights, parameters,
+        "conv",
+        call.layout,
+        call.geometry,
+        [call.x],
+        call.output_memory,
+        call.weights,
+        parameters,
         call.dtype,
     )
 

@@ -230,7 +230,7 @@ def halo_kernel(
     x, x_tail: descriptors of (H, N, W, C), of BLOCK_H rows and of the rows below: the largest power
     of two that divides their number. weights: of the STORED matrices. The centre is one of those,
     or comes from triangles. The others are in conv_kernel."""
-    dtype: gl.constexpr = y.dtype.element_ty
+    dtype: gl.constexpr = x.dtype
     BITS: gl.constexpr = dtype.primitive_bitwidth
     BLOCK_K: gl.constexpr = min(BLOCK_C, 1024 // BITS)  # what a swizzle can span
     K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
