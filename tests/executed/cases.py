@@ -49,7 +49,7 @@ class Case:
             the unpacking alone, those that it makes.
         to_channels_last: convolution: how the output lies in memory.
         bias: convolution: add one; weight gradient: give its gradient.
-        widens: weight gradient: into float32.
+        widens: into float32.
         wide: offsets take 64 bits, as if an image were larger than 2^31.
         seed: of the numbers.
     """
@@ -188,6 +188,7 @@ def _call_of(case: Case, inputs: Inputs, weights: Tensor) -> Convolution | Weigh
         case.alpha,
         case.beta,
         case.to_channels_last,
+        dtype=torch.float32 if case.widens else None,
     )
 
 
@@ -250,6 +251,8 @@ def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
         return oracle.Expected(*(torch.cat(parts) for parts in zip(*expected, strict=True)))
     if case.residual:
         tensors.append(case.beta * inputs.residual)  # exact: beta is a power of two
+    if case.widens:
+        tensors = [tensor.float() for tensor in tensors]
     return oracle.expect(convolution, tensors, reference=False)[0]
 
 
@@ -329,7 +332,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         residual=is_conv and chance.random() < 0.3,
         alpha=chance.choice((1.0, 1.0, 0.5, -1.5)),
         beta=chance.choice((1.0, 1.0, -0.5)),
-        widens=not is_conv and chance.random() < 0.3,
+        widens=chance.random() < 0.3,
         wide=chance.random() < 0.2,
         seed=chance.randrange(2**31),
     )

@@ -69,7 +69,7 @@ def draw(dtype):
             stored=layout.taps if dtype == "float32" else chance.choice(sorted(stored)),
             bias=chance.random() < 0.5, residual=chance.random() < 0.5,
             alpha=chance.choice([1.0, -1.5]), beta=chance.choice([1.0, -0.5]),
-            wide=chance.random() < 0.2, seed=chance.randrange(2**31),
+            widens=chance.random() < 0.3, wide=chance.random() < 0.2, seed=chance.randrange(2**31),
         )  # fmt: skip
         if min(case.output) > 0 and config.shared_bytes(layout, case.geometry, 4) < 2**17:
             return case

@@ -74,6 +74,10 @@ class Convolution(NamedTuple):
         n, channels, *image = self.x.shape
         return (n, channels, *self.geometry.output_size(image, self.layout.kernel_size))
 
+    def empty_output(self) -> Tensor:
+        """Without memory."""
+        return empty_image(self.output_shape, self.x, self.channels_last, "meta", self.dtype)
+
     @property
     def stored(self) -> int:
         """How many taps of ``weights`` are matrices."""
@@ -203,7 +207,7 @@ def _images(call: Convolution | WeightGradient) -> list[Tensor]:
 
 def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     x, layout, residual = call.x, call.layout, call.residual
-    y = empty_image(call.output_shape, x, call.channels_last, "meta", call.dtype)
+    y = call.empty_output()
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
@@ -283,7 +287,7 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     from .halo import halo_kernel  # not every Triton has Gluon
 
     x, layout, geometry = call.x, call.layout, call.geometry
-    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    y = call.empty_output()
     n, *_ = x.shape
     *_, out_h, out_w = y.shape
     (padding_h, _), (padding_w, _) = geometry.padding
@@ -347,7 +351,7 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
 
 def _plan_depthwise(call: Convolution, config: DepthwiseConfig) -> Plan:
     x, residual = call.x, call.residual
-    y = empty_image(call.output_shape, x, call.channels_last, "meta", call.dtype)
+    y = call.empty_output()
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     dense_output = memory_of(*[y] if residual is None else [y, residual]) == "channels_last"
