@@ -161,3 +161,15 @@ def test_the_pages_of_the_exponential_state_the_ratios_of_their_result():
     ours, theirs = "SkewOrthogonalConv2d", "published layer"
     assert f"{times(trained, ours, theirs)} in training" in page
     assert f"{times(evaluated, ours, theirs)} in evaluation" in page
+
+
+def test_the_page_of_operations_states_the_times_of_its_result():
+    page = (ROOT / "docs/operations.md").read_text()
+    (name,) = set(re.findall(r"bench/results/(linear-[\d-]+\.json)", page))
+    ratios: dict[str, list[float]] = {}
+    for row in json.loads((ROOT / "bench/results" / name).read_text())["linear_time"]:
+        size = f"{row['rows']} x {row['channels']}"
+        by_hand = min(row["product_us"], row["linear_us"])
+        ratios.setdefault(size, []).append(row["tied_us"] / by_hand)
+    for size, row in ratios.items():
+        assert f"| {size} | " + " | ".join(f"{ratio:.2f}" for ratio in row) + " |" in page
