@@ -114,12 +114,12 @@ def run_dense(device):
         GridExecutor._restore_args_dev = lambda *_: None
         make_launch = plans._launch
 
-        def make_last(kernel, programs, arguments):
+        def make_last(kernel, programs, *others):
             def place(builder, *_):
                 builder.grid_idx = (programs - 1, 0, 0)
 
             InterpreterBuilder.set_grid_idx = place
-            return make_launch(kernel, 1, arguments)
+            return make_launch(kernel, 1, *others)
 
         plans._launch = make_last
     y = launch_conv(x, packed, problem, ConvConfig((1, 4, 4), 16, 16))
