@@ -35,7 +35,7 @@ def draw(**given):
             chance.choice([1, 2, 7]),
         )  # fmt: skip
         groups = chance.choice([1, 1, 1, 2])
-        channels = block - (chance.choice([0, 0, 8]) if groups == 1 else 0)
+        channels = max(8, block + chance.choice([0, 0, 0, -8, 8, block]))
         kernel = tuple(chance.choice([1, 2, 3, 3, 3, 5]) for _ in range(2))
         dilation = tuple(chance.choice([1, 1, 2]) for _ in range(2))
         padding = tuple(
