@@ -276,6 +276,8 @@ def test_why_the_gradient_in_one_pass_does_not_serve():
         ),
     ):
         assert reason in problem.why_unreadable(config)
+    large = OnePassConfig((1, 16, 32), 16, (3, 3), 4, 3)
+    assert "a box of 512 pixels" in gradient(16, (32, 56, 56)).why_unreadable(large)
 
 
 @compiled_only

@@ -37,6 +37,7 @@ _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _FEWER_REGISTERS = 128
 _OTHER_REGISTERS = 12  # that a depthwise kernel needs, beside 2 for each number of a row
 _ALL_REGISTERS = 65536  # of the threads of a program there
+_MOST_MATRIX_ROWS = 256  # that Triton lays one after another, as bulk copies of matrices can
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 _HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
 # That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
@@ -257,7 +258,7 @@ class OnePassConfig(_Kind):
 
     Args:
         box: images, rows and columns that one step of the sum reads; powers of two, at least 8
-            columns.
+            columns, at most 256 pixels.
         BLOCK_C: channels of a tile: 16, 32 or 64.
         taps: rows and columns of the block of taps that a program sums, fewer if the kernel has
             fewer.
@@ -313,6 +314,8 @@ class OnePassConfig(_Kind):
     def why_unreadable(self, reading: Reading) -> str | None:
         if reading.itemsize != 2:
             return "it multiplies half precision only"
+        if self.BLOCK_M > _MOST_MATRIX_ROWS:
+            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:
             return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"

@@ -1,5 +1,5 @@
-"""The gradient of the packed vector on sm_90 by blocks of taps: a program reads each pixel of x about
-once and of the output gradient once for each column of its block, not once for each tap."""
+"""The gradient of the packed vector on sm_90 by blocks of taps: a program reads each pixel of x
+about once and of the output gradient once for each column of its block, not once for each tap."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
