@@ -343,7 +343,9 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
         block = config.BLOCK_C
         return 1, chance.choice((block, block, 2 * block, block + 8, block - 4, 3, 13, 24))
-    if isinstance(config, HaloConfig | OnePassConfig):
+    if isinstance(config, OnePassConfig):
+        return max(8, config.BLOCK_C + chance.choice((0, 0, -8, 8))), chance.choice((1, 1, 2))
+    if isinstance(config, HaloConfig):
         channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
     block = max(config.BLOCK_N, config.BLOCK_K)

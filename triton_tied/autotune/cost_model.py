@@ -248,7 +248,7 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
         for first in range(0, taps, group // c)
     )
     return _Work(
-        config.blocks_of(layout.kernel_size) * layout.groups * config.splits,
+        config.tiles_of(layout) * config.splits,
         steps,
         2 * products * m * c,
         (copied + products * m * (1 + c / _WARP_GROUP_ROWS)) * problem.itemsize,

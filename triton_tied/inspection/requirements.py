@@ -177,10 +177,10 @@ def _one_pass_plain_form(config: OnePassConfig) -> Form:
 
 
 def _one_pass_sizes(config: OnePassConfig, fewer: bool) -> tuple[Form, ...]:
-    """Several blocks of taps, and one."""
+    """Several blocks of taps and tiles of channels, and one of each."""
     more = tuple(taps + 2 for taps in config.taps)
     plain = _one_pass_plain_form(config)
-    return replace(plain, channels=config.BLOCK_C - 8, kernel_size=more), plain
+    return replace(plain, channels=2 * config.BLOCK_C - 8, kernel_size=more), plain
 
 
 def _is_large_conv(config: ConvConfig) -> bool:

@@ -37,6 +37,7 @@ _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _FEWER_REGISTERS = 128
 _OTHER_REGISTERS = 12  # that a depthwise kernel needs, beside 2 for each number of a row
 _ALL_REGISTERS = 65536  # of the threads of a program there
+_MOST_MATRIX_ROWS = 256  # that Triton lays one after another, as bulk copies of matrices can
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 _HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
 # That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
@@ -253,13 +254,12 @@ class HaloConfig(_Kind):
 
 @dataclass(frozen=True)
 class OnePassConfig(_Kind):
-    """Tiles of the packed weight gradient of few channels, by blocks of taps: see
-    :mod:`.one_pass`.
+    """Tiles of the packed weight gradient by blocks of taps: see :mod:`.one_pass`.
 
     Args:
         box: images, rows and columns that one step of the sum reads; powers of two, at least 8
-            columns.
-        BLOCK_C: channels of a tile, which hold those of a group: 16, 32 or 64.
+            columns, at most 256 pixels.
+        BLOCK_C: channels of a tile: 16, 32 or 64.
         taps: rows and columns of the block of taps that a program sums, fewer if the kernel has
             fewer.
         num_warps: 4 or 8.
@@ -295,10 +295,11 @@ class OnePassConfig(_Kind):
         rows, columns = (min(pair) for pair in zip(self.taps, kernel_size, strict=True))
         return rows, columns
 
-    def blocks_of(self, kernel_size: tuple[int, ...]) -> int:
-        """Of taps."""
-        sides = zip(kernel_size, self.taps_of(kernel_size), strict=True)
-        return math.prod(math.ceil(side / taps) for side, taps in sides)
+    def tiles_of(self, layout: Layout) -> int:
+        """Blocks of taps, and tiles of channels of both images."""
+        sides = zip(layout.kernel_size, self.taps_of(layout.kernel_size), strict=True)
+        blocks = math.prod(math.ceil(side / taps) for side, taps in sides)
+        return layout.groups * math.ceil(layout.group_channels / self.BLOCK_C) ** 2 * blocks
 
     def columns_of(
         self, out_w: int, w: int, kernel_w: int, padding_w: int, dilation_w: int
@@ -311,15 +312,14 @@ class OnePassConfig(_Kind):
         return first, end - first
 
     def why_unreadable(self, reading: Reading) -> str | None:
-        layout, channels = reading.layout, reading.layout.group_channels
         if reading.itemsize != 2:
             return "it multiplies half precision only"
-        if channels > self.BLOCK_C:
-            return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
-        needed = self.shared_bytes(layout.kernel_size, reading.geometry.dilation)
+        if self.BLOCK_M > _MOST_MATRIX_ROWS:
+            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:
             return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
-        return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
+        return _why_unloadable(self, reading) or why_no_gluon()
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         """Of its boxes."""

@@ -1,5 +1,5 @@
-"""The gradient of the packed vector on sm_90, with few channels, by blocks of taps: a program reads
-each pixel once for each column of its block, not once for each tap."""
+"""The gradient of the packed vector on sm_90 by blocks of taps: a program reads each pixel of x
+about once and of the output gradient once for each column of its block, not once for each tap."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -17,7 +17,7 @@ from .tiles import box_start, triangle_row, triangle_size
 @gluon.jit
 def copy_box(
     x, x_tail, grad, tiles, landed, stage, is_wanted, box, rows, columns, first_column,
-    channel, down, right,
+    x_channel, grad_channel, down, right,
     DILATION_W: gl.constexpr, EXTRA: gl.constexpr, TAPS_W: gl.constexpr, ROWS: gl.constexpr,
     BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, BLOCK_C: gl.constexpr,
 ):  # fmt: skip
@@ -33,19 +33,19 @@ def copy_box(
     mbarrier.expect(here, PIXELS * BLOCK_C * 2, pred=is_wanted)
     for tap in gl.static_range(TAPS_W):
         tma.async_copy_global_to_shared(
-            grad, [row, image, column + right - tap * DILATION_W, channel], here,
+            grad, [row, image, column + right - tap * DILATION_W, grad_channel], here,
             tiles.index(stage * ROWS + tap * BLOCK_H)._reinterpret(x.dtype, shape, layout),
             pred=is_wanted,
         )  # fmt: skip
     start = stage * ROWS + TAPS_W * BLOCK_H
     tma.async_copy_global_to_shared(
-        x, [row + down, image, column, channel], here,
+        x, [row + down, image, column, x_channel], here,
         tiles.index(start)._reinterpret(x.dtype, shape, layout), pred=is_wanted,
     )  # fmt: skip
     if EXTRA > 0:
         for below in gl.static_range(BLOCK_H, BLOCK_H + EXTRA, TAIL):
             tma.async_copy_global_to_shared(
-                x_tail, [row + down + below, image, column, channel], here,
+                x_tail, [row + down + below, image, column, x_channel], here,
                 tiles.index(start + below)._reinterpret(
                     x.dtype, [TAIL, BLOCK_I, BLOCK_W, BLOCK_C], layout
                 ),
@@ -116,7 +116,7 @@ def no_sums(TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, BLOCK_C: gl.constexpr):
 
 @gluon.jit
 def store_taps(
-    acc, target, opposite_target, row, first, end,
+    acc, target, opposite_target, row, first, end, n_start, k_start,
     CHANNELS: gl.constexpr, SIGN: gl.constexpr, KERNEL_W: gl.constexpr, TAPS: gl.constexpr,
     BLOCK_C: gl.constexpr,
 ):  # fmt: skip
@@ -126,7 +126,7 @@ def store_taps(
     layout: gl.constexpr = acc.type.layout
     m = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None]
     k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
-    column, n = first + m // BLOCK_C, m % BLOCK_C
+    column, n, k = first + m // BLOCK_C, n_start + m % BLOCK_C, k_start + k
     tap = row * KERNEL_W + column
     turns = tap >= TAPS - PAIRS
     matrix = gl.where(turns, TAPS - 1 - tap, tap) * (CHANNELS * CHANNELS)
@@ -139,17 +139,18 @@ def store_taps(
 
 @gluon.jit
 def store_centre(
-    acc, target, opposite_target, column: gl.constexpr,
+    acc, target, opposite_target, column: gl.constexpr, n_start, k_start,
     CHANNELS: gl.constexpr, SIGN: gl.constexpr, BLOCK_C: gl.constexpr,
 ):  # fmt: skip
     """Of the sums [columns x N, K] of a row of taps the centre, which is in one column: its lower
     triangle, the upper one as its opposite. The diagonal has no opposite."""
     layout: gl.constexpr = acc.type.layout
     n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - column * BLOCK_C
-    k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
+    k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :] + k_start
+    mask = (n >= 0) & (n < BLOCK_C) & (n_start + n < CHANNELS) & (k < CHANNELS)
+    n += n_start
     turns = n < k
     offsets = triangle_row(gl.maximum(n, k), SIGN) + gl.minimum(n, k)
-    mask = (n >= 0) & (n < CHANNELS) & (k < CHANNELS)
     if SIGN < 0:
         mask = mask & (n != k)
         acc = gl.where(turns, -acc, acc)
@@ -159,14 +160,18 @@ def store_centre(
 
 
 @gluon.jit
-def store_bias(acc, target, size, first, CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr):
-    """Sums of grad, [columns of taps x N, any], of the column ``first``; zeros in the next row."""
+def store_bias(
+    acc, target, size, column: gl.constexpr, n_start, k_start,
+    CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr,
+):  # fmt: skip
+    """Of the sums of grad, [columns of taps x N, any], those of one column, and zeros in the row of
+    ``size`` numbers that follows. One of all tiles of x does it."""
     layout: gl.constexpr = acc.type.layout
-    n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - first * BLOCK_C
+    n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - column * BLOCK_C
     k = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))[None, :]
     acc = gl.where(k == 0, acc, 0.0)
-    mask = (n >= 0) & (n < CHANNELS) & (k < 2)
-    gl.store(target + k * size + n, acc, mask=mask)
+    mask = (n >= 0) & (n < BLOCK_C) & (n_start + n < CHANNELS) & (k < 2) & (k_start == 0)
+    gl.store(target + k * size + n_start + n, acc, mask=mask)
 
 
 @gluon.jit(
@@ -184,8 +189,9 @@ def one_pass_kernel(
     BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, BLOCK_C: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
-    """G_t = sum over pixels of grad x^T for a block of TAPS_H x TAPS_W taps t, by matrix products
-    with M = columns of taps x channels of grad, N = channels of x, K = pixels.
+    """G_t = sum over pixels of grad x^T for a block of TAPS_H x TAPS_W taps t and a tile of BLOCK_C
+    channels of each, by matrix products with M = columns of taps x channels of grad, N = channels
+    of x, K = pixels.
 
     A box is of rows of the output and of columns of x, from first_column on. A column of taps sees
     it through the box of grad that lies so many columns aside, a row of taps through the box of x
@@ -197,6 +203,7 @@ def one_pass_kernel(
     TAPS: gl.constexpr = KERNEL_H * KERNEL_W
     BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
     BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
+    C_BLOCKS: gl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     PIXELS: gl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
     MOST: gl.constexpr = 16 * gl.num_warps() // BLOCK_C
@@ -209,8 +216,11 @@ def one_pass_kernel(
 
     pid = gl.program_id(0)
     block = pid % BLOCKS  # of one split all blocks run side by side, on the same pixels
-    group = pid // BLOCKS % GROUPS
-    split = pid // (BLOCKS * GROUPS)
+    k_start = pid // BLOCKS % C_BLOCKS * BLOCK_C
+    n_start = pid // (BLOCKS * C_BLOCKS) % C_BLOCKS * BLOCK_C
+    group = pid // (BLOCKS * C_BLOCKS * C_BLOCKS) % GROUPS
+    split = pid // (BLOCKS * C_BLOCKS * C_BLOCKS * GROUPS)
+    start = group * CHANNELS
     first_row, first = block // BLOCKS_W * TAPS_H, block % BLOCKS_W * TAPS_W  # of its taps
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
@@ -225,7 +235,7 @@ def one_pass_kernel(
     for i in gl.static_range(STAGES - 1):
         copy_box(
             x, x_tail, grad, tiles, landed, i, i < steps, split + i * splits,
-            rows, columns, first_column, group * CHANNELS, down, right,
+            rows, columns, first_column, start + k_start, start + n_start, down, right,
             DILATION_W, EXTRA, TAPS_W, ROWS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     sums = no_sums(TAPS_H, TAPS_W, BLOCK_C)
@@ -242,15 +252,15 @@ def one_pass_kernel(
             sums, tiles, stage * ROWS, DILATION_H, TAPS_H, TAPS_W, BLOCK_H, BLOCK_C, PIXELS
         )
         if HAS_BIAS:
-            start = stage * ROWS + MIDDLE // MOST * MOST * BLOCK_H
+            middle = stage * ROWS + MIDDLE // MOST * MOST * BLOCK_H
             found = found + (
-                add_grad(sums[-1], ones.permute((1, 0)), tiles, start, BLOCK_H, BLOCK_C, PIXELS),
+                add_grad(sums[-1], ones.permute((1, 0)), tiles, middle, BLOCK_H, BLOCK_C, PIXELS),
             )
         sums = wait(found, len(found))  # for the box before this one
         ahead = step + STAGES - 1
         copy_box(
             x, x_tail, grad, tiles, landed, ahead % STAGES, ahead < steps, split + ahead * splits,
-            rows, columns, first_column, group * CHANNELS, down, right,
+            rows, columns, first_column, start + k_start, start + n_start, down, right,
             DILATION_W, EXTRA, TAPS_W, ROWS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     sums = wait(sums, 0)
@@ -262,7 +272,7 @@ def one_pass_kernel(
         row = first_row + i % TAPS_H
         if row < KERNEL_H:
             store_taps(
-                sums[i], taps, taps + size, row, first + i // TAPS_H * MOST, end,
+                sums[i], taps, taps + size, row, first + i // TAPS_H * MOST, end, n_start, k_start,
                 CHANNELS, SIGN, KERNEL_W, TAPS, BLOCK_C,
             )  # fmt: skip
     if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
@@ -271,8 +281,10 @@ def one_pass_kernel(
             centre += group * triangle_size(CHANNELS, SIGN)
             store_centre(
                 sums[MIDDLE // MOST * TAPS_H + KERNEL_H // 2 % TAPS_H], centre, centre + size,
-                MIDDLE % MOST, CHANNELS, SIGN, BLOCK_C,
+                MIDDLE % MOST, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
             )  # fmt: skip
         if HAS_BIAS:
-            target += size - GROUPS * CHANNELS + group * CHANNELS
-            store_bias(sums[-1], target, size, MIDDLE % MOST, CHANNELS, BLOCK_C)
+            target += size - GROUPS * CHANNELS + start
+            store_bias(
+                sums[-1], target, size, MIDDLE % MOST, n_start, k_start, CHANNELS, BLOCK_C
+            )  # fmt: skip

@@ -332,7 +332,7 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
         **_constants(call, config),
         "TAPS_H": taps_h, "TAPS_W": taps_w, "HAS_BIAS": call.has_bias,
     }  # fmt: skip
-    programs = config.blocks_of(layout.kernel_size) * layout.groups * splits if size else 0
+    programs = config.tiles_of(layout) * splits if size else 0
     descriptors = []
     if programs:
         # What no tap sees is not read: it might be infinite.
