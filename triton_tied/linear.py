@@ -97,20 +97,23 @@ def _key_of(
         is_plain_here()  # first, since the compiler cannot look at the rest
         and type(input) in _PLAIN
         and type(packed) in _PLAIN
-        and (bias is None or (type(bias) in _PLAIN and not bias.is_nested))
+        and (bias is None or type(bias) in _PLAIN)
         and type(groups) is int  # True is equal to 1
         and type(symmetry) is str
-        and not (input.is_nested or packed.is_nested or is_legacy_batchedtensor(packed))
+        and not is_legacy_batchedtensor(packed)
     ):
         return None
     dtype = input.dtype
     if packed.dtype != dtype or (bias is not None and bias.dtype != dtype):
         return None
-    return (
-        groups, symmetry, dtype, input.shape, input.device, input.layout,
-        packed.shape, packed.device, packed.layout,
-        None if bias is None else (bias.shape, bias.device, bias.layout),
-    )  # fmt: skip
+    try:
+        return (
+            groups, symmetry, dtype, input.shape, input.device, input.layout,
+            packed.shape, packed.device, packed.layout,
+            None if bias is None else (bias.shape, bias.device, bias.layout),
+        )  # fmt: skip
+    except RuntimeError:  # a nested tensor has no shape
+        return None
 
 
 def _remember(key: tuple | None, layout: Layout) -> None:

@@ -358,12 +358,15 @@ def transposed_matrix(packed: Tensor, layout: Layout) -> Tensor | None:
         return None
     places, signs = _matrix_tables(packed.device, packed.dtype, c, sign)
     matrix = packed.index_select(0, places).view(c, c)
-    if signs is not None:
-        # The 0 among the signs makes the gradient of the diagonal zero, unless that overflows. But
-        # a number that is infinite times 0 is not 0.
-        tracked = torch.is_grad_enabled() and packed.requires_grad
-        matrix = matrix * signs if tracked else matrix.mul_(signs)
+    if signs is None:
+        return matrix
+    # A number that is infinite times 0 is not 0, so that the diagonal is set. Its gradient is zero
+    # by the 0 among the signs, unless that overflows.
+    if torch.is_grad_enabled() and packed.requires_grad:
+        matrix = matrix * signs
         matrix.detach().fill_diagonal_(0)
+    else:
+        matrix.mul_(signs).fill_diagonal_(0)
     return matrix
 
 
