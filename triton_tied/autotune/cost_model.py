@@ -124,7 +124,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / (work.ahead or max(config.num_stages - 1, 1))
-    step += (candidate.barriers + candidate.waits) * terms.barrier / work.loop_steps
+    step += (candidate.barriers + candidate.waits) * terms.barrier
     start = terms.start + work.gathers * terms.gather
     held_bytes = min(work.programs, gpu.multiprocessors) * work.held_bytes
     cache_us = (work.programs * work.read_bytes + held_bytes) / (gpu.cache_gbs * 1e3)
@@ -161,8 +161,7 @@ class _Work(NamedTuple):
     stages do not say so.
 
     A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
-    then a box, and ``held_bytes`` are read once. ``loop_steps``: of one round of the loop that was
-    compiled."""
+    then a box, and ``held_bytes`` are read once."""
 
     programs: int
     steps: int
@@ -175,7 +174,6 @@ class _Work(NamedTuple):
     by_threads: bool = False
     ahead: int = 0
     held_bytes: int = 0
-    loop_steps: int = 1
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -340,7 +338,6 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
         0,
         1,
         held_bytes=held * c * c * problem.itemsize,
-        loop_steps=kernel_w,
     )
 
 
