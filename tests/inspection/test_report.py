@@ -133,7 +133,7 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 2), (7, 7)])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 4), (2, 3)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, sign):
     config = HaloConfig((1, 8, 16), 32, 4, 2, "pixels_first")
