@@ -129,6 +129,8 @@ _WAYS: tuple[tuple, ...] = (
     (("resnet", 128, 28, "conv"), _pointers, 1.2, "bulk copies against loads by pointers"),
     (("resnet", 64, 56, "conv"), _other_kind, 1.4, "pixels once a column against once a tap"),
     (("thin", 16, 128, "conv"), _other_kind, 1.4, "the same for 16 channels"),
+    (("resnet", 64, 56, "weight_grad"), _other_kind, 1.2, "all taps in one pass against one pair"),
+    (("thin", 16, 128, "weight_grad"), _other_kind, 2.0, "the same for 16 channels"),
     (("soc", 1024, 2, "conv"), _unsplit, 1.2, "a shared sum against one program's"),
 )
 
