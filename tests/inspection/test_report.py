@@ -132,12 +132,11 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
         assert holds.bulk_copies > 0
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 4), (2, 3)])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 4)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, sign):
+def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, chance):
     config = HaloConfig((1, 8, 16), 32, 4, 2, "pixels_first")
-    form = compiled.Form(32, sign, kernel_size=kernel_size)
+    form = compiled.Form(32, chance.choice((1, -1)), kernel_size=kernel_size)
     code = compiled.compile_config(config, "sm_90", dtype, form)
     assert not requirements.faults(config, "sm_90", dtype, code)
     holds, depth = code.instructions, 32 // (8 if dtype == "float32" else 16)
