@@ -20,6 +20,8 @@ from triton_tied.autotune import image_copy, select
 from triton_tied.kernels import launch, stored_taps
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
+from triton_tied.kernels.depthwise import depthwise_kernel
+from triton_tied.kernels.depthwise_grad import depthwise_grad_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.plans import Convolution
 from triton_tied.kernels.sum_splits import sum_splits_kernel
@@ -31,7 +33,9 @@ TIED = {1: tt.tied_conv1d, 2: tt.tied_conv2d}
 
 NAMES = {
     conv_kernel: "conv",
+    depthwise_kernel: "conv",
     weight_grad_kernel: "weight_grad",
+    depthwise_grad_kernel: "weight_grad",
     sum_splits_kernel: "sum",
     matrices_kernel: "matrices",
 }
