@@ -44,7 +44,9 @@ def cases(draw, kind):
     if kind is DepthwiseGradConfig:
         config = replace(config, splits=draw(st.integers(1, 4)))
     dtype = draw(st.sampled_from(KERNEL_DTYPES))
-    reading = Reading(problem.layout, problem.geometry, "strided", 1, dtype.itemsize, True)
+    reading = Reading(
+        problem.layout, problem.geometry, "strided", 1, dtype.itemsize, True, "ieee", "strided"
+    )
     assume(config.why_unreadable(reading) is None)
     return {
         "problem": problem,
