@@ -59,7 +59,7 @@ def cases(draw, kind):
     }
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(
     case=cases(DepthwiseConfig),
     beta=st.sampled_from([0.0, 1.0, -2.0]),
@@ -87,7 +87,7 @@ def test_integers_give_the_truth_to_the_last_bit(device, case, beta, has_bias, s
     assert torch.equal(y, truth.to(dtype))
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(
     case=cases(DepthwiseGradConfig),
     written_as=st.sampled_from(KERNEL_DTYPES),
@@ -110,7 +110,7 @@ def packed_truth(x, grad, problem):
     return differentiate(x.double(), packed, grad.double(), problem)[1]
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(case=cases(DepthwiseConfig))
 def test_input_gradient_is_the_transposed_problem_times_the_sign(device, case):
     problem, dtype, seed = case["problem"], case["dtype"], case["seed"]
@@ -124,9 +124,7 @@ def test_input_gradient_is_the_transposed_problem_times_the_sign(device, case):
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
-@pytest.mark.parametrize(
-    "kernel, groups", [((3, 5), 24), ((2, 4), 24), ((3, 3), 12), ((3, 3), 6)], ids=str
-)
+@pytest.mark.parametrize("kernel, groups", [((3, 5), 24), ((2, 4), 12), ((3, 3), 6)], ids=str)
 def test_errors_are_within_the_bounds(device, dtype, symmetry, kernel, groups):
     channels, padding = 24, [k // 2 for k in kernel]
     problem = make_problem(
