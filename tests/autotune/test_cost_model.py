@@ -47,8 +47,8 @@ def test_splits_fill_the_multiprocessors(monkeypatch):
         candidate
         for candidate in list_of("weight_grad", gpu.target, "bfloat16")
         if isinstance(candidate.config, WeightGradConfig)
-        and (candidate.config.BLOCK_N, candidate.config.box) == (128, (4, 4, 4))
-        and candidate.config.BLOCK_K == 128
+        and (candidate.config.BLOCK_N, candidate.config.BLOCK_K) == (128, 128)
+        and candidate.config.box == (4, 4, 4)
     )
     unhindered = replace(gpu, cache_gbs=1e9, memory_gbs=1e9)  # arithmetic alone
     assert cost_model.count_programs(problem, entry.config) == 80

@@ -151,17 +151,17 @@ def test_programs_are_those_of_the_launch(name, problem, n, k, splits):
 
 
 @given(problem=problems(), rows=st.sampled_from([1, 4]), splits=st.integers(1, 5))
-def test_programs_are_those_of_the_launch_of_one_channel_a_group(problem, rows, splits):
-    channels = problem.layout.groups
+def test_programs_are_those_of_the_launch_of_few_channels_a_group(problem, rows, splits):
+    channels = problem.layout.groups * (4 if rows > 1 else 1)
     layout, geometry = replace(problem.layout, channels=channels), problem.geometry
     problem = replace(problem, layout=layout)
     shapes = [(size[0], channels, *size[1:]) for size in (problem.image, problem.output)]
     x, grad = (torch.empty(shape, dtype=torch.float16, device="meta") for shape in shapes)
     if problem.kernel == "conv":
-        config, call = DepthwiseConfig((1, rows, 8), 16), convolution_of(x, layout, geometry)
+        config, call = DepthwiseConfig((1, rows, 32), 16), convolution_of(x, layout, geometry)
         assert cost_model.limit_splits(problem, config) == 1
     else:
-        config = DepthwiseGradConfig((1, rows, 8), 16, splits=splits)
+        config = DepthwiseGradConfig((1, rows, 32), 16, splits=splits)
         call = gradient_of(x, grad, layout, geometry)
         assume(layout.size and splits <= cost_model.limit_splits(problem, config))
     assume(problem.why_unreadable(config) is None)
@@ -169,19 +169,20 @@ def test_programs_are_those_of_the_launch_of_one_channel_a_group(problem, rows, 
 
 
 @given(
-    channels=st.sampled_from([8, 32, 100, 256, 1024]),
-    side=st.integers(1, 100),
-    kernel=st.sampled_from([1, 3, 5, 7]),
+    channels=st.sampled_from([64, 100, 256, 1024]),
+    of_group=st.sampled_from([1, 2, 4]),
+    side=st.integers(14, 100),
+    kernel=st.sampled_from([3, 5, 7]),
     sign=st.sampled_from(["self_adjoint", "skew_adjoint"]),
     name=st.sampled_from(["conv", "weight_grad"]),
     dtype=st.sampled_from(LIST_DTYPES),
     gpu=st.sampled_from(list(gpus.KNOWN.values())),
 )
-def test_one_channel_a_group_takes_no_matrix_products(
-    channels, side, kernel, sign, name, dtype, gpu
+def test_few_channels_a_group_take_no_matrix_products(
+    channels, of_group, side, kernel, sign, name, dtype, gpu
 ):
-    assume(lists(gpu, dtype))
-    layout = Layout(channels, (kernel, kernel), channels, sign)
+    assume(lists(gpu, dtype) and (of_group == 1 or kernel == 3))
+    layout = Layout(channels, (kernel, kernel), channels // of_group, sign)
     problem = made(image=(16, side, side), kernel=(kernel, kernel), name=name, dtype=dtype)
     problem = replace(problem, layout=layout)
     kind = {"conv": "depthwise", "weight_grad": "depthwise_grad"}[name]

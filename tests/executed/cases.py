@@ -339,7 +339,9 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     """Channels of a group, and groups."""
     if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
         block = config.BLOCK_C
-        return 1, chance.choice((block, block, 2 * block, block + 8, block - 4, 3, 13, 24))
+        channels = chance.choice((1, 1, 2, 4))
+        all_channels = chance.choice((block, block, 2 * block, block + 8, block - 4, 12, 24))
+        return channels, all_channels // channels + chance.choice((0, 0, 0, 1))
     if isinstance(config, OnePassConfig):
         return max(8, config.BLOCK_C + chance.choice((0, 0, -8, 8))), chance.choice((1, 1, 2))
     if isinstance(config, HaloConfig):

@@ -197,6 +197,18 @@ def test_depthwise_kernels_go_down_rows_16_bytes_at_a_time(kind, dtype):
     assert not any(re.match(r"(BAR|LDS|STS|LDL|STL)\b", text) for text in loop)
 
 
+@pytest.mark.parametrize("kind", [DepthwiseConfig, DepthwiseGradConfig])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_no_number_of_a_group_leaves_its_thread(kind, channels):
+    config = kind((1, 16, 8), 64)  # 4 numbers a thread
+    form = compiled.Form(channels, groups=128 // channels)
+    code = compiled.compile_config(config, "sm_90", "bfloat16", form)
+    (loop,) = loops_of_rows(code)
+    assert not any(re.match(r"(BAR|LDS|STS|SHFL|LDL|STL)\b", text) for text in loop)
+    assert sum(text.startswith("FFMA") for text in loop) >= 9 * channels * 4
+    assert not code.resources.spill_bytes
+
+
 def loops_of_rows(code):
     """The innermost loops that read images: their instructions, without conditions."""
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", code._cuobjdump("-sass"))

@@ -30,7 +30,7 @@ CHANNELS = {
     + [(2, 1), (2, 3), (2, 17), (3, 2), (3, 16), (5, 1)],
     "channels_last_descriptor": [(1, 8), (1, 16), (1, 24), (1, 40), (2, 16), (2, 32), (3, 16)],
     "planar_descriptor": [(1, 8), (1, 16), (1, 24), (1, 40), (2, 16), (3, 16)],
-    "depthwise": [(groups, 1) for groups in (1, 2, 3, 5, 8, 17)],
+    "depthwise": [(1, 1), (3, 1), (8, 1), (17, 1), (1, 2), (5, 2), (1, 4), (3, 4)],
 }
 # One of the memory layouts below that a loader reads; the pointer reads any.
 MEMORY = {

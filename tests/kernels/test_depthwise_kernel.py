@@ -1,4 +1,4 @@
-"""The kernels for one channel a group against float64 ``F.conv2d`` and its autograd."""
+"""The kernels for few channels a group against float64 ``F.conv2d`` and its autograd."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import (
     KERNEL_DTYPES,
@@ -25,7 +25,9 @@ from problems import (
     problems,
 )
 
-from triton_tied.kernels.configs import DepthwiseConfig, DepthwiseGradConfig
+import triton_tied
+from triton_tied.autotune import select
+from triton_tied.kernels.configs import DepthwiseConfig, DepthwiseGradConfig, Reading
 
 SIDES = [1, 2, 4, 8, 16, 32]
 
@@ -37,13 +39,17 @@ def cases(draw, kind):
     n, channels, rows, columns = problem.out_shape
     fewest = [math.ceil(size / 3) for size in (rows, n * columns, channels)]  # up to three tiles
     box = [draw(st.sampled_from([side for side in SIDES if side >= least])) for least in fewest]
-    config = kind((1, *box[:2]), max(box[2], 8))
+    columns, block = max(box[1], 16), max(box[2], 8)
+    config = kind((1, box[0], columns), block, columns * block // 128)  # 4 numbers a thread
     if kind is DepthwiseGradConfig:
         config = replace(config, splits=draw(st.integers(1, 4)))
+    dtype = draw(st.sampled_from(KERNEL_DTYPES))
+    reading = Reading(problem.layout, problem.geometry, "strided", 1, dtype.itemsize, True)
+    assume(config.why_unreadable(reading) is None)
     return {
         "problem": problem,
         "config": config,
-        "dtype": draw(st.sampled_from(KERNEL_DTYPES)),
+        "dtype": dtype,
         "memory": draw(memories("pointer")),
         "other_memory": draw(memories("pointer")),
         "alpha": draw(st.sampled_from([1.0, -0.5, 4.0])),
@@ -116,18 +122,20 @@ def test_input_gradient_is_the_transposed_problem_times_the_sign(device, case):
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (2, 4)], ids=str)
-def test_errors_are_within_the_bounds(device, dtype, symmetry, kernel):
+@pytest.mark.parametrize(
+    "kernel, groups", [((3, 5), 24), ((2, 4), 24), ((3, 3), 12), ((3, 3), 6)], ids=str
+)
+def test_errors_are_within_the_bounds(device, dtype, symmetry, kernel, groups):
     channels, padding = 24, [k // 2 for k in kernel]
     problem = make_problem(
-        (2, channels, 9, 10), kernel, [(p, p) for p in padding], groups=channels, symmetry=symmetry
+        (2, channels, 9, 10), kernel, [(p, p) for p in padding], groups=groups, symmetry=symmetry
     )
     x, residual, grad = (
         normal(shape, dtype, device).contiguous(memory_format=torch.channels_last)
         for shape in (problem.shape, problem.out_shape, problem.out_shape)
     )
     packed, bias = (normal((size,), dtype, device) for size in (problem.layout.size, channels))
-    layout = (channels, kernel, channels, symmetry)
+    layout = (channels, kernel, groups, symmetry)
     convolution = oracle.Convolution(layout, {"padding": tuple(padding)}, alpha=0.7)
     y = launch_conv(
         x, packed, problem, DepthwiseConfig((1, 8, 16), 32),
@@ -248,7 +256,9 @@ def test_two_launches_give_the_same_bits(device):
 @pytest.mark.parametrize(
     "channels, groups, kernel, reason",
     [
-        (4, 2, (3, 3), "groups of one channel, and these have 2"),
+        (6, 2, (3, 3), "groups of 1, 2 or 4 channels, and these have 3"),
+        (8, 1, (3, 3), "and these have 8"),
+        (8, 2, (3, 3), "not read all 4 channels of a group at once"),
         (4, 4, (16, 16), "a thread would hold"),
     ],
 )
@@ -261,3 +271,33 @@ def test_what_it_cannot_serve_is_refused(device, channels, groups, kernel, reaso
     grad = integers(problem.out_shape, torch.float16, device)
     with pytest.raises(ValueError, match=reason):
         launch_weight_grad(x, grad, problem, DepthwiseGradConfig((1, 4, 4), 8))
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_a_layer_and_its_gradients(device, symmetry, mode):
+    layer = triton_tied.TiedConv2d(
+        12, 3, padding=1, groups=12, padding_mode=mode, symmetry=symmetry, device=device
+    )
+    dense = layer.to_conv().double()
+    x, grad = (normal((2, 12, 6, 7), torch.float32, device) for _ in range(2))
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    with select.using(
+        conv=DepthwiseConfig((1, 4, 16), 16),
+        weight_grad=DepthwiseGradConfig((1, 4, 16), 16, splits=2),
+    ):
+        y = layer(x)
+        y.backward(grad)
+    dense(exact).backward(grad.double())
+    packed_grad = triton_tied.pack(dense.weight.grad, 12, symmetry)
+    centres = layer.packed_weight.numel() - 12 * 4
+    factors = torch.cat([torch.full((12 * 4,), 2.0), torch.ones(centres)]).double()  # of places
+    pairs = [
+        (y, dense(exact)),
+        (x.grad, exact.grad),
+        (layer.packed_weight.grad, factors.to(device) * packed_grad),
+        (layer.bias.grad, dense.bias.grad),
+    ]
+    for actual, truth in pairs:
+        torch.testing.assert_close(actual.double(), truth, rtol=1e-5, atol=1e-5)

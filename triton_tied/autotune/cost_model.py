@@ -265,7 +265,7 @@ def _depthwise_work(problem: Problem, config: DepthwiseConfig) -> _Work:
     layout, (kernel_h, kernel_w) = problem.layout, problem.layout.kernel_size
     steps = _rows_of_tile(problem, config) + kernel_h - 1
     # Of each number that is read: its products; its conversion, address and mask; the end of a sum.
-    instructions = layout.taps + 4 * kernel_w + 6
+    instructions = layout.taps * layout.group_channels + 4 * kernel_w + 6
     return _Work(
         _count_tiles(problem, config) * math.ceil(layout.channels / config.BLOCK_C),
         steps,
@@ -289,7 +289,7 @@ def _depthwise_grad_work(problem: Problem, config: DepthwiseGradConfig) -> _Work
         math.ceil(layout.channels / config.BLOCK_C) * config.splits,
         tiles * (rows + 1),
         # of each number its products; for each of them it is converted and moved on
-        2 * (3 * layout.taps + 10) * config.box[2] * config.BLOCK_C,
+        2 * ((2 + layout.group_channels) * layout.taps + 10) * config.box[2] * config.BLOCK_C,
         0,
         tiles * (2 * rows + kept) * row_bytes,
         0,

@@ -35,7 +35,6 @@ _READS: dict[str, Memory] = {
 }
 _MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
 _FEWER_REGISTERS = 128
-_OTHER_REGISTERS = 12  # that a depthwise kernel needs, beside 2 for each number of a row
 _ALL_REGISTERS = 65536  # of the threads of a program there
 _MOST_MATRIX_ROWS = 256  # that Triton lays one after another, as bulk copies of matrices can
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
@@ -331,7 +330,7 @@ class OnePassConfig(_Kind):
 
 
 class _Depthwise(_Kind):
-    """What both kinds for groups of one channel have: tiles of columns and channels, and programs
+    """What both kinds for groups of few channels have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
 
     loader: ClassVar[Loader] = "pointer"
@@ -364,9 +363,11 @@ class _Depthwise(_Kind):
 
     def why_unreadable(self, reading: Reading) -> str | None:
         channels = reading.layout.group_channels
-        if channels > 1:
-            return f"it is for groups of one channel, and these have {channels}"
-        held, most = self._held(reading), _FEWER_REGISTERS - _OTHER_REGISTERS - 2 * self._numbers
+        if channels not in (1, 2, 4):
+            return f"it is for groups of 1, 2 or 4 channels, and these have {channels}"
+        if channels > self._neighbours(reading):
+            return f"a thread would not read all {channels} channels of a group at once"
+        held, most = self._held(reading), _FEWER_REGISTERS - 2 * (self._numbers + 1)
         if held > most:
             return f"a thread would hold {held} numbers of its tile, and {most} fit into registers"
         return None
@@ -376,6 +377,10 @@ class _Depthwise(_Kind):
         """Of a row that a thread computes, on NVIDIA's GPUs."""
         return max(1, self.box[2] * self.BLOCK_C // (32 * self.num_warps))
 
+    def _neighbours(self, reading: Reading) -> int:
+        """Channels that a thread reads at once."""
+        return min(self._numbers, 16 // reading.itemsize)
+
     def _held(self, reading: Reading) -> int:
         """Registers, from one row to the next."""
         raise NotImplementedError
@@ -383,7 +388,7 @@ class _Depthwise(_Kind):
 
 @dataclass(frozen=True)
 class DepthwiseConfig(_Depthwise):
-    """Tiles of the convolution of one channel a group.
+    """Tiles of the convolution of 1, 2 or 4 channels a group.
 
     Args:
         box: 1, rows that a program goes down, columns of its tile; columns are a power of two.
@@ -410,15 +415,15 @@ class DepthwiseConfig(_Depthwise):
         """The weights of the channels that it reads at once; sums, as many as the kernel has rows;
         what is read of two rows of the image."""
         layout, numbers = reading.layout, self._numbers
-        channels = min(numbers, 16 // reading.itemsize)
         rows, columns = layout.kernel_size
         read = math.ceil(numbers * reading.itemsize / 4)
-        return (layout.taps + 1) // 2 * channels + rows * numbers + 2 * columns * read
+        weights = _numbers_of_group(layout) * self._neighbours(reading) // layout.group_channels
+        return weights + rows * numbers + 2 * columns * read
 
 
 @dataclass(frozen=True)
 class DepthwiseGradConfig(_Depthwise):
-    """Tiles of the packed weight gradient of one channel a group: as :class:`DepthwiseConfig`, but
+    """Tiles of the packed weight gradient of few channels a group: as :class:`DepthwiseConfig`, but
     ``splits`` programs share the pixels."""
 
     kind = "depthwise_grad"
@@ -432,8 +437,10 @@ class DepthwiseGradConfig(_Depthwise):
     def _held(self, reading: Reading) -> int:
         """The sums of the packed numbers and of the bias; what is read of as many rows of x as the
         kernel has, and of one of grad."""
-        taps, read = reading.layout.taps, math.ceil(self._numbers * reading.itemsize / 4)
-        return ((taps + 1) // 2 + 1) * self._numbers + (taps + 1) * read
+        layout, numbers = reading.layout, self._numbers
+        read = math.ceil(numbers * reading.itemsize / 4)
+        sums = _numbers_of_group(layout) * numbers // layout.group_channels + numbers
+        return sums + (layout.taps + 1) * read
 
 
 Config = (
@@ -453,6 +460,12 @@ _ALL = (
     DepthwiseGradConfig,
 )
 KINDS: dict[str, type[Config]] = {each.kind: each for each in _ALL}
+
+
+def _numbers_of_group(layout: Layout) -> int:
+    """Free ones, as if the weight were symmetric."""
+    c = layout.group_channels
+    return layout.pairs * c * c + layout.taps % 2 * c * (c + 1) // 2
 
 
 def as_json(config: Config) -> dict[str, Any]:
