@@ -207,10 +207,10 @@ def one_pass_kernel(
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     PIXELS: gl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
     MOST: gl.constexpr = 16 * gl.num_warps() // BLOCK_C
-    # Columns of taps that fill up a sum read on into x: those are never stored.
     WARPS: gl.constexpr = gl.num_warps()
     MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
     bias_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 8, 16])
+    # Columns of taps that fill up a sum read on into x: those are never stored.
     READ: gl.constexpr = (TAPS_W + MOST - 1) // MOST * MOST * BLOCK_H
     ROWS: gl.constexpr = max((TAPS_W + 1) * BLOCK_H + EXTRA, READ)
 
