@@ -33,10 +33,11 @@ def long_ways(monkeypatch):
     tuned_configs.forget()
 
 
-def tensors(device, dtype=torch.float32, last=True):
+def tensors(device, dtype=torch.float32, last=True, channels=4):
     """An image, a packed vector and a bias, of fresh numbers."""
-    x = torch.randn(2, 4, 5, 3, device=device).to(dtype)
-    packed, bias = (torch.randn(n, device=device).to(dtype) for n in (tt.packed_size(4, 3), 4))
+    x = torch.randn(2, channels, 5, 3, device=device).to(dtype)
+    sizes = tt.packed_size(channels, 3), channels
+    packed, bias = (torch.randn(size, device=device).to(dtype) for size in sizes)
     return x.contiguous(memory_format=torch.channels_last) if last else x, packed, bias
 
 
@@ -108,7 +109,7 @@ def test_the_setting_for_float32_is_part_of_the_description(
 ):
     seen, run = [], launch.run
     monkeypatch.setattr(launch, "run", lambda plan, call: (seen.append(plan), run(plan, call))[1])
-    given = tensors(device)
+    given = tensors(device, channels=8)  # of fewer no matrices are multiplied
     for precision in ("ieee", "tf32", "ieee"):
         convolution_precision.fp32_precision = precision
         tt.tied_conv2d(*given, **OPTIONS)
