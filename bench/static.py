@@ -142,9 +142,10 @@ def table(rows: Sequence[dict[str, Any]], before: dict[tuple[str, str], float]) 
 def _tile(config: dict[str, Any]) -> str:
     box = "x".join(map(str, config["box"]))
     blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
-    tile = f"{box} {blocks} w{config['num_warps']}"
-    by = "" if config["loader"] != "pointer" else " pointers"
-    return f"{tile} s{config['num_stages']} /{config['splits']}{by}"
+    warps = f" w{config['num_warps']}" if "num_warps" in config else ""
+    by = " pointers" if config.get("loader") == "pointer" else ""
+    kind = "" if config["kind"] in ("conv", "weight_grad") else f"{config['kind']} "
+    return f"{kind}{box} {blocks}{warps} s{config['num_stages']} /{config['splits']}{by}"
 
 
 def _print(row: dict[str, Any], before: dict[tuple[str, str], float]) -> None:

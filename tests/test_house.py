@@ -135,7 +135,7 @@ def test_a_file_of_jit_code_holds_nothing_else(path):
 
 def masked_loads(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tl.load", "gl.load"):
             given = {keyword.arg for keyword in node.keywords}
             if "mask" in given:
                 yield node, given

@@ -20,11 +20,13 @@ from triton_tied.autotune.shortlist import make_shortlist, serves
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, count_boxes
+from triton_tied.kernels import configs
+from triton_tied.kernels.configs import ConvConfig, HaloConfig, WeightGradConfig, count_boxes
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
 from triton_tied.packing import Layout
 
+compiled_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not run Gluon")
 LIST_DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
 
 
@@ -181,7 +183,48 @@ def test_what_does_not_fit_falls_with_its_reason():
     assert any("not aligned to 16 bytes" in reason for reason in reasons)
 
 
-@pytest.mark.parametrize("c", [64, 128, 256, 512])
+@compiled_only
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("c", [16, 32, 64])
+def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, kernel):
+    problem = made(c, (32, 56, 56), dtype=dtype, kernel=kernel)
+    best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
+    bank = math.prod(kernel) * c * c * problem.itemsize
+    assert isinstance(best, HaloConfig) == (bank < 2**18)
+    assert all(
+        not isinstance(candidate.config, HaloConfig)
+        for gpu in ("A100", "B200")
+        for candidate in list_of("conv", gpus.KNOWN[gpu].target, dtype)
+    )
+
+
+@compiled_only
+def test_why_the_kernel_that_holds_the_weight_does_not_serve():
+    config = HaloConfig((1, 8, 16), 64)
+    assert made(64, (32, 56, 56)).why_unreadable(config) is None
+    for problem, reason in (
+        (made(64, (32, 56, 56), kernel=(1, 1)), "one tap"),
+        (made(128, (32, 56, 56)), "does not hold the 128 of a group"),
+        (made(64, (32, 56, 56), dtype="float32_ieee"), "TF32"),
+        (made(64, (32, 56, 56), output_memory="contiguous"), "is contiguous"),
+        (made(64, (32, 56, 56), memory="contiguous"), "its memory is contiguous"),
+        (made(64, (32, 56, 56), kernel=(9, 9)), "bytes of shared memory, of 232448"),
+        (made(20, (32, 56, 56)), "not aligned to 16 bytes"),
+        (replace(made(), layout=Layout(96, (3, 3), 2)), "would reach beyond the 48 of a group"),
+    ):
+        assert reason in problem.why_unreadable(config)
+
+
+def test_without_gluon_its_kernel_is_no_candidate(monkeypatch):
+    monkeypatch.setattr(configs, "why_no_gluon", lambda: "there is no Gluon")
+    shortlist = make_shortlist(made(64, (32, 56, 56)), gpus.KNOWN["H100"])
+    reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "halo"}
+    assert "there is no Gluon" in reasons
+    assert all(config.kind == "conv" for config in shortlist.ranked)
+
+
+@pytest.mark.parametrize("c", [128, 256, 512])
 def test_large_problems_on_hopper_take_bulk_copies_and_large_tiles(c):
     best = make_shortlist(made(c, (32, 56, 56)), gpus.KNOWN["H200"]).candidates[0].config
     assert best.loader == "channels_last_descriptor"

@@ -18,7 +18,7 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import Config
+from triton_tied.kernels.configs import Config, HaloConfig
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -293,9 +293,7 @@ def draw_matrices(target: str, chance: random.Random) -> Case:
 
 
 def _propose(target: str, list_name: str, config: Config, chance: random.Random) -> Case:
-    block = max(config.BLOCK_N, config.BLOCK_K)
-    channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
-    groups = chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
+    channels, groups = _channels_and_groups(config, chance)
     kernel_size = chance.choice(((3, 3), (3, 3), (3, 3), (5, 5), (2, 2), (1, 1), (3, 1), (1, 3)))
     dilation = chance.choice((1, 1, 2))
     whole = chance.random() < 0.5  # the output is made of whole boxes
@@ -329,6 +327,16 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         wide=chance.random() < 0.2,
         seed=chance.randrange(2**31),
     )
+
+
+def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, int]:
+    """Channels of a group, and groups."""
+    if isinstance(config, HaloConfig):
+        channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
+        return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
+    block = max(config.BLOCK_N, config.BLOCK_K)
+    channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
+    return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
 
 
 def _whole(side: int, chance: random.Random) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig, count_boxes
+from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig, count_boxes
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
@@ -112,12 +112,13 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     )
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
-    through_one = rounds * work.read_bytes / (terms.cache_bytes * narrow)
+    through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / max(config.num_stages - 1, 1)
-    step += (candidate.barriers + candidate.waits) * terms.barrier
+    step += (candidate.barriers + candidate.waits) * terms.barrier / work.loop_steps
     start = terms.start + work.gathers * terms.gather
-    cache_us = work.programs * work.read_bytes / (gpu.cache_gbs * 1e3)
+    held_bytes = min(work.programs, gpu.multiprocessors) * work.held_bytes
+    cache_us = (work.programs * work.read_bytes + held_bytes) / (gpu.cache_gbs * 1e3)
     scratch_us = work.scratch_bytes / (gpu.cache_gbs * 1e3)
     return Prediction(
         products * cycle_us,
@@ -126,7 +127,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
         cache_us + scratch_us,
         problem.least_bytes / (gpu.memory_gbs * 1e3),
         waves * work.steps * step * cycle_us,
-        waves * start * cycle_us,
+        (1 if work.held_bytes else waves) * start * cycle_us,
         scratch_us,
         work.launches * terms.launch_us,
     )
@@ -146,7 +147,11 @@ class _Work(NamedTuple):
     """What a launch does: of one program the steps of its loops, in each its operations and the
     bytes of shared memory that it writes and reads; the bytes that a program reads in all, but for
     dead pixels, and the tiles of the centre that it gathers; of all programs the scratch that is
-    written, and read again by the sum that follows."""
+    written, and read again by the sum that follows.
+
+    A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
+    then a box, and ``held_bytes`` are read once. ``loop_steps``: of one round of the loop that was
+    compiled."""
 
     programs: int
     steps: int
@@ -156,6 +161,8 @@ class _Work(NamedTuple):
     gathers: int
     scratch_bytes: int
     launches: int
+    held_bytes: int = 0
+    loop_steps: int = 1
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -211,6 +218,29 @@ def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
     return min(MAX_SPLITS, count_boxes(problem.output, config))
 
 
+def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
+    """A step is a column of the kernel."""
+    layout, m, c = problem.layout, config.BLOCK_M, config.BLOCK_C
+    kernel_h, kernel_w = layout.kernel_size
+    pixels = config.stage_pixels(kernel_h, problem.geometry.dilation[0])
+    first, second = (m, c) if config.roles == "pixels_first" else (c, m)
+    reads = first + second * math.ceil(first / _WARP_GROUP_ROWS)  # of a tap and a channel
+    is_tf32 = problem.dtype == "float32"
+    held = layout.taps if is_tf32 else (layout.taps + 1) // 2
+    return _Work(
+        count_boxes(problem.output, config) * layout.groups,
+        kernel_w,
+        2 * m * c * c * kernel_h,
+        (pixels + kernel_h * reads) * c * problem.itemsize,
+        kernel_w * live_share(problem, config) * pixels * c * problem.itemsize,
+        0 if is_tf32 else layout.taps % 2,
+        0,
+        1,
+        held * c * c * problem.itemsize,
+        kernel_w,
+    )
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -219,6 +249,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
+    HaloConfig: _Kind(_halo_work, lambda problem, config: 1),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 

@@ -18,12 +18,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig, constants
+from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig, constants
 from ..kernels.conv import conv_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
+from ..kernels.toolchain import why_no_gluon
 from ..kernels.weight_grad import weight_grad_kernel
 from ..packing import SIGNS, Layout, Symmetry
 from .loops import layout_changes, loops_of
@@ -177,7 +178,9 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
         DoesNotCompile: with the compiler's last words.
         RuntimeError: where Triton interprets its kernels.
     """
-    kind = _KINDS[type(config)]
+    kind = _KINDS.get(type(config))
+    if kind is None:
+        raise DoesNotCompile(why_no_gluon())
     options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
     return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
@@ -208,7 +211,8 @@ def _compile(
             "expected it unset when triton_tied is imported"
         )
     signature, attributes = _signature(kernel, compiled_in, dtype, split)
-    source = ASTSource(kernel, signature, compiled_in, attributes)
+    make_source = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make_source(kernel, signature, compiled_in, attributes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a failure prints all of its source
             compiled = triton.compile(source, target=TARGETS[target], options=options)
@@ -269,6 +273,14 @@ def _weight_grad_compiled_in(
     }
 
 
+def _halo_compiled_in(
+    config: HaloConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    absent = ["triangles"] * (stored > layout.pairs) + ["x_tail"] * (form.kernel_size[0] == 1)
+    return {"STORED": stored, **dict.fromkeys(absent)}
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -297,6 +309,13 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(conv_kernel, _conv_compiled_in),
     WeightGradConfig: _Kind(weight_grad_kernel, _weight_grad_compiled_in),
 }
+if why_no_gluon() is None:
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    from ..kernels.halo import halo_kernel
+
+    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in)
 
 
 def _signature(
@@ -306,9 +325,12 @@ def _signature(
     signature, attributes = {}, {}
     by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
     sums = {"partial"} | ({"y"} if split else set())  # written in float32
+    described = _halo_descriptors(compiled_in, dtype) if kernel.is_gluon() else {}
     for i, name in enumerate(kernel.arg_names):
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
+        elif name in described:
+            signature[name] = described[name]
         elif name in _IMAGES | _WEIGHTS and not by_pointer:
             box = _box_of(name, compiled_in)
             signature[name] = f"tensordesc<{_TYPES[dtype]}{box}>"
@@ -330,3 +352,21 @@ def _box_of(name: str, compiled_in: dict[str, Any]) -> list[int]:
     if "planar" not in compiled_in["LOADER"]:
         return box
     return [box[axis] for axis in ((0, 1, 3, 2) if box[1] == 1 else (0, 3, 1, 2))]
+
+
+def _halo_descriptors(compiled_in: dict[str, Any], dtype: str) -> dict[str, str]:
+    """Types of descriptors; see :mod:`..kernels.plans`."""
+    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
+    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
+    below = (compiled_in["KERNEL_H"] - 1) * compiled_in["DILATION_H"]
+    block = min(channels, 1024 // bits)
+    boxes = {
+        "x": [rows, images, columns, block],
+        "weights": [1, channels, block],
+        "x_tail": [below & -below, images, columns, block],
+    }
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{box},"
+        f"{NVMMASharedLayout(block * bits // 8, bits, len(box))!r}>"
+        for name, box in boxes.items()
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..kernels.configs import Config, ConvConfig, Loader, Roles, WeightGradConfig
+from ..kernels.configs import Config, ConvConfig, HaloConfig, Loader, Roles, WeightGradConfig
 
 _Tiles = tuple[tuple[int, int, int], int, int, int, int]
 
@@ -187,6 +187,36 @@ _GRAD_DESCRIPTOR: tuple[_Tiles, ...] = (
     ((16, 2, 2), 128, 256, 8, 3),
 )
 
+# Box, channels, stages, consumers. Of 64 channels those come first in the product, of fewer the
+# pixels. Tall boxes have less below them.
+_HALO: dict[str, tuple[tuple[tuple[int, int, int], int, int, int], ...]] = {
+    "half": (
+        ((1, 16, 8), 64, 8, 2),
+        ((1, 16, 8), 64, 4, 2),
+        ((1, 8, 16), 64, 6, 2),
+        ((2, 8, 8), 64, 6, 2),
+        ((8, 4, 4), 64, 6, 2),
+        ((1, 8, 8), 64, 8, 2),
+        ((1, 16, 16), 32, 8, 2),
+        ((1, 16, 16), 32, 4, 2),
+        ((4, 8, 8), 32, 8, 2),
+        ((8, 4, 4), 32, 8, 2),
+        ((1, 16, 32), 16, 8, 2),
+        ((1, 16, 16), 16, 12, 2),
+        ((4, 8, 8), 16, 12, 2),
+    ),
+    "float32": (
+        ((1, 8, 8), 64, 3, 1),
+        ((4, 4, 4), 64, 2, 1),
+        ((1, 16, 8), 32, 6, 2),
+        ((1, 16, 8), 32, 4, 2),
+        ((2, 8, 8), 32, 6, 2),
+        ((8, 4, 4), 32, 4, 2),
+        ((1, 16, 16), 16, 8, 2),
+        ((4, 8, 8), 16, 6, 2),
+    ),
+}
+
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
     "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
@@ -228,6 +258,12 @@ def _weight_grad(target: str, list_name: str) -> Iterator[WeightGradConfig]:
             yield WeightGradConfig(box, n, k, 1, warps, stages, loader)
 
 
+def _halo(target: str, list_name: str) -> Iterator[HaloConfig]:
+    for box, channels, stages, consumers in _HALO.get(list_name, ()) if target == "sm_90" else ():
+        roles: Roles = "weights_first" if channels == 64 else "pixels_first"
+        yield HaloConfig(box, channels, stages, consumers, roles)
+
+
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
     """Those that read by pointers, of which list, and whether others read by descriptors."""
     if target == "gfx942" and list_name == "float32_ieee":
@@ -253,4 +289,5 @@ def _stages(target: str, stages: int) -> int:
 _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
+    "halo": _halo,
 }

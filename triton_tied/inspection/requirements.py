@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
-from ..kernels.configs import Config, ConvConfig, WeightGradConfig
+from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig
 from ..kernels.stored_taps import UNPACKED_FROM
 from .compiled import (
     Compiled,
@@ -161,6 +161,18 @@ def _is_large_weight_grad(config: WeightGradConfig) -> bool:
     return config.BLOCK_N * config.BLOCK_K >= 64 * 64 and config.box[:2] == (1, 1)
 
 
+def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instructions) -> list[str]:
+    """Its loop is a box. It waits once for each column of the kernel."""
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not 0 < holds.loop_waits <= plain_form(config).kernel_size[1]:
+        found.append(f"{holds.loop_waits} waits in a loop")
+    return found
+
+
 class _Kind(NamedTuple):
     """What is asked of a kind of config.
 
@@ -181,4 +193,10 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
+    HaloConfig: _Kind(
+        lambda config: Form(config.BLOCK_C),
+        lambda config, fewer: (Form(config.BLOCK_C),),
+        _halo_faults,
+        lambda config: False,
+    ),
 }
