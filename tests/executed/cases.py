@@ -18,7 +18,7 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import Config, HaloConfig
+from triton_tied.kernels.configs import ClusteredConfig, Config, HaloConfig
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -334,6 +334,8 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     if isinstance(config, HaloConfig):
         channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
+    if isinstance(config, ClusteredConfig):
+        return chance.choice((128, 128, 136, 192, 256)), 1
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig, count_boxes
+from ..kernels.configs import (
+    ClusteredConfig,
+    Config,
+    ConvConfig,
+    HaloConfig,
+    WeightGradConfig,
+    count_boxes,
+    swizzled_channels,
+)
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
 from .gpus import GPU
@@ -112,7 +120,8 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     )
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
-    through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
+    through_one = rounds * (work.read_bytes + work.sent_bytes) + work.held_bytes
+    through_one /= terms.cache_bytes * narrow
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / max(config.num_stages - 1, 1)
     step += (candidate.barriers + candidate.waits) * terms.barrier / work.loop_steps
@@ -151,7 +160,7 @@ class _Work(NamedTuple):
 
     A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
     then a box, and ``held_bytes`` are read once. ``loop_steps``: of one round of the loop that was
-    compiled."""
+    compiled. ``sent_bytes``: that a program gets and, on average, another of its cluster read."""
 
     programs: int
     steps: int
@@ -163,6 +172,7 @@ class _Work(NamedTuple):
     launches: int
     held_bytes: int = 0
     loop_steps: int = 1
+    sent_bytes: float = 0.0
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -241,6 +251,33 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     )
 
 
+def _clustered_work(problem: Problem, config: ClusteredConfig) -> _Work:
+    layout, (m, n) = problem.layout, config.program
+    k = swizzled_channels(problem.itemsize)
+    n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (config.BLOCK_N, k))
+    steps = math.ceil(layout.taps * k_blocks / config.splits)
+    pixels = live_share(problem, config) * m
+    sent = (pixels if config.shared == "pixels" else n) / 2
+    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
+    return _Work(
+        2 * count_boxes(problem.output, config) * n_blocks * layout.groups * config.splits,
+        steps,
+        2 * m * n * k,
+        _through_shared(n, m, k, config) * problem.itemsize,
+        steps * (pixels + n - sent) * k * problem.itemsize,
+        0,
+        scratch if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+        sent_bytes=steps * sent * k * problem.itemsize,
+    )
+
+
+def _clustered_splits(problem: Problem, config: ClusteredConfig) -> int:
+    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
+    depth = swizzled_channels(problem.itemsize)
+    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, depth))
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -250,12 +287,13 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
     HaloConfig: _Kind(_halo_work, lambda problem, config: 1),
+    ClusteredConfig: _Kind(_clustered_work, _clustered_splits),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 
 
 def _through_shared(
-    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig
+    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig | ClusteredConfig
 ) -> float:
     """Numbers that a product of first x depth and depth x second writes into shared memory, and
     reads from it."""

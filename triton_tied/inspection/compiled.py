@@ -18,13 +18,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
-from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig, constants
+from ..kernels.configs import (
+    ClusteredConfig,
+    Config,
+    ConvConfig,
+    HaloConfig,
+    WeightGradConfig,
+    constants,
+)
 from ..kernels.conv import conv_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
+from ..kernels.plans import halved_layout
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
-from ..kernels.toolchain import why_no_gluon
+from ..kernels.toolchain import why_no_clusters, why_no_gluon
 from ..kernels.weight_grad import weight_grad_kernel
 from ..packing import SIGNS, Layout, Symmetry
 from .loops import layout_changes, loops_of
@@ -180,10 +188,11 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
     """
     kind = _KINDS.get(type(config))
     if kind is None:
-        raise DoesNotCompile(why_no_gluon())
+        raise DoesNotCompile(why_no_clusters())
     options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
-    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
+    described = kind.described and kind.described(config, compiled_in, dtype)
+    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split, described)
 
 
 def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
@@ -204,13 +213,14 @@ def _compile(
     target: str,
     options: dict[str, int],
     split: bool = False,
+    described: dict[str, str] | None = None,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, compiled_in, dtype, split)
+    signature, attributes = _signature(kernel, compiled_in, dtype, split, described or {})
     make_source = GluonASTSource if kernel.is_gluon() else ASTSource
     source = make_source(kernel, signature, compiled_in, attributes)
     try:
@@ -281,6 +291,14 @@ def _halo_compiled_in(
     return {"STORED": stored, **dict.fromkeys(absent)}
 
 
+def _clustered_compiled_in(
+    config: ClusteredConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    absent = ["opposite_weights"] * (stored == layout.taps)
+    return {"STORED": stored, **dict.fromkeys(absent)}
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -297,12 +315,45 @@ def _strides_of_1(images: str, axes: str) -> dict[str, int]:
     return {f"stride_{image}{axis}": 1 for image in images for axis in axes}
 
 
+def _halo_descriptors(
+    config: HaloConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    """Types of descriptors; see :mod:`..kernels.plans`."""
+    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
+    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
+    below = (compiled_in["KERNEL_H"] - 1) * compiled_in["DILATION_H"]
+    block = min(channels, 1024 // bits)
+    boxes = {
+        "x": [rows, images, columns, block],
+        "weights": [1, channels, block],
+        "x_tail": [below & -below, images, columns, block],
+    }
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{box},"
+        f"{NVMMASharedLayout(block * bits // 8, bits, len(box))!r}>"
+        for name, box in boxes.items()
+    }
+
+
+def _clustered_descriptors(
+    config: ClusteredConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    itemsize = 4 if dtype.startswith("float32") else 2
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{block},"
+        f"{halved_layout(8 * itemsize, len(block), axis)!r}>"
+        for name, (block, axis) in config.copied(itemsize).items()
+    }
+
+
 class _Kind(NamedTuple):
-    """The kernel of a kind of config; and what is compiled in, beside the constants of all kinds,
-    for a config, a layout, a precision of products and a form."""
+    """The kernel of a kind of config; what is compiled in, beside the constants of all kinds, for a
+    config, a layout, a precision of products and a form; and, of a kernel in Gluon, the types of
+    its descriptors for a config, what is compiled in, and a dtype."""
 
     kernel: Any
     compiled_in: Callable[[Any, Layout, InputPrecision, Form], dict[str, Any]]
+    described: Callable[[Any, dict[str, Any], str], dict[str, str]] | None = None
 
 
 _KINDS: dict[type[Config], _Kind] = {
@@ -315,17 +366,22 @@ if why_no_gluon() is None:
 
     from ..kernels.halo import halo_kernel
 
-    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in)
+    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in, _halo_descriptors)
+if why_no_clusters() is None:
+    from ..kernels.clustered import clustered_kernel
+
+    _KINDS[ClusteredConfig] = _Kind(
+        clustered_kernel, _clustered_compiled_in, _clustered_descriptors
+    )
 
 
 def _signature(
-    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool
+    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool, described: dict[str, str]
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
     """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
     by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
     sums = {"partial"} | ({"y"} if split else set())  # written in float32
-    described = _halo_descriptors(compiled_in, dtype) if kernel.is_gluon() else {}
     for i, name in enumerate(kernel.arg_names):
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
@@ -352,21 +408,3 @@ def _box_of(name: str, compiled_in: dict[str, Any]) -> list[int]:
     if "planar" not in compiled_in["LOADER"]:
         return box
     return [box[axis] for axis in ((0, 1, 3, 2) if box[1] == 1 else (0, 3, 1, 2))]
-
-
-def _halo_descriptors(compiled_in: dict[str, Any], dtype: str) -> dict[str, str]:
-    """Types of descriptors; see :mod:`..kernels.plans`."""
-    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
-    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
-    below = (compiled_in["KERNEL_H"] - 1) * compiled_in["DILATION_H"]
-    block = min(channels, 1024 // bits)
-    boxes = {
-        "x": [rows, images, columns, block],
-        "weights": [1, channels, block],
-        "x_tail": [below & -below, images, columns, block],
-    }
-    return {
-        name: f"tensordesc<{_TYPES[dtype]}{box},"
-        f"{NVMMASharedLayout(block * bits // 8, bits, len(box))!r}>"
-        for name, box in boxes.items()
-    }

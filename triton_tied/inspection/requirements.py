@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
-from ..kernels.configs import Config, ConvConfig, HaloConfig, WeightGradConfig
+from ..kernels.configs import ClusteredConfig, Config, ConvConfig, HaloConfig, WeightGradConfig
 from ..kernels.stored_taps import UNPACKED_FROM
 from .compiled import (
     Compiled,
@@ -60,6 +60,8 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
     if target == "sm_90" and dtype in ("float16", "bfloat16") and is_for_large_problems(config):
         if holds.register_operands:
             found.append(f"{holds.register_operands} products read registers")
+        if holds.redundancy != 1:
+            found.append(f"a loop multiplies {holds.redundancy} times what it needs")
         found += _loop_faults(holds)
     return found
 
@@ -67,8 +69,6 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
 def _loop_faults(holds: Instructions) -> list[str]:
     """What keeps the matrix units waiting."""
     found = []
-    if holds.redundancy != 1:
-        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
     if not 0 < holds.loop_waits <= MAX_LOOP_WAITS:
         found.append(f"{holds.loop_waits} waits in a loop")
     if holds.loop_barriers > MAX_LOOP_BARRIERS:
@@ -173,6 +173,17 @@ def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instruction
     return found
 
 
+def _clustered_faults(
+    config: ClusteredConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    return found + _loop_faults(holds)
+
+
 class _Kind(NamedTuple):
     """What is asked of a kind of config.
 
@@ -193,6 +204,12 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
+    ClusteredConfig: _Kind(
+        lambda config: Form(max(2 * config.BLOCK_N, UNPACKED_FROM)),
+        lambda config, fewer: (Form(2 * config.BLOCK_N),),
+        _clustered_faults,
+        lambda config: True,
+    ),
     HaloConfig: _Kind(
         lambda config: Form(config.BLOCK_C),
         lambda config, fewer: (Form(config.BLOCK_C),),

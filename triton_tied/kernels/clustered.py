@@ -63,8 +63,8 @@ def barriers(pool, STAGES: gl.constexpr):
 
 @gluon.jit
 def arrive_at_both(number):
-    """Each warp arrives, in both programs, at one of the barriers. Gluon's arrivals stay in their
-    own program. What is at the start of ``pool`` is at that of shared memory: it is all there is."""
+    """Each warp arrives, in both programs, at one of the barriers: Gluon's arrivals reach only the
+    own program. All that the kernel allocates is the pool, so shared memory starts with them."""
     layout: gl.constexpr = threads_layout(gl.num_warps())
     threads = gl.arange(0, 32 * gl.num_warps(), layout)
     gl.inline_asm_elementwise(
@@ -306,8 +306,9 @@ def clustered_kernel(
     each warp that leaves it tells both. A program ends when it has what it waits for, which is all
     that the other one sends it.
 
-    x, weights, opposite_weights: descriptors of (N, H, W, C), and of matrices; the last ones are
-    None where all taps are stored. The others are in conv_kernel; y and residual are without gaps."""
+    x, weights, opposite_weights: descriptors of (N, H, W, C), and of matrices; the last one is None
+    where all taps are stored. y, residual: (N, H, W, C) without gaps. The others: see conv_kernel.
+    """
     BLOCK_K: gl.constexpr = 1024 // x.dtype.primitive_bitwidth  # rows of 128 bytes
     TAPS: gl.constexpr = KERNEL_H * KERNEL_W
     HAS_OPPOSITE: gl.constexpr = STORED < TAPS
@@ -317,7 +318,7 @@ def clustered_kernel(
     N_BLOCKS: gl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
     UNITS: gl.constexpr = 1 + STAGES * (PROGRAM_M + PROGRAM_N) // 8  # of 8 rows of 128 bytes
     layout: gl.constexpr = tile_layout(x.dtype, 0)
-    gl.static_assert(PROGRAM_N == 16 * gl.num_warps())
+    gl.static_assert(16 * gl.num_warps() == PROGRAM_N)
 
     pool = gl.allocate_shared_memory(x.dtype, [UNITS, 16, BLOCK_K], layout)
     full_and_empty = barriers(pool, STAGES)

@@ -17,7 +17,16 @@ from ..geometry import Geometry
 from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
-from .configs import Config, ConvConfig, HaloConfig, Reading, WeightGradConfig, count_boxes
+from .configs import (
+    ClusteredConfig,
+    Config,
+    ConvConfig,
+    HaloConfig,
+    Reading,
+    WeightGradConfig,
+    count_boxes,
+    swizzled_channels,
+)
 from .conv import conv_kernel
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
@@ -191,11 +200,8 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
-    partial = None
     splits = min(config.splits, most_splits(layout, call.stored, config.BLOCK_K))
-    if splits > 1:
-        shape = (splits, pixels, layout.channels)
-        partial = torch.empty(shape, dtype=torch.float32, device="meta")
+    partial = _partial_sums(splits, pixels, layout)
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
     (padding_h, _), (padding_w, _) = call.geometry.padding
@@ -222,6 +228,13 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
     total = _sum((out_h, out_w), partial, _SUM_TILE, written)
     return Plan(main, total, descriptors, _written(y), _written(partial), config)
+
+
+def _partial_sums(splits: int, pixels: int, layout: Layout) -> Tensor | None:
+    """What the splits of a convolution write, if there are several."""
+    if splits == 1:
+        return None
+    return torch.empty((splits, pixels, layout.channels), dtype=torch.float32, device="meta")
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -284,6 +297,37 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     return Plan(main, None, descriptors, _written(y), None, config)
 
 
+def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
+    from .clustered import clustered_kernel  # not every Triton has clusters
+
+    x, layout, residual = call.x, call.layout, call.residual
+    y = empty_image(call.output_shape, x, call.channels_last, "meta")
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    pixels = n * out_h * out_w
+    depth = swizzled_channels(x.element_size())
+    splits = min(config.splits, most_splits(layout, call.stored, depth))
+    partial = _partial_sums(splits, pixels, layout)
+    (padding_h, _), (padding_w, _) = call.geometry.padding
+    bias_channels = 0 if call.bias is None else layout.channels
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "stride_split": pixels * layout.channels,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
+        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
+        **_constants(call, config, [y, call.weights, residual]), "STORED": call.stored,
+    }  # fmt: skip
+    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
+    clusters = count_boxes((n, out_h, out_w), config) * blocks * layout.groups * splits
+    descriptors = _describe_clustered(call, config) if clusters else []
+    main = _launch(clustered_kernel, clusters, CONV_TENSORS, arguments, _options(config))
+    if partial is None:
+        return Plan(main, None, descriptors, _written(y), None, config)
+    r = y if residual is None else residual
+    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
+    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
+    return Plan(main, total, descriptors, _written(y), _written(partial), config)
+
+
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return _EXECUTED_ON
@@ -295,6 +339,7 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     ConvConfig: _plan_conv,
     WeightGradConfig: _plan_weight_grad,
     HaloConfig: _plan_halo,
+    ClusteredConfig: _plan_clustered,
 }
 
 
@@ -402,6 +447,33 @@ def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
     if below:
         found.append(describe(2, x, image, strides, below & -below, images, columns))
     return found
+
+
+def _describe_clustered(call: Convolution, config: ClusteredConfig) -> list[Description]:
+    """A box, and tiles of matrices as they stand and to be transposed; see clustered_kernel."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    of_group, itemsize = layout.group_channels, x.element_size()
+    image = x, [n, h, w, c], [h * w * c, w * c, c, 1]
+    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
+    matrices = call.weights, sizes, strides
+    found = []
+    for argument, (block, axis) in enumerate(config.copied(itemsize).values()):
+        if argument < 2 or call.stored < layout.taps:
+            shared = halved_layout(8 * itemsize, len(block), axis)
+            descriptor = TensorDescriptor(*(matrices if argument else image), block, shared)
+            found.append(_description(argument, min(argument, 1), descriptor))
+    return found
+
+
+def halved_layout(bits: int, rank: int, axis: int | None) -> Any:
+    """Of a block in the shared memory of a cluster; see :meth:`.ClusteredConfig.copied`."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    halves = [int(place == axis) for place in range(rank)]
+    return NVMMASharedLayout(128, bits, rank, cga_layout=[halves])
 
 
 def _description(argument: int, tensor: int, descriptor: Any) -> Description:
