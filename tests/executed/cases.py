@@ -305,7 +305,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
         image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
-    stored = chance.choice((0, 0, (taps + 1) // 2, taps))
+    stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
     is_conv = config.kernel == "conv"
     return Case(
         target,

@@ -2,6 +2,7 @@
 choice of configs, Triton's own launches; only the last step, the GPU's, is the machine's."""
 
 import collections
+import re
 from dataclasses import dataclass, field
 
 import oracle
@@ -103,6 +104,11 @@ CALLS = {
 }
 
 
+def convolutions(gpu):
+    """That were launched."""
+    return gpu.launches["conv_kernel"] + gpu.launches["halo_kernel"]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_output_and_gradients(name, gpu, convolution_precision):
     call = CALLS[name]
@@ -118,7 +124,7 @@ def test_output_and_gradients(name, gpu, convolution_precision):
         results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
         for actual, wanted in zip(results, call.expected(tensors, grad), strict=True):
             oracle.assert_within_bound(actual, wanted)
-        assert gpu.launches["conv_kernel"] == 2 and gpu.launches["weight_grad_kernel"] == 1
+        assert convolutions(gpu) == 2 and gpu.launches["weight_grad_kernel"] == 1
 
 
 def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
@@ -129,8 +135,21 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
     assert layer.packed_weight.grad.isfinite().all() and layer.bias.grad.isfinite().all()
     on_hopper = 3 * (gpu.capability == 90)
     assert gpu.launches["wgmma"] == on_hopper and gpu.launches["mma"] == 3 - on_hopper
-    bulk = gpu.launches["conv_kernel bulk"] + gpu.launches["weight_grad_kernel bulk"]
-    assert bulk == on_hopper
+    names = ("conv_kernel", "halo_kernel", "weight_grad_kernel")
+    assert sum(gpu.launches[f"{name} bulk"] for name in names) == on_hopper
+
+
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(gpu, symmetry):
+    call = Call((2, 16, 32, 32), symmetry=symmetry)
+    leaves = [t.requires_grad_() for t in call.tensors()]
+    output = call(*leaves)
+    grad = torch.randn(output.shape).to(output.dtype)
+    results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["halo_kernel"] == 2 and not gpu.launches["conv_kernel"]
 
 
 def test_autocast_and_cached_weights(gpu):
@@ -159,7 +178,7 @@ def test_a_kernel_that_computes_wrongly_is_found_out_and_another_serves(gpu, mon
     wrong = []
 
     def rewrite(text):
-        if not wrong and ".entry conv_kernel" in text:
+        if not wrong and re.search(r"\.entry (conv|halo)_kernel", text):
             wrong.append(text)
         return text.replace("mul.f32", "add.f32") if text in wrong else text
 
@@ -170,7 +189,6 @@ def test_a_kernel_that_computes_wrongly_is_found_out_and_another_serves(gpu, mon
     with pytest.warns(UserWarning, match="a kernel computes wrongly .* conv bfloat16"):
         output = call(*tensors)
     oracle.assert_within_bound(output, call.expected(tensors, torch.zeros_like(output))[0])
-    assert gpu.launches["conv_kernel"] == 3 and "mul.f32" in wrong[0]
-    launches = gpu.launches["conv_kernel"]
+    assert convolutions(gpu) == 3 and "mul.f32" in wrong[0]
     assert torch.equal(call(*tensors), output)
-    assert gpu.launches["conv_kernel"] == launches + 1
+    assert convolutions(gpu) == 4
