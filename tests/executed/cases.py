@@ -306,6 +306,8 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
+    if config.kind == "clustered" and taps % 2:
+        stored = max(stored, (taps + 1) // 2)  # it does not gather the centre
     is_conv = config.kernel == "conv"
     return Case(
         target,

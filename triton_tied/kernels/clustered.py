@@ -10,7 +10,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .conv import share
 from .tiles import box_start, dense_strides, inside, pixel_offsets, widen
 
 # Shapes are those of a cluster. A layout says which half of an axis each program has, or, with no
@@ -52,6 +51,12 @@ def output_layout(dtype, channels, warps, axis):
 @gluon.constexpr_function
 def threads_layout(warps):
     return gl.BlockedLayout([1], [32], [warps], [0], cga_layout=halves(1, None))
+
+
+@gluon.jit
+def share(steps, split, splits):
+    """The first step of a split, and the one after its last. Splits are not empty."""
+    return steps * split // splits, steps * (split + 1) // splits
 
 
 @gluon.jit

@@ -301,6 +301,8 @@ def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
     from .clustered import clustered_kernel  # not every Triton has clusters
 
     x, layout, residual = call.x, call.layout, call.residual
+    if call.stored < (layout.taps + 1) // 2:
+        raise ValueError(f"{config} reads the centre as a matrix: expected it unpacked")
     y = empty_image(call.output_shape, x, call.channels_last, "meta")
     n, *_ = x.shape
     *_, out_h, out_w = y.shape
