@@ -24,7 +24,7 @@ Dtype = Literal["float32", "float32_ieee", "float16", "bfloat16"]
 _LISTS = {"float16": "half", "bfloat16": "half"}  # one list, compiled for both
 
 FILE = Path(__file__).with_name("candidates.json")
-MAX_CANDIDATES = 40  # of one kernel, target and dtype that can read one memory format
+MAX_CANDIDATES = 40  # of one kind, target and dtype that can read one memory format
 _JIT = ("\n@triton.jit", "\n@gluon.jit")
 
 
