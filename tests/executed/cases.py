@@ -302,7 +302,9 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     pairs = tuple((side // 2, side - side // 2) for side in sides)
     image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
     if whole:
-        image = tuple(_whole(side, chance) for side in config.box)
+        image = config.box
+        if config.kind != "clustered":  # whose boxes are large
+            image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
@@ -337,7 +339,7 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
         channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
     if isinstance(config, ClusteredConfig):
-        return chance.choice((128, 128, 136, 192, 256)), 1
+        return chance.choice((128, 128, 136)), 1
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1
