@@ -13,7 +13,7 @@ from triton_tied import dispatch
 from triton_tied.autotune import candidates
 from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
-from triton_tied.kernels.configs import KINDS, ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import KINDS, ConvConfig, HaloConfig, WeightGradConfig
 from triton_tied.kernels.launch import MATRICES_BLOCK
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
@@ -113,6 +113,27 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
         assert holds.loop_waits == 1 and holds.loop_barriers <= requirements.MAX_LOOP_BARRIERS
         assert holds.redundancy == 1 and not holds.loop_fences
         assert holds.bulk_copies > 0
+
+
+@pytest.mark.parametrize("symmetry", [1, -1])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 2)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, symmetry):
+    config = HaloConfig((1, 8, 16), 32, 4, 2, "pixels_first")
+    form = compiled.Form(32, symmetry, kernel_size=kernel_size)
+    code = compiled.compile_config(config, "sm_90", dtype, form)
+    holds, taps = code.instructions, kernel_size[0] * kernel_size[1]
+    depth = 32 // (8 if dtype == "float32" else 16)
+    assert holds.matrix_instructions == 2 * taps * depth * 2  # consumers, blocks of 64 pixels
+    assert holds.loop_waits == kernel_size[1] and holds.redundancy == 1
+    assert holds.register_operands == code.resources.spill_bytes == 0
+
+
+def test_sums_that_do_not_fit_into_registers_are_noticed():
+    config = HaloConfig((1, 16, 16), 64, 4, 2, "weights_first")
+    form = compiled.Form(64, sign=-1)
+    found = requirements.faults_when_compiled(config, "sm_90", "bfloat16", form)
+    assert any("spills" in fault for fault in found)
 
 
 def test_wgmma_of_a_several_sided_box_as_first_operand_is_noticed():

@@ -61,7 +61,7 @@ def _line(row: CompiledConfig, faults: list[str]) -> str:
     blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
     return (
         f"{config.get('kind', row.kernel):<16}{row.dtype:<13}{row.loader:<26}{first:<8}{box:<11}"
-        f"{blocks:<9}{config['num_warps']:>5}"
+        f"{blocks:<9}{config.get('num_warps', 4):>5}"
         f"{config.get('num_stages', 1):>7}{row.registers:>6}{row.spill_bytes:>6}"
         f"{row.shared_bytes:>8}{row.matrix_instructions:>7}{row.bulk_copies:>5}"
         f"{row.async_copies_16b:>6}{row.loop_waits:>6}{row.loop_barriers:>9}{row.loop_fences:>7}"

@@ -127,9 +127,10 @@ class Instructions:
 class Compiled:
     """A kernel as Triton compiled it for a target, read when asked."""
 
-    def __init__(self, compiled: Any, target: str, products: int = 1):
-        """``products``: multiplications of a tile."""
-        self._compiled, self._target, self._products = compiled, target, products
+    def __init__(self, compiled: Any, target: str, products: int = 1, warps: int = 4):
+        """``products``: multiplications of a tile; ``warps``: that share a loop."""
+        self._compiled, self._target = compiled, target
+        self._products, self._warps = products, warps
 
     @functools.cached_property
     def resources(self) -> Resources:
@@ -147,7 +148,7 @@ class Compiled:
         if "amdgcn" in self._compiled.asm:
             return Instructions(len(re.findall(matrix, self._compiled.asm["amdgcn"])))
         sass = self._cuobjdump("-sass")
-        loops = loops_of(sass, self._compiled.metadata.num_warps)
+        loops = loops_of(sass, self._warps)
         firsts = re.findall(r"ttng\.warp_group_dot .* : (\S+)", self._compiled.asm["ttgir"])
         return Instructions(
             matrix_instructions=len(re.findall(matrix, sass)),
@@ -229,11 +230,14 @@ def _compile(
     except Exception as error:
         words = str(error).strip().splitlines() or [""]
         raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
-    return Compiled(compiled, target, _products(compiled_in))
+    return Compiled(compiled, target, _products(compiled_in), options.get("num_warps", 4))
 
 
 def _products(compiled_in: dict[str, Any]) -> int:
     """Multiplications of one step of a kernel's loop; 1 of a kernel without products."""
+    if "CONSUMERS" in compiled_in:  # a step is a box
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
+        return math.prod(sizes) * compiled_in["KERNEL_H"] * compiled_in["KERNEL_W"]
     if "BLOCK_K" not in compiled_in:
         return 1
     blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]

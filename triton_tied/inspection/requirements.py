@@ -168,6 +168,8 @@ def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instruction
         found.append("no products of two operands in shared memory")
     if not holds.bulk_copies:
         found.append("no bulk copies")
+    if holds.redundancy != 1:
+        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
     if not 0 < holds.loop_waits <= plain_form(config).kernel_size[1]:
         found.append(f"{holds.loop_waits} waits in a loop")
     return found
