@@ -13,23 +13,20 @@ from ptx_machine.matrix import Swizzling
 from ptx_machine.parser import Kernel
 from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
-from triton_tied.kernels.clustered import clustered_kernel
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
+from triton_tied.kernels.toolchain import why_no_clusters
 from triton_tied.kernels.weight_grad import weight_grad_kernel
 
 from .cases import Case, expected_of, inputs_of, run
 
-KERNELS = (
-    conv_kernel,
-    halo_kernel,
-    clustered_kernel,
-    weight_grad_kernel,
-    matrices_kernel,
-    sum_splits_kernel,
-)
+KERNELS = (conv_kernel, halo_kernel, weight_grad_kernel, matrices_kernel, sum_splits_kernel)
+if why_no_clusters() is None:
+    from triton_tied.kernels.clustered import clustered_kernel
+
+    KERNELS = (*KERNELS, clustered_kernel)
 TIMINGS = {
     "early": EARLY,
     "late copies": LATE_COPIES,
