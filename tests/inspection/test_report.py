@@ -13,8 +13,15 @@ from triton_tied import dispatch
 from triton_tied.autotune import candidates
 from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
-from triton_tied.kernels.configs import KINDS, ConvConfig, HaloConfig, WeightGradConfig
+from triton_tied.kernels.configs import (
+    KINDS,
+    ClusteredConfig,
+    ConvConfig,
+    HaloConfig,
+    WeightGradConfig,
+)
 from triton_tied.kernels.launch import MATRICES_BLOCK
+from triton_tied.kernels.toolchain import why_no_clusters
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
 
@@ -126,6 +133,19 @@ def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kern
     depth = 32 // (8 if dtype == "float32" else 16)
     assert holds.matrix_instructions == 2 * taps * depth * 2  # consumers, blocks of 64 pixels
     assert holds.loop_waits == kernel_size[1] and holds.redundancy == 1
+    assert holds.register_operands == code.resources.spill_bytes == 0
+
+
+@pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
+@pytest.mark.parametrize("symmetry", [1, -1])
+@pytest.mark.parametrize("shared", ["pixels", "weights"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_of_clusters_waits_once_a_step(dtype, shared, symmetry):
+    config = ClusteredConfig((1, 16, 16), 256 if shared == "pixels" else 128, 4, shared)
+    code = compiled.compile_config(config, "sm_90", dtype, compiled.Form(256, symmetry))
+    holds, loops = code.instructions, 1 if dtype == "float32" else 2
+    assert holds.matrix_instructions == loops * 4  # rows of 128 bytes in parts of 32
+    assert holds.loop_waits == 1 and holds.loop_barriers == 2 and holds.redundancy == 1
     assert holds.register_operands == code.resources.spill_bytes == 0
 
 

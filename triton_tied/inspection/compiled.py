@@ -25,6 +25,7 @@ from ..kernels.configs import (
     HaloConfig,
     WeightGradConfig,
     constants,
+    swizzled_channels,
 )
 from ..kernels.conv import conv_kernel
 from ..kernels.launch import matrices_options
@@ -230,14 +231,17 @@ def _compile(
     except Exception as error:
         words = str(error).strip().splitlines() or [""]
         raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
-    return Compiled(compiled, target, _products(compiled_in), options.get("num_warps", 4))
+    return Compiled(compiled, target, _products(compiled_in, dtype), options.get("num_warps", 4))
 
 
-def _products(compiled_in: dict[str, Any]) -> int:
+def _products(compiled_in: dict[str, Any], dtype: str) -> int:
     """Multiplications of one step of a kernel's loop; 1 of a kernel without products."""
     if "CONSUMERS" in compiled_in:  # a step is a box
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
         return math.prod(sizes) * compiled_in["KERNEL_H"] * compiled_in["KERNEL_W"]
+    if "SHARED" in compiled_in:  # of one program of two
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWN"]
+        return math.prod(sizes) // 2 * swizzled_channels(4 if dtype == "float32" else 2)
     if "BLOCK_K" not in compiled_in:
         return 1
     blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]

@@ -60,8 +60,6 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
     if target == "sm_90" and dtype in ("float16", "bfloat16") and is_for_large_problems(config):
         if holds.register_operands:
             found.append(f"{holds.register_operands} products read registers")
-        if holds.redundancy != 1:
-            found.append(f"a loop multiplies {holds.redundancy} times what it needs")
         found += _loop_faults(holds)
     return found
 
@@ -69,6 +67,8 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
 def _loop_faults(holds: Instructions) -> list[str]:
     """What keeps the matrix units waiting."""
     found = []
+    if holds.redundancy != 1:
+        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
     if not 0 < holds.loop_waits <= MAX_LOOP_WAITS:
         found.append(f"{holds.loop_waits} waits in a loop")
     if holds.loop_barriers > MAX_LOOP_BARRIERS:
