@@ -70,7 +70,7 @@ def claims(gpu: GPU) -> list[Claim]:
         ),
         Claim(
             "reading what the last-level cache holds",
-            "C <= 64, where each pixel is read nine times",
+            "C <= 64, where each pixel is read several times",
             lambda watch: (
                 _CACHED_BYTES / watch.call(_sum, _CACHED_BYTES / gpu.cache_gbs / 1e3) / 1e3
             ),
@@ -92,7 +92,8 @@ def claims(gpu: GPU) -> list[Claim]:
 # Family, channels and side of a headline workload, its pass, and what rests on it.
 _LAUNCHES = (
     ("lip", 128, 32, "conv", "products in TF32 with all taps rounded and stored"),
-    ("resnet", 64, 56, "conv", "one sum for both halves of the taps"),
+    ("resnet", 64, 56, "conv", "a weight that stays in shared memory"),
+    ("resnet", 128, 28, "conv", "one sum for both halves of the taps"),
     ("wide", 256, 64, "conv", "tiles of 128 x 256 for both signs"),
     ("soc", 1024, 2, "conv", "sums that several programs share"),
     ("thin", 16, 128, "weight_grad", "many splits of small gradients"),
@@ -113,6 +114,11 @@ def _pointers(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
     return ranked[0], next(config for config in ranked if config.loader == "pointer")
 
 
+def _other_kind(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
+    ranked = make_shortlist(problem, gpu).ranked
+    return ranked[0], next(config for config in ranked if config.kind != ranked[0].kind)
+
+
 def _unsplit(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
     chosen = make_shortlist(problem, gpu).untimed
     return chosen, replace(chosen, splits=1)
@@ -129,6 +135,8 @@ def _alone(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
 # A workload, its pass, two configs of which the first should be so many times faster, and the name.
 _WAYS: tuple[tuple, ...] = (
     (("resnet", 128, 28, "conv"), _pointers, 1.2, "bulk copies against loads by pointers"),
+    (("resnet", 64, 56, "conv"), _other_kind, 1.4, "pixels once a column against once a tap"),
+    (("thin", 16, 128, "conv"), _other_kind, 1.4, "the same for 16 channels"),
     (("soc", 1024, 2, "conv"), _unsplit, 1.2, "a shared sum against one program's"),
     (("wide", 256, 64, "conv"), _alone, 1.05, "clusters of two programs against one alone"),
 )

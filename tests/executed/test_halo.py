@@ -122,7 +122,7 @@ PLANTED = {
             "number // CONSUMERS * KERNEL_W + column": "number * KERNEL_W + column",
             "number % CONSUMERS * STAGES + use % STAGES": ONE_RING,
             OWN_RING: ONE_RING,
-            "which * STAGES + (use - 1) % STAGES": "(use - 1) % STAGES",
+            "which * STAGES + (use + STAGES - 1) % STAGES": "(use + STAGES - 1) % STAGES",
         },
         "race|phase|error|deadlock", 6,
     ),
@@ -155,7 +155,7 @@ PLANTED = {
     # which the compiler gives that one a fence.
     "no fence behind the centre": ({"    fence_async_shared()\n": ""}, "fence.proxy.async", 6),
     "a stage is never left": (
-        {"mbarrier.arrive(empty.index(which * STAGES + (use - 1) % STAGES), count=1)": "pass"},
+        {"mbarrier.arrive(empty.index(before), count=1, pred=column > 0)": "pass"},
         "deadlock", 4,
     ),
 }  # fmt: skip

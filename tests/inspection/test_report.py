@@ -122,18 +122,18 @@ def test_large_problems_on_sm_90_are_asynchronous(chance):
         assert holds.bulk_copies > 0
 
 
-@pytest.mark.parametrize("symmetry", [1, -1])
-@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 2)])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 4)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, symmetry):
+def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kernel_size, chance):
     config = HaloConfig((1, 8, 16), 32, 4, 2, "pixels_first")
-    form = compiled.Form(32, symmetry, kernel_size=kernel_size)
+    form = compiled.Form(32, chance.choice((1, -1)), kernel_size=kernel_size)
     code = compiled.compile_config(config, "sm_90", dtype, form)
-    holds, taps = code.instructions, kernel_size[0] * kernel_size[1]
-    depth = 32 // (8 if dtype == "float32" else 16)
-    assert holds.matrix_instructions == 2 * taps * depth * 2  # consumers, blocks of 64 pixels
-    assert holds.loop_waits == kernel_size[1] and holds.redundancy == 1
-    assert holds.register_operands == code.resources.spill_bytes == 0
+    assert not requirements.faults(config, "sm_90", dtype, code)
+    holds, depth = code.instructions, 32 // (8 if dtype == "float32" else 16)
+    # of consumers, loops over columns, the taps of one, and blocks of 64 pixels
+    loops = 2 if dtype == "bfloat16" and kernel_size[0] % 2 else 1
+    assert holds.matrix_instructions == 2 * loops * kernel_size[0] * depth * 2
+    assert holds.loop_waits == 1 and holds.loop_barriers <= 2
 
 
 @pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))

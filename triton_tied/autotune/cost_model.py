@@ -124,7 +124,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     through_one /= terms.cache_bytes * narrow
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / max(config.num_stages - 1, 1)
-    step += (candidate.barriers + candidate.waits) * terms.barrier / work.loop_steps
+    step += (candidate.barriers + candidate.waits) * terms.barrier
     start = terms.start + work.gathers * terms.gather
     held_bytes = min(work.programs, gpu.multiprocessors) * work.held_bytes
     cache_us = (work.programs * work.read_bytes + held_bytes) / (gpu.cache_gbs * 1e3)
@@ -159,8 +159,8 @@ class _Work(NamedTuple):
     written, and read again by the sum that follows.
 
     A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
-    then a box, and ``held_bytes`` are read once. ``loop_steps``: of one round of the loop that was
-    compiled. ``sent_bytes``: that a program gets and, on average, another of its cluster read."""
+    then a box, and ``held_bytes`` are read once. ``sent_bytes``: that a program gets and, on
+    average, another of its cluster read."""
 
     programs: int
     steps: int
@@ -171,7 +171,6 @@ class _Work(NamedTuple):
     scratch_bytes: int
     launches: int
     held_bytes: int = 0
-    loop_steps: int = 1
     sent_bytes: float = 0.0
 
 
@@ -247,7 +246,6 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
         0,
         1,
         held * c * c * problem.itemsize,
-        kernel_w,
     )
 
 

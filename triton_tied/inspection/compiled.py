@@ -236,9 +236,9 @@ def _compile(
 
 def _products(compiled_in: dict[str, Any], dtype: str) -> int:
     """Multiplications of one step of a kernel's loop; 1 of a kernel without products."""
-    if "CONSUMERS" in compiled_in:  # a step is a box
+    if "CONSUMERS" in compiled_in:  # a step is a column of the kernel
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
-        return math.prod(sizes) * compiled_in["KERNEL_H"] * compiled_in["KERNEL_W"]
+        return math.prod(sizes) * compiled_in["KERNEL_H"]
     if "SHARED" in compiled_in:  # of one program of two
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWN"]
         return math.prod(sizes) // 2 * swizzled_channels(4 if dtype == "float32" else 2)

@@ -162,17 +162,13 @@ def _is_large_weight_grad(config: WeightGradConfig) -> bool:
 
 
 def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instructions) -> list[str]:
-    """Its loop is a box. It waits once for each column of the kernel."""
+    """A box's result changes its layout, in the outer loop."""
     found = []
     if not holds.matrix_instructions or holds.register_operands:
         found.append("no products of two operands in shared memory")
     if not holds.bulk_copies:
         found.append("no bulk copies")
-    if holds.redundancy != 1:
-        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
-    if not 0 < holds.loop_waits <= plain_form(config).kernel_size[1]:
-        found.append(f"{holds.loop_waits} waits in a loop")
-    return found
+    return found + _loop_faults(replace(holds, layout_changes=0))
 
 
 def _clustered_faults(

@@ -104,26 +104,20 @@ def copy_ahead(
 
 
 @gluon.jit
-def sum_taps(
-    number, which: gl.constexpr, pixels, matrices, full, empty,
-    CHANNELS: gl.constexpr, SIGN: gl.constexpr, HELD: gl.constexpr,
+def add_columns(
+    acc, opposite, number, which: gl.constexpr, start: gl.constexpr, stop: gl.constexpr,
+    pixels, matrices, full, empty,
+    HELD: gl.constexpr, TWO_SUMS: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
     ROLES: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr,
-    BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr,
+    K_BLOCKS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """The sum over all taps of the ``number``-th box of a warpgroup: [M, N], or as ROLES has it."""
-    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
-    TWO_SUMS: gl.constexpr = SIGN < 0 and HELD < TAPS
-    K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
+    """Adds the products of columns start to stop - 1 of the kernel, whose taps in a row are all
+    held, or none of them. Those of the last column are still under way."""
     BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
-    M: gl.constexpr = BLOCK_C if ROLES == "weights_first" else BLOCK_M
-    N: gl.constexpr = BLOCK_M if ROLES == "weights_first" else BLOCK_C
+    BLOCK_K: gl.constexpr = pixels.shape[2]
     layout: gl.constexpr = gl.NVMMASharedLayout(BLOCK_K * BITS // 8, BITS, 2)
-    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 256 // BITS])
-
-    acc = gl.zeros([M, N], gl.float32, sums)
-    opposite = gl.zeros([M, N], gl.float32, sums)  # the sum that is subtracted
-    for column in gl.static_range(KERNEL_W):
+    for column in range(start, stop):
         use = number * KERNEL_W + column
         stage = which * STAGES + use % STAGES
         mbarrier.wait(full.index(stage), use // STAGES & 1)
@@ -131,18 +125,50 @@ def sum_taps(
             for k in gl.static_range(K_BLOCKS):
                 x = pixels.index((stage * K_BLOCKS + k) * ROWS + row * DILATION_H)
                 x = x._reinterpret(pixels.dtype, [BLOCK_M, BLOCK_K], layout)
-                if row * KERNEL_W + column < HELD:
-                    w = matrices.index((row * KERNEL_W + column) * K_BLOCKS + k)
-                    acc = multiply(x, w, acc, ROLES)
+                tap = row * KERNEL_W + column
+                if row * KERNEL_W + start < HELD:
+                    acc = multiply(x, matrices.index(tap * K_BLOCKS + k), acc, ROLES)
                 else:  # K_BLOCKS is 1
-                    w = matrices.index(TAPS - 1 - row * KERNEL_W - column).permute((1, 0))
+                    w = matrices.index(KERNEL_H * KERNEL_W - 1 - tap).permute((1, 0))
                     if TWO_SUMS:
                         opposite = multiply(x, w, opposite, ROLES)
                     else:
                         acc = multiply(x, w, acc, ROLES)
-        if column > 0:
-            acc, opposite = wait(acc, opposite, KERNEL_H * K_BLOCKS, TWO_SUMS)
-            mbarrier.arrive(empty.index(which * STAGES + (use - 1) % STAGES), count=1)
+        acc, opposite = wait(acc, opposite, KERNEL_H * K_BLOCKS, TWO_SUMS)
+        before = which * STAGES + (use + STAGES - 1) % STAGES
+        mbarrier.arrive(empty.index(before), count=1, pred=column > 0)
+    return acc, opposite
+
+
+@gluon.jit
+def sum_taps(
+    number, which: gl.constexpr, pixels, matrices, full, empty,
+    SIGN: gl.constexpr, HELD: gl.constexpr,
+    KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
+    ROLES: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr,
+    BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The sum over all taps of the ``number``-th box of a warpgroup: [M, N], or as ROLES has it."""
+    TWO_SUMS: gl.constexpr = SIGN < 0 and HELD < KERNEL_H * KERNEL_W
+    K_BLOCKS: gl.constexpr = BLOCK_C // BLOCK_K
+    BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
+    M: gl.constexpr = BLOCK_C if ROLES == "weights_first" else BLOCK_M
+    N: gl.constexpr = BLOCK_M if ROLES == "weights_first" else BLOCK_C
+    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 256 // BITS])
+    # From here on the taps of a row in the middle are opposite ones.
+    MIDDLE: gl.constexpr = HELD - KERNEL_H // 2 * KERNEL_W if KERNEL_H % 2 == 1 else KERNEL_W
+
+    acc = gl.zeros([M, N], gl.float32, sums)
+    opposite = gl.zeros([M, N], gl.float32, sums)  # the sum that is subtracted
+    acc, opposite = add_columns(
+        acc, opposite, number, which, 0, min(MIDDLE, KERNEL_W), pixels, matrices, full, empty,
+        HELD, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H, ROLES, BLOCK_M, ROWS, K_BLOCKS, STAGES,
+    )  # fmt: skip
+    if MIDDLE < KERNEL_W:
+        acc, opposite = add_columns(
+            acc, opposite, number, which, MIDDLE, KERNEL_W, pixels, matrices, full, empty,
+            HELD, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H, ROLES, BLOCK_M, ROWS, K_BLOCKS, STAGES,
+        )  # fmt: skip
     acc, opposite = wait(acc, opposite, 0, TWO_SUMS)
     use = number * KERNEL_W + KERNEL_W - 1
     mbarrier.arrive(empty.index(which * STAGES + use % STAGES), count=1)
@@ -181,7 +207,7 @@ def convolve_boxes(
             box = first + number * step
             acc = sum_taps(
                 number, which, pixels, matrices, full, empty,
-                CHANNELS, SIGN, HELD, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
+                SIGN, HELD, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
                 BLOCK_M, BLOCK_H + EXTRA, BLOCK_C, BLOCK_K, STAGES,
             )  # fmt: skip
             if ROLES == "weights_first":
