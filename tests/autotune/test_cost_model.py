@@ -9,7 +9,7 @@ from triton_tied.autotune.candidates import list_of
 from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.geometry import Geometry
-from triton_tied.kernels.configs import WeightGradConfig
+from triton_tied.kernels.configs import ClusteredConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
 GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -67,6 +67,19 @@ def test_dead_pixels_cost_arithmetic_but_no_traffic():
     assert a[:4] == b[:4]  # programs, steps, operations, shared memory
     weights = a.steps * config.BLOCK_N * config.BLOCK_K * 2
     assert b.read_bytes - weights == pytest.approx((a.read_bytes - weights) * 31 / 32)
+
+
+@pytest.mark.parametrize("shared", ["pixels", "weights"])
+def test_what_two_programs_share_comes_through_the_cache_once_and_to_each_of_them(shared):
+    problem = Problem("conv", "bfloat16", Layout(256, (3, 3)), (4, 32, 32), GEOMETRY)
+    config = ClusteredConfig((1, 32, 16), 128, shared=shared)
+    work = cost_model._work(problem, config)
+    clusters, steps = 4 * 1 * 2 * 2, 9 * 4
+    rows, columns = (512, 64) if shared == "pixels" else (256, 128)  # of one program
+    assert (work.programs, work.steps) == (2 * clusters, steps)
+    assert 2 * work.read_bytes == steps * (512 + 128) * 64 * 2
+    assert work.read_bytes + work.sent_bytes == steps * (rows + columns) * 64 * 2
+    assert work.step_flops == 2 * rows * columns * 64
 
 
 @GPUS

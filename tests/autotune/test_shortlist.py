@@ -22,6 +22,7 @@ from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
 from triton_tied.kernels import configs
 from triton_tied.kernels.configs import (
+    ClusteredConfig,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
@@ -31,8 +32,10 @@ from triton_tied.kernels.configs import (
 )
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
+from triton_tied.kernels.toolchain import why_no_clusters
 from triton_tied.packing import Layout
 
+clustered_only = pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not run Gluon")
 LIST_DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
 
@@ -303,6 +306,43 @@ def test_without_gluon_its_kernel_is_no_candidate(monkeypatch):
     shortlist = make_shortlist(made(64, (32, 56, 56)), gpus.KNOWN["H100"])
     reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "halo"}
     assert "there is no Gluon" in reasons
+    assert all(config.kind == "conv" for config in shortlist.ranked)
+
+
+@clustered_only
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("c", [128, 256, 512])
+def test_many_channels_on_hopper_are_shared_by_two_programs(c, dtype):
+    problem = made(c, (32, 64, 64), dtype=dtype)
+    best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
+    assert best.kind == "clustered" and best.shared == ("weights" if c == 128 else "pixels")
+    assert all(
+        candidate.config.kind != "clustered"
+        for gpu in ("A100", "B200")
+        for candidate in list_of("conv", gpus.KNOWN[gpu].target, dtype)
+    )
+
+
+@clustered_only
+def test_why_the_kernel_of_clusters_does_not_serve():
+    config = ClusteredConfig((1, 16, 16), 256)
+    assert made(256).why_unreadable(config) is None
+    for problem, reason in (
+        (made(120), "of 120 channels a group the centre is not unpacked"),
+        (made(256, dtype="float32_ieee"), "TF32"),
+        (made(256, output_memory="contiguous"), "is contiguous"),
+        (made(256, memory="contiguous"), "its memory is contiguous"),
+        (made(132), "not aligned to 16 bytes"),
+        (replace(made(), layout=Layout(384, (3, 3), 2)), "would reach beyond the 192 of a group"),
+    ):
+        assert reason in problem.why_unreadable(config)
+
+
+def test_without_clusters_their_kernel_is_no_candidate(monkeypatch):
+    monkeypatch.setattr(configs, "why_no_clusters", lambda: "there are no clusters")
+    shortlist = make_shortlist(made(256, (32, 56, 56)), gpus.KNOWN["H100"])
+    reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "clustered"}
+    assert "there are no clusters" in reasons
     assert all(config.kind == "conv" for config in shortlist.ranked)
 
 

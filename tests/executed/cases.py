@@ -19,6 +19,7 @@ from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import (
+    ClusteredConfig,
     Config,
     DepthwiseConfig,
     DepthwiseGradConfig,
@@ -311,10 +312,14 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     pairs = tuple((side // 2, side - side // 2) for side in sides)
     image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
     if whole:
-        image = tuple(_whole(side, chance) for side in config.box)
+        image = config.box
+        if config.kind != "clustered":  # whose boxes are large
+            image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
+    if config.kind == "clustered" and taps % 2:
+        stored = max(stored, (taps + 1) // 2)  # it does not gather the centre
     is_conv = config.kernel == "conv"
     return Case(
         target,
@@ -350,6 +355,8 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     if isinstance(config, HaloConfig):
         channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
+    if isinstance(config, ClusteredConfig):
+        return chance.choice((128, 128, 136)), 1
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1

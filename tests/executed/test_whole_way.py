@@ -15,6 +15,7 @@ import triton_tied as tt
 from triton_tied import dispatch
 from triton_tied.autotune import first_use, gpus, tuned_configs
 from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels.toolchain import why_no_clusters
 
 from .execution import KERNELS
 
@@ -106,7 +107,7 @@ CALLS = {
 
 def convolutions(gpu):
     """That were launched."""
-    return gpu.launches["conv_kernel"] + gpu.launches["halo_kernel"]
+    return sum(gpu.launches[f"{name}_kernel"] for name in ("conv", "halo", "clustered"))
 
 
 def gradients(gpu):
@@ -154,8 +155,21 @@ def test_few_channels_on_hopper_take_kernels_of_their_own(gpu, symmetry):
     results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
     for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
         oracle.assert_within_bound(actual, wanted)
-    assert gpu.launches["halo_kernel"] == 2 and not gpu.launches["conv_kernel"]
+    assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
     assert gpu.launches["one_pass_kernel"] == 1 and not gpu.launches["weight_grad_kernel"]
+
+
+@pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_many_channels_on_hopper_are_shared_by_two_programs(gpu):
+    call = Call((2, 128, 16, 16), symmetry="skew_adjoint")
+    x, packed, bias = call.tensors()
+    output = call(x.requires_grad_(), packed, bias)
+    grad = torch.randn(output.shape).to(output.dtype)
+    results = [output.detach(), *torch.autograd.grad(output, x, grad)]
+    for actual, wanted in zip(results, call.expected([x, packed, bias], grad), strict=False):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["clustered_kernel"] == convolutions(gpu) == 2
 
 
 def test_autocast_and_cached_weights(gpu):

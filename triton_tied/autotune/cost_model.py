@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
@@ -20,6 +21,7 @@ from ..kernels.configs import (
     HaloConfig,
     OnePassConfig,
     WeightGradConfig,
+    swizzled_channels,
 )
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
@@ -121,7 +123,8 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     products = rounds * work.steps * work.step_flops / flops_a_cycle
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
-    through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
+    through_one = rounds * (work.read_bytes + work.sent_bytes) + work.held_bytes
+    through_one /= terms.cache_bytes * narrow
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / (work.ahead or max(config.num_stages - 1, 1))
     step += (candidate.barriers + candidate.waits) * terms.barrier
@@ -161,7 +164,8 @@ class _Work(NamedTuple):
     stages do not say so.
 
     A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
-    then a box, and ``held_bytes`` are read once."""
+    then a box, and ``held_bytes`` are read once. ``sent_bytes``: that a program gets and, on
+    average, another of its cluster read."""
 
     programs: int
     steps: int
@@ -174,6 +178,7 @@ class _Work(NamedTuple):
     by_threads: bool = False
     ahead: int = 0
     held_bytes: int = 0
+    sent_bytes: float = 0.0
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -341,6 +346,33 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     )
 
 
+def _clustered_work(problem: Problem, config: ClusteredConfig) -> _Work:
+    layout, (m, n) = problem.layout, config.program
+    k = swizzled_channels(problem.itemsize)
+    n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (config.BLOCK_N, k))
+    steps = math.ceil(layout.taps * k_blocks / config.splits)
+    pixels = live_share(problem, config) * m
+    sent = (pixels if config.shared == "pixels" else n) / 2
+    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
+    return _Work(
+        2 * config.count_boxes(problem.output) * n_blocks * layout.groups * config.splits,
+        steps,
+        2 * m * n * k,
+        _through_shared(n, m, k, config) * problem.itemsize,
+        steps * (pixels + n - sent) * k * problem.itemsize,
+        0,
+        scratch if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+        sent_bytes=steps * sent * k * problem.itemsize,
+    )
+
+
+def _clustered_splits(problem: Problem, config: ClusteredConfig) -> int:
+    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
+    depth = swizzled_channels(problem.itemsize)
+    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, depth))
+
+
 class _Kind(NamedTuple):
     work: Callable[[Problem, Any], _Work]
     limit_splits: Callable[[Problem, Any], int]
@@ -353,12 +385,13 @@ _KINDS: dict[type[Config], _Kind] = {
     DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
     DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
     HaloConfig: _Kind(_halo_work, lambda problem, config: 1),
+    ClusteredConfig: _Kind(_clustered_work, _clustered_splits),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 
 
 def _through_shared(
-    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig
+    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig | ClusteredConfig
 ) -> float:
     """Numbers that a product of first x depth and depth x second writes into shared memory, and
     reads from it."""

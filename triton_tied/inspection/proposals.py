@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
@@ -17,6 +18,7 @@ from ..kernels.configs import (
     Loader,
     OnePassConfig,
     Roles,
+    Shared,
     WeightGradConfig,
 )
 
@@ -279,6 +281,24 @@ _HALO: dict[str, tuple[tuple[tuple[int, int, int], int, int, int], ...]] = {
     ),
 }
 
+# Box and out-channels of two programs, stages, what both need.
+_CLUSTERED: tuple[tuple[tuple[int, int, int], int, int, Shared], ...] = (
+    ((1, 16, 16), 256, 4, "pixels"),
+    ((4, 8, 8), 256, 4, "pixels"),
+    ((16, 4, 4), 256, 4, "pixels"),
+    ((64, 2, 2), 256, 4, "pixels"),
+    ((1, 8, 16), 256, 6, "pixels"),
+    ((2, 8, 8), 256, 6, "pixels"),
+    ((8, 4, 4), 256, 6, "pixels"),
+    ((32, 2, 2), 256, 6, "pixels"),
+    ((2, 8, 8), 128, 4, "pixels"),
+    ((1, 32, 16), 128, 4, "weights"),
+    ((2, 16, 16), 128, 4, "weights"),
+    ((1, 16, 16), 128, 6, "weights"),
+    ((4, 8, 8), 128, 6, "weights"),
+    ((16, 4, 4), 128, 6, "weights"),
+)
+
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
     "weight_grad": {"half": _GRAD_POINTER, "float32": _GRAD_FP32, "float32_ieee": _GRAD_IEEE},
@@ -342,6 +362,12 @@ def _halo(target: str, list_name: str) -> Iterator[HaloConfig]:
         yield HaloConfig(box, channels, stages, consumers, roles)
 
 
+def _clustered(target: str, list_name: str) -> Iterator[ClusteredConfig]:
+    serves = target == "sm_90" and list_name != "float32_ieee"
+    for box, n, stages, shared in _CLUSTERED if serves else ():
+        yield ClusteredConfig(box, n, stages, shared)
+
+
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
     """Those that read by pointers, of which list, and whether others read by descriptors."""
     if target == "gfx942" and list_name == "float32_ieee":
@@ -371,4 +397,5 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "halo": _halo,
+    "clustered": _clustered,
 }

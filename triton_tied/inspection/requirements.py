@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
@@ -213,6 +214,17 @@ def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instruction
     return found + _loop_faults(replace(holds, layout_changes=0))
 
 
+def _clustered_faults(
+    config: ClusteredConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    return found + _loop_faults(holds)
+
+
 class _Kind(NamedTuple):
     """What is asked of a kind of config.
 
@@ -237,6 +249,12 @@ _KINDS: dict[type[Config], _Kind] = {
     OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
+    ClusteredConfig: _Kind(
+        lambda config: Form(max(2 * config.BLOCK_N, UNPACKED_FROM)),
+        lambda config, fewer: (Form(2 * config.BLOCK_N),),
+        _clustered_faults,
+        lambda config: True,
+    ),
     HaloConfig: _Kind(
         lambda config: Form(config.BLOCK_C),
         lambda config, fewer: (Form(config.BLOCK_C),),

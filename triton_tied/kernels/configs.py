@@ -14,12 +14,14 @@ from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
 from .precision import InputPrecision
-from .toolchain import why_no_gluon
+from .stored_taps import UNPACKED_FROM
+from .toolchain import why_no_clusters, why_no_gluon
 
 Kernel = Literal["conv", "weight_grad"]  # what a launch computes
 # Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
 Loader = Literal["pointer", "channels_last_descriptor", "planar_descriptor"]
 Roles = Literal["pixels_first", "weights_first"]
+Shared = Literal["pixels", "weights"]  # what both programs of a cluster need
 # What a problem may ask of the compiled code, beyond the plain one: images of channels-last
 # memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
 Need = Literal[
@@ -252,6 +254,79 @@ class HaloConfig(_Kind):
 
 
 @dataclass(frozen=True)
+class ClusteredConfig(_Kind):
+    """Tiles of the convolution of many channels on sm_90, each of two programs.
+
+    Args:
+        box: images, rows and columns of a tile of pixels; powers of two.
+        BLOCK_N: out-channels of a tile; of one program 64 or 128.
+        num_stages: of the ring for operands.
+        shared: what both programs need: "pixels", and each has half of the out-channels, or
+            "weights", and each has half of the box, at most 256 pixels.
+        splits: so many clusters share the sum of one tile of the output.
+    """
+
+    kind = "clustered"
+    kernel = "conv"
+    loader: ClassVar[Loader] = "channels_last_descriptor"
+
+    box: tuple[int, int, int]
+    BLOCK_N: int
+    num_stages: int = 4
+    shared: Shared = "pixels"
+    splits: int = 1
+
+    @property
+    def program(self) -> tuple[int, int]:
+        """Pixels and out-channels of one program."""
+        if self.shared == "pixels":
+            return self.BLOCK_M, self.BLOCK_N // 2
+        return self.BLOCK_M // 2, self.BLOCK_N
+
+    @property
+    def num_warps(self) -> int:  # type: ignore[override]
+        """Of a program, that multiply; four more have operands copied."""
+        return self.program[1] // 16
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            "BLOCK_N": self.BLOCK_N,
+            "STAGES": self.num_stages,
+            "SHARED": self.shared,
+        }
+
+    def copied(self, itemsize: int) -> dict[str, tuple[list[int], int | None]]:
+        """By the kernel's descriptors: the block that is copied at once, and along which axis each
+        program has half of it; None where both have all."""
+        depth, is_cut = swizzled_channels(itemsize), self.shared == "pixels"
+        side = next((axis for axis in range(3) if self.box[axis] > 1), 2)
+        return {
+            "x": ([*self.box, depth], None if is_cut else side),
+            "weights": ([1, self.BLOCK_N, depth], 1 if is_cut else None),
+            "opposite_weights": ([1, depth, self.BLOCK_N], 2 if is_cut else None),
+        }
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """Of four warps that multiply, two programs share a multiprocessor. The kernel itself
+        shares the registers out among its warps."""
+        most = 128 if self.num_warps == 4 else 168
+        return {"num_warps": self.num_warps, "num_ctas": 2, "maxnreg": most}
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        channels = reading.layout.group_channels
+        if channels < UNPACKED_FROM:
+            return f"of {channels} channels a group the centre is not unpacked"
+        if reading.itemsize == 4 and reading.precision == "ieee":
+            return "its products of float32 are TF32"
+        if reading.output != "channels_last":
+            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        blocks = self.BLOCK_N, swizzled_channels(reading.itemsize)
+        return _why_unloadable(self, reading, *blocks) or why_no_clusters()
+
+
+@dataclass(frozen=True)
 class OnePassConfig(_Kind):
     """Tiles of the packed weight gradient by blocks of taps: see :mod:`.one_pass`.
 
@@ -447,6 +522,7 @@ Config = (
     ConvConfig
     | WeightGradConfig
     | HaloConfig
+    | ClusteredConfig
     | OnePassConfig
     | DepthwiseConfig
     | DepthwiseGradConfig
@@ -455,6 +531,7 @@ _ALL = (
     ConvConfig,
     WeightGradConfig,
     HaloConfig,
+    ClusteredConfig,
     OnePassConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
@@ -506,6 +583,11 @@ def constants(
         "WIDE": wide,
         **config.constants,
     }
+
+
+def swizzled_channels(itemsize: int) -> int:
+    """In the 128 bytes of a row of shared memory."""
+    return 128 // itemsize
 
 
 def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:

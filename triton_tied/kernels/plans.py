@@ -18,6 +18,7 @@ from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
 from .configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
@@ -26,6 +27,7 @@ from .configs import (
     OnePassConfig,
     Reading,
     WeightGradConfig,
+    swizzled_channels,
 )
 from .conv import conv_kernel
 from .depthwise import depthwise_kernel
@@ -117,10 +119,11 @@ class WeightGradient(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """A kernel, the number of its programs, and what stays the same from call to call: of its
-    arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors, of which it takes so many; how it is compiled, and what came of it when it was launched
-    first. ``arrange`` makes the kernel's tensors of None and those of the call; what is None may be
+    """A kernel, the number of its programs, or of clusters of them, and what stays the same from
+    call to call: of its arguments ``numbers``, which follow the tensors, and ``constants``, which
+    follow the scale factors, of which it takes so many; how it is compiled, and what came of it
+    when it was launched first. ``arrange`` makes the kernel's tensors of None and those of the
+    call; what is None may be
     described."""
 
     kernel: Any
@@ -211,11 +214,8 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
-    partial = None
     splits = min(config.splits, most_splits(layout, call.stored, config.BLOCK_K))
-    if splits > 1:
-        shape = (splits, pixels, layout.channels)
-        partial = torch.empty(shape, dtype=torch.float32, device="meta")
+    partial = _partial_sums(splits, pixels, layout)
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
     (padding_h, _), (padding_w, _) = call.geometry.padding
@@ -242,6 +242,13 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
     total = _sum((out_h, out_w), partial, _SUM_TILE, written)
     return Plan(main, total, descriptors, _written(y), _written(partial), config)
+
+
+def _partial_sums(splits: int, pixels: int, layout: Layout) -> Tensor | None:
+    """What the splits of a convolution write, if there are several."""
+    if splits == 1:
+        return None
+    return torch.empty((splits, pixels, layout.channels), dtype=torch.float32, device="meta")
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -302,6 +309,39 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
     descriptors = _describe_halo(call, config) if programs else []
     return Plan(main, None, descriptors, _written(y), None, config)
+
+
+def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
+    from .clustered import clustered_kernel  # not every Triton has clusters
+
+    x, layout, residual = call.x, call.layout, call.residual
+    if call.stored < (layout.taps + 1) // 2:
+        raise ValueError(f"{config} reads the centre as a matrix: expected it unpacked")
+    y = call.empty_output()
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    pixels = n * out_h * out_w
+    depth = swizzled_channels(x.element_size())
+    splits = min(config.splits, most_splits(layout, call.stored, depth))
+    partial = _partial_sums(splits, pixels, layout)
+    (padding_h, _), (padding_w, _) = call.geometry.padding
+    bias_channels = 0 if call.bias is None else layout.channels
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "stride_split": pixels * layout.channels,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
+        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
+        **_constants(call, config, [y, call.weights, residual]), "STORED": call.stored,
+    }  # fmt: skip
+    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
+    clusters = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
+    descriptors = _describe_clustered(call, config) if clusters else []
+    main = _launch(clustered_kernel, clusters, CONV_TENSORS, arguments, _options(config))
+    if partial is None:
+        return Plan(main, None, descriptors, _written(y), None, config)
+    r = y if residual is None else residual
+    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
+    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
+    return Plan(main, total, descriptors, _written(y), _written(partial), config)
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -404,6 +444,7 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     OnePassConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
+    ClusteredConfig: _plan_clustered,
 }
 
 
@@ -536,6 +577,33 @@ def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list
         described = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
         found.append(_description(2, 1, described))
     return found
+
+
+def _describe_clustered(call: Convolution, config: ClusteredConfig) -> list[Description]:
+    """A box, and tiles of matrices as they stand and to be transposed; see clustered_kernel."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    of_group, itemsize = layout.group_channels, x.element_size()
+    image = x, [n, h, w, c], [h * w * c, w * c, c, 1]
+    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
+    matrices = call.weights, sizes, strides
+    found = []
+    for argument, (block, axis) in enumerate(config.copied(itemsize).values()):
+        if argument < 2 or call.stored < layout.taps:
+            shared = halved_layout(8 * itemsize, len(block), axis)
+            descriptor = TensorDescriptor(*(matrices if argument else image), block, shared)
+            found.append(_description(argument, min(argument, 1), descriptor))
+    return found
+
+
+def halved_layout(bits: int, rank: int, axis: int | None) -> Any:
+    """Of a block in the shared memory of a cluster; see :meth:`.ClusteredConfig.copied`."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    halves = [int(place == axis) for place in range(rank)]
+    return NVMMASharedLayout(128, bits, rank, cga_layout=[halves])
 
 
 def _description(argument: int, tensor: int, descriptor: Any) -> Description:
