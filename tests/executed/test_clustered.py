@@ -67,7 +67,7 @@ def draw(dtype):
             stored=layout.taps if dtype == "float32" else (layout.taps + 1) // 2,
             bias=chance.random() < 0.5, residual=chance.random() < 0.5,
             alpha=chance.choice([1.0, -1.5]), beta=chance.choice([1.0, -0.5]),
-            wide=chance.random() < 0.2, seed=chance.randrange(2**31),
+            widens=chance.random() < 0.3, wide=chance.random() < 0.2, seed=chance.randrange(2**31),
         )  # fmt: skip
         if min(image) > 0 and min(case.output) > 0:
             return case
