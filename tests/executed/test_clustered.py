@@ -94,7 +94,7 @@ def test_small_integers_are_exact(compiler, config, symmetry):
     weight = expand(inputs.packed.double(), case.layout)
     truth = F.conv2d(inputs.x.double(), weight, inputs.bias.double(), padding=1)
     truth = case.alpha * truth + case.beta * inputs.residual.double()
-    with emulated(EmulatedGpu(90), clustered.clustered_kernel):
+    with emulated(EmulatedGpu(90), *KERNELS):
         assert torch.equal(run(case, inputs).double(), truth)
 
 

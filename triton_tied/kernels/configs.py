@@ -213,7 +213,7 @@ class HaloConfig(_Kind):
     @property
     def constants(self) -> dict[str, Any]:
         return {
-            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            **_sides(self.box),
             "BLOCK_C": self.BLOCK_C,
             "STAGES": self.num_stages // self.consumers,
             "CONSUMERS": self.consumers,
@@ -291,7 +291,7 @@ class ClusteredConfig(_Kind):
     @property
     def constants(self) -> dict[str, Any]:
         return {
-            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            **_sides(self.box),
             "BLOCK_N": self.BLOCK_N,
             "STAGES": self.num_stages,
             "SHARED": self.shared,
@@ -359,7 +359,7 @@ class OnePassConfig(_Kind):
     @property
     def constants(self) -> dict[str, Any]:
         return {
-            **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), self.box, strict=True)),
+            **_sides(self.box),
             "BLOCK_C": self.BLOCK_C,
             "STAGES": self.num_stages,
         }
@@ -590,10 +590,15 @@ def swizzled_channels(itemsize: int) -> int:
     return 128 // itemsize
 
 
+def _sides(box: tuple[int, int, int]) -> dict[str, int]:
+    """As kernels name them."""
+    return dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), box, strict=True))
+
+
 def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:
     return {
         "LOADER": config.loader,
-        **dict(zip(("BLOCK_I", "BLOCK_H", "BLOCK_W"), config.box, strict=True)),
+        **_sides(config.box),
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
     }
