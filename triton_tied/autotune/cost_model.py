@@ -85,6 +85,7 @@ class Prediction(NamedTuple):
 
 def live_share(problem: Problem, config: Config) -> float:
     """Pixels of the output over pixels of all boxes."""
+    problem, config = problem.as_read(config)
     return math.prod(problem.output) / (config.count_boxes(problem.output) * config.BLOCK_M)
 
 
@@ -152,6 +153,7 @@ def count_programs(problem: Problem, config: Config) -> int:
 
 def limit_splits(problem: Problem, config: Config) -> int:
     """How many programs at most may share a sum."""
+    problem, config = problem.as_read(config)
     return _KINDS[type(config)].limit_splits(problem, config)
 
 
@@ -182,7 +184,14 @@ class _Work(NamedTuple):
 
 
 def _work(problem: Problem, config: Config) -> _Work:
-    return _KINDS[type(config)].work(problem, config)
+    merges = config.merged > 1
+    problem, config = problem.as_read(config)
+    work = _KINDS[type(config)].work(problem, config)
+    if not merges:
+        return work
+    if problem.is_weight_grad:  # which always ends with a sum
+        return work._replace(launches=2)
+    return work._replace(launches=work.launches + 1, gathers=0)
 
 
 def _conv_work(problem: Problem, config: ConvConfig) -> _Work:

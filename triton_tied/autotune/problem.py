@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..geometry import Geometry
 from ..kernels.configs import Config, Kernel, Need, Reading
+from ..kernels.merging import merge
 from ..kernels.precision import input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
@@ -90,8 +91,18 @@ class Problem:
                 self.aligned,
                 "tf32" if self.dtype == "float32" else "ieee",
                 self.output_memory,
+                math.gcd(self.image[2], self.output[2]),
             )
         )
+
+    def as_read(self, config: Config) -> tuple[Problem, Any]:
+        """What the kernel of a config is given: where it merges columns, that of those."""
+        if config.merged == 1:
+            return self, config
+        layout, geometry = merge(self.layout, self.geometry, config.merged)
+        image = (*self.image[:2], self.image[2] // config.merged)
+        merged = replace(self, layout=layout, geometry=geometry, image=image)
+        return merged, replace(cast(Any, config), merged=1)
 
     @property
     def is_weight_grad(self) -> bool:
@@ -99,6 +110,9 @@ class Problem:
 
     def needs(self, config: Config) -> frozenset[Need]:
         """What the problem asks of the compiled code of a config; see :data:`.configs.Need`."""
+        if config.merged > 1:
+            problem, as_read = self.as_read(config)
+            return problem.needs(as_read)
         found: set[Need] = set()
         writes_at_once = not self.is_weight_grad and config.splits == 1
         if writes_at_once and self.output_memory != "channels_last":

@@ -7,12 +7,13 @@ in its class; :data:`KINDS` names them all.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
+from .merging import merge, why_unmergeable
 from .precision import InputPrecision
 from .stored_taps import UNPACKED_FROM
 from .toolchain import why_no_clusters, why_no_gluon
@@ -56,6 +57,7 @@ class Reading(NamedTuple):
         aligned: each image, and the weight, starts at a multiple of 16 bytes.
         precision: of products of float32.
         output: memory of what a convolution writes, and of its residual.
+        columns: the greatest common divisor of those of the input and of the output.
     """
 
     layout: Layout
@@ -66,6 +68,7 @@ class Reading(NamedTuple):
     aligned: bool
     precision: InputPrecision
     output: Memory
+    columns: int
 
 
 class _Kind:
@@ -77,6 +80,8 @@ class _Kind:
         box: images, rows and columns of a tile of pixels; powers of two.
         splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
             anew.
+        merged: so many columns of pixels are read as the channels of one, see :mod:`.merging`; 1 in
+            the committed list, since to the compiler that is another layer.
     """
 
     kind: ClassVar[str]
@@ -86,6 +91,7 @@ class _Kind:
     num_stages: int
     loader: Loader
     splits: int
+    merged: int
     _own_needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
@@ -121,6 +127,21 @@ class _Kind:
 
     def why_unreadable(self, reading: Reading) -> str | None:
         """What it asks of what is read and does not get, or None."""
+        if self.merged == 1:
+            return self._why_unreadable(reading)
+        if not reading.memory == reading.output == "channels_last":
+            return "columns are merged in channels-last memory"
+        layout, geometry = reading.layout, reading.geometry
+        reason = why_unmergeable(layout, geometry, reading.columns, self.merged)
+        if reason:
+            return reason
+        layout, geometry = merge(layout, geometry, self.merged)
+        innermost = self.merged * reading.innermost
+        as_read = reading._replace(layout=layout, geometry=geometry, innermost=innermost)
+        return self._why_unreadable(as_read)
+
+    def _why_unreadable(self, reading: Reading) -> str | None:
+        """The same of what the kernel itself is given."""
         raise NotImplementedError
 
 
@@ -135,6 +156,7 @@ class ConvConfig(_Kind):
         loader: how pixels are read, see :data:`Loader`.
         roles: the first operand of the matrix product: "pixels_first" or "weights_first".
         splits: so many programs share the sum of one tile of the output.
+        merged: see :class:`_Kind`.
     """
 
     kind = "conv"
@@ -149,12 +171,13 @@ class ConvConfig(_Kind):
     loader: Loader = "pointer"
     roles: Roles = "pixels_first"
     splits: int = 1
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
         return {**_tile(self), "ROLES": self.roles}
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         return _why_unloadable(self, reading, self.BLOCK_K)
 
 
@@ -174,12 +197,13 @@ class WeightGradConfig(_Kind):
     num_warps: int = 4
     num_stages: int = 3
     loader: Loader = "pointer"
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
         return _tile(self)
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         return _why_unloadable(self, reading, self.BLOCK_K, self.BLOCK_N)
 
 
@@ -196,6 +220,7 @@ class HaloConfig(_Kind):
         consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
         roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
         splits: 1: a sum is not shared.
+        merged: see :class:`_Kind`.
     """
 
     kind = "halo"
@@ -209,6 +234,7 @@ class HaloConfig(_Kind):
     consumers: int = 2
     roles: Roles = "weights_first"
     splits: int = 1
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -237,7 +263,7 @@ class HaloConfig(_Kind):
         results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
         return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         layout, channels = reading.layout, reading.layout.group_channels
         if layout.taps == 1:
             return "a kernel of one tap reads each pixel once anyway"
@@ -269,6 +295,7 @@ class ClusteredConfig(_Kind):
     kind = "clustered"
     kernel = "conv"
     loader: ClassVar[Loader] = "channels_last_descriptor"
+    merged: ClassVar[int] = 1
 
     box: tuple[int, int, int]
     BLOCK_N: int
@@ -314,7 +341,7 @@ class ClusteredConfig(_Kind):
         most = 128 if self.num_warps == 4 else 168
         return {"num_warps": self.num_warps, "num_ctas": 2, "maxnreg": most}
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         channels = reading.layout.group_channels
         if channels < UNPACKED_FROM:
             return f"of {channels} channels a group the centre is not unpacked"
@@ -339,6 +366,7 @@ class OnePassConfig(_Kind):
         num_warps: 4 or 8.
         num_stages: boxes in shared memory.
         splits: so many programs share the pixels of one block of taps.
+        merged: see :class:`_Kind`.
     """
 
     kind = "one_pass"
@@ -351,6 +379,7 @@ class OnePassConfig(_Kind):
     num_warps: int = 8
     num_stages: int = 3
     splits: int = 1
+    merged: int = 1
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -385,7 +414,7 @@ class OnePassConfig(_Kind):
         end = max(min(w, out_w + (kernel_w - 1) * dilation_w - padding_w), middle + out_w)
         return first, end - first
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         if reading.itemsize != 2:
             return "it multiplies half precision only"
         if self.BLOCK_M > _MOST_MATRIX_ROWS:
@@ -410,6 +439,7 @@ class _Depthwise(_Kind):
 
     loader: ClassVar[Loader] = "pointer"
     num_stages: ClassVar[int] = 1
+    merged: ClassVar[int] = 1
     BLOCK_C: int
 
     @property
@@ -436,7 +466,7 @@ class _Depthwise(_Kind):
     def neighbours(self, layout: Layout) -> int:
         return layout.channels
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         channels = reading.layout.group_channels
         if channels not in (1, 2, 4):
             return f"it is for groups of 1, 2 or 4 channels, and these have {channels}"
@@ -481,10 +511,10 @@ class DepthwiseConfig(_Depthwise):
     num_warps: int = 4
     splits: int = 1
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         if self.splits > 1:
             return "its sums are too short to be shared"
-        return super().why_unreadable(reading)
+        return super()._why_unreadable(reading)
 
     def _held(self, reading: Reading) -> int:
         """The weights of the channels that it reads at once; sums, as many as the kernel has rows;
@@ -545,6 +575,16 @@ def _numbers_of_group(layout: Layout) -> int:
     return layout.pairs * c * c + layout.taps % 2 * c * (c + 1) // 2
 
 
+def can_merge(config: Config) -> bool:
+    """Whether it is of a kind that may merge columns."""
+    return "merged" in (each.name for each in fields(config))
+
+
+def as_listed(config: Any) -> Config:
+    """As it stands in the committed list."""
+    return replace(config, splits=1, **({"merged": 1} if can_merge(config) else {}))
+
+
 def as_json(config: Config) -> dict[str, Any]:
     """With the name of its kind."""
     return {"kind": config.kind, **asdict(config)}
@@ -556,8 +596,8 @@ def from_json(row: dict[str, Any]) -> Config:
     Raises:
         KeyError, TypeError: it did not make this.
     """
-    fields = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
-    return KINDS[fields.pop("kind")](**fields)
+    found = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
+    return KINDS[found.pop("kind")](**found)
 
 
 def constants(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -32,8 +32,11 @@ from .configs import (
 from .conv import conv_kernel
 from .depthwise import depthwise_kernel
 from .depthwise_grad import depthwise_grad_kernel
+from .merge_columns import merge_columns_kernel
+from .merging import merge
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
+from .sum_merged import sum_merged_kernel
 from .sum_rows import sum_rows_kernel
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
@@ -43,10 +46,13 @@ _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
 _EXECUTED_ON = 3  # multiprocessors of a CPU, where tests execute what is compiled for a GPU
 _SUM_ROWS = {"BLOCK_ROWS": 32, "BLOCK": 128}  # rows and numbers that a program sums at once
+_SUM_MERGED = {"BLOCK_ROWS": 64, "BLOCK": 32}  # the same, of merged columns
+_MERGED_BLOCK = 1024  # numbers of a weight that a program merges
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
 GRAD_TENSORS = ("x", "grad", "partial")
 SUM_TENSORS = ("partial", "bias", "residual", "y")
+MERGE_TENSORS = ("weights", "bias", "matrices", "merged_bias")
 
 
 class Convolution(NamedTuple):
@@ -108,6 +114,11 @@ class WeightGradient(NamedTuple):
     precision: InputPrecision | None = None
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of the convolution."""
+        return tuple(self.grad.shape)
+
+    @property
     def bias_channels(self) -> int:
         return self.layout.channels if self.has_bias else 0
 
@@ -157,11 +168,21 @@ class Written(NamedTuple):
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
 
 
+class Merging(NamedTuple):
+    """What is launched before a convolution of merged columns: it writes the weights and the bias
+    (None: there is none) that the convolution reads."""
+
+    launch: Launch
+    weights: Written
+    bias: Written | None
+
+
 class Plan(NamedTuple):
     """A config made ready for all calls of one description: what is left are the tensors themselves
     and scale factors.
 
     ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None.
+    ``merging``: what comes before, or None.
     """
 
     main: Launch
@@ -170,6 +191,7 @@ class Plan(NamedTuple):
     output: Written
     partial: Written | None
     config: Config
+    merging: Merging | None = None
 
 
 def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
@@ -181,7 +203,7 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
     if reason:
         sizes = ", ".join(str(list(x.shape)) for x in _images(call))
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
-    return _PLANS[type(config)](call, config)
+    return (_plan if config.merged == 1 else _plan_merged)(call, config)
 
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
@@ -189,6 +211,7 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
     images = _images(call)
     tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
+    shapes = [*(x.shape for x in images), call.output_shape]
     return config.why_unreadable(
         Reading(
             call.layout,
@@ -199,6 +222,7 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             not any(tensor.data_ptr() % 16 for tensor in tensors),
             call.precision or input_precision(call.x.dtype),
             call.output_memory,
+            math.gcd(*(shape[3] for shape in shapes)),
         )
     )
 
@@ -446,6 +470,94 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     DepthwiseGradConfig: _plan_depthwise_grad,
     ClusteredConfig: _plan_clustered,
 }
+
+
+def _plan(call: Convolution | WeightGradient, config: Config) -> Plan:
+    return _PLANS[type(config)](call, config)
+
+
+def _plan_merged(call: Convolution | WeightGradient, config: Any) -> Plan:
+    """That of the same memory, of which so many columns are one."""
+    of_merged = replace(config, merged=1)
+    if isinstance(call, Convolution):
+        return _plan_merged_conv(call, config, of_merged)
+    return _plan_merged_grad(call, config, of_merged)
+
+
+def _plan_merged_conv(call: Convolution, config: Config, of_merged: Config) -> Plan:
+    m, precision = config.merged, call.precision or input_precision(call.x.dtype)
+    layout, geometry = merge(call.layout, call.geometry, m)
+    is_packed = call.weights.dim() == 1
+    if not is_packed and call.stored < call.layout.taps:
+        raise ValueError(f"{config} merges packed weights, or matrices of all taps")
+    stored = layout.taps if precision == "tf32" else (layout.taps + 1) // 2
+    shape = 1, stored, layout.channels, layout.channels
+    matrices = torch.empty(shape, dtype=call.x.dtype, device="meta")
+    merged_call = call._replace(
+        x=_merge_columns(call.x, m), weights=matrices, layout=layout, geometry=geometry,
+        residual=None if call.residual is None else _merge_columns(call.residual, m),
+    )  # fmt: skip
+    plan = _plan(merged_call, of_merged)
+    bias = None
+    if call.bias is not None:
+        bias = Written((layout.channels,), (1,), call.bias.dtype)
+    arguments = {
+        **_merged_numbers(call, layout, geometry, m), "stored": stored,
+        "bias_channels": 0 if bias is None else layout.channels,
+        "SIGN": layout.sign, "IS_PACKED": is_packed, "BLOCK": _MERGED_BLOCK,
+    }  # fmt: skip
+    programs = triton.cdiv(matrices.numel(), _MERGED_BLOCK)
+    launch = _launch(merge_columns_kernel, programs, MERGE_TENSORS, arguments, {})
+    return plan._replace(
+        output=_written(call.empty_output()),
+        config=config,
+        merging=Merging(launch, _written(matrices), bias),
+    )
+
+
+def _plan_merged_grad(call: WeightGradient, config: Config, of_merged: Config) -> Plan:
+    m = config.merged
+    layout, geometry = merge(call.layout, call.geometry, m)
+    plan = _plan(
+        call._replace(
+            x=_merge_columns(call.x, m), grad=_merge_columns(call.grad, m), layout=layout,
+            geometry=geometry, dtype=torch.float32,
+        ),
+        of_merged,
+    )  # fmt: skip
+    partial = plan.partial or plan.output
+    merged_size = plan.output.shape[0]
+    output = torch.empty(call.layout.size + call.bias_channels, dtype=call.dtype, device="meta")
+    arguments = {
+        **_merged_numbers(call, layout, geometry, m), "merged_taps": layout.taps,
+        "rows": math.prod(partial.shape) // max(merged_size, 1),
+        "size": output.numel(), "merged_size": merged_size, "bias_channels": call.bias_channels,
+        "SIGN": layout.sign, **_SUM_MERGED,
+    }  # fmt: skip
+    places = (call.layout.taps + 1) // 2 * call.layout.channels**2 + call.bias_channels
+    programs = triton.cdiv(places, _SUM_MERGED["BLOCK"])
+    total = _launch(sum_merged_kernel, programs, SUM_TENSORS, arguments, {})
+    return plan._replace(sum=total, output=_written(output), partial=partial, config=config)
+
+
+def _merged_numbers(
+    call: Convolution | WeightGradient, layout: Layout, geometry: Geometry, merged: int
+) -> dict[str, int]:
+    """Of a convolution, and of that of merged columns."""
+    return {
+        "channels": call.layout.channels, "kernel_w": call.layout.kernel_size[1],
+        "taps": call.layout.taps, "dilation": call.geometry.dilation[1],
+        "padding": call.geometry.padding[1][0], "merged": merged,
+        "merged_w": layout.kernel_size[1], "merged_padding": geometry.padding[1][0],
+    }  # fmt: skip
+
+
+def _merge_columns(image: Tensor, merged: int) -> Tensor:
+    """The same channels-last memory, without gaps."""
+    n, c, h, w = image.shape
+    return image.as_strided(
+        (n, merged * c, h, w // merged), (h * w * c, 1, w * c, merged * c), image.storage_offset()
+    )
 
 
 def _written(tensor: Tensor) -> Written:
