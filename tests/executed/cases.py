@@ -25,7 +25,9 @@ from triton_tied.kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    can_merge,
 )
+from triton_tied.kernels.merging import MERGES
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -270,6 +272,8 @@ def draw(
     kernel, target, list_name = key
     while True:
         config = replace(candidate.config, splits=chance.choice((1, 1, 2, 3)))
+        if can_merge(config) and chance.random() < 0.25:
+            config = replace(config, merged=chance.choice(MERGES))
         case = _propose(target, list_name, config, chance)
         if needs is not None:
             case = _asking_for(needs, case)
@@ -318,6 +322,9 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
+    if config.merged > 1:
+        image = (*image[:2], image[2] * config.merged)
+        memory, stored = "channels_last", chance.choice((0, taps))
     if config.kind == "clustered" and taps % 2:
         stored = max(stored, (taps + 1) // 2)  # it does not gather the centre
     is_conv = config.kernel == "conv"
@@ -345,6 +352,8 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
 
 def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, int]:
     """Channels of a group, and groups."""
+    if config.merged > 1:
+        return max(1, chance.choice((8, 16, 24, 32, 48, 64)) // config.merged), 1
     if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
         block = config.BLOCK_C
         channels = chance.choice((1, 1, 2, 4))
