@@ -29,6 +29,8 @@ from triton_tied.kernels.configs import (
     HaloConfig,
     OnePassConfig,
     WeightGradConfig,
+    as_listed,
+    can_merge,
 )
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
@@ -92,20 +94,17 @@ def test_every_problem_keeps_a_config_on_every_gpu(gpu, problem):
         candidate.config: candidate
         for candidate in list_of(problem.kernel, gpu.target, problem.dtype)
     }
-    plain = [_unsplit(entry.config) for entry in (*shortlist.candidates, *shortlist.fallen)]
+    found = [entry.config for entry in (*shortlist.candidates, *shortlist.fallen)]
+    plain = [as_listed(config) for config in found if config.merged == 1]
     assert sorted(map(repr, plain)) == sorted(map(repr, listed))
     for config, _ in shortlist.candidates:
         assert serves(problem, gpu, config)
-        assert listed[_unsplit(config)].shared_bytes <= gpu.block_shared_bytes
+        assert listed[as_listed(config)].shared_bytes <= gpu.block_shared_bytes
         assert config.loader == "pointer" or gpu.has_descriptors
     assert all(reason for _, reason in shortlist.fallen)
     assert serves(problem, gpu, shortlist.untimed)
     # bulk copies of whole rows are not taken unless they were timed, and so checked
     assert shortlist.untimed.loader != "planar_descriptor"
-
-
-def _unsplit(config):
-    return replace(config, splits=1)
 
 
 @given(problem=problems())
@@ -153,6 +152,37 @@ def test_programs_are_those_of_the_launch(name, problem, n, k, splits):
     assert (plan.sum is None) == (splits == 1)
 
 
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+@given(
+    c=st.integers(1, 32),
+    columns=st.integers(1, 9),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    merged=st.sampled_from([2, 4, 8]),
+    splits=st.integers(1, 3),
+)
+def test_programs_of_merged_columns_are_those_of_the_launch(
+    name, c, columns, kernel, merged, splits
+):
+    problem = made(c, (3, 12, merged * columns), (kernel, kernel), name, "float16")
+    shape = (3, c, 12, merged * columns)
+    x, grad = (
+        torch.empty(shape, dtype=torch.float16, device="meta", memory_format=torch.channels_last)
+        for _ in "xg"
+    )
+    if name == "conv":
+        config = ConvConfig((1, 8, 8), 16, 32, splits=splits, merged=merged)
+        call = convolution_of(x, problem.layout, problem.geometry)
+    else:
+        config = WeightGradConfig((1, 8, 8), 16, 32, splits, merged=merged)
+        call = gradient_of(x, grad, problem.layout, problem.geometry)
+    assume(problem.why_unreadable(config) is None)
+    assume(splits <= cost_model.limit_splits(problem, config))
+    plan = make_plan(call, config)
+    assert cost_model.count_programs(problem, config) == plan.main.programs
+    launches = (plan.merging is not None) + 1 + (plan.sum is not None)
+    assert cost_model._work(problem, config).launches == launches
+
+
 @given(problem=problems(), rows=st.sampled_from([1, 4]), splits=st.integers(1, 5))
 def test_programs_are_those_of_the_launch_of_few_channels_a_group(problem, rows, splits):
     channels = problem.layout.groups * (4 if rows > 1 else 1)
@@ -174,7 +204,7 @@ def test_programs_are_those_of_the_launch_of_few_channels_a_group(problem, rows,
 @given(
     channels=st.sampled_from([64, 100, 256, 1024]),
     of_group=st.sampled_from([1, 2, 4]),
-    side=st.integers(14, 100),
+    side=st.integers(17, 100),
     kernel=st.sampled_from([3, 5, 7]),
     sign=st.sampled_from(["self_adjoint", "skew_adjoint"]),
     name=st.sampled_from(["conv", "weight_grad"]),
@@ -344,6 +374,49 @@ def test_without_clusters_their_kernel_is_no_candidate(monkeypatch):
     reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "clustered"}
     assert "there are no clusters" in reasons
     assert all(config.kind == "conv" for config in shortlist.ranked)
+
+
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+@pytest.mark.parametrize("kernel", [(5, 5), (7, 7), (1, 9)])
+def test_few_channels_are_merged(name, kernel):
+    problem = made(8, (64, 128, 128), kernel, name)
+    found = make_shortlist(problem, gpus.KNOWN["H100"])
+    alone = min(p.predicted_us for p in found.candidates if p.config.merged == 1)
+    assert found.untimed.merged > 1 and found.untimed_us < 0.8 * alone
+    assert found.ranked[1].merged == 1  # where the first has a fault
+    # not of many channels, of groups, of other memory, or where rows cannot be cut so
+    for other in (
+        replace(problem, layout=replace(problem.layout, channels=64)),
+        replace(problem, layout=replace(problem.layout, channels=32, groups=4)),
+        replace(problem, memory="contiguous"),
+        replace(problem, image=(64, 128, 127)),
+    ):
+        configs_of = make_shortlist(other, gpus.KNOWN["H100"]).ranked
+        assert all(config.merged == 1 for config in configs_of)
+
+
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+def test_merged_columns_cost_what_their_convolution_costs_and_a_launch(name):
+    gpu = gpus.KNOWN["H100"]
+    problem = made(8, (64, 128, 128), (1, 7), name)
+    merged = made(32, (64, 128, 32), (1, 3), name)  # four columns of eight channels
+    for candidate in list_of(name, "sm_90", "bfloat16"):
+        config = candidate.config
+        if not can_merge(config) or merged.why_unreadable(config):
+            continue
+        alone = cost_model.predict(merged, gpu, candidate)
+        config = replace(config, merged=4)
+        assert problem.why_unreadable(config) is None
+        found = cost_model.predict(problem, gpu, candidate._replace(config=config))
+        launches = (
+            2 if name == "weight_grad" else 1 + cost_model._work(merged, candidate.config).launches
+        )
+        assert found.launches == launches * cost_model.TERMS.launch_us
+        assert (found.products, found.shared, found.cache) == (
+            alone.products,
+            alone.shared,
+            alone.cache,
+        )
 
 
 @pytest.mark.parametrize("c", [128, 256, 512])

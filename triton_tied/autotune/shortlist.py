@@ -41,8 +41,9 @@ class Fallen(NamedTuple):
 @dataclass(frozen=True)
 class Shortlist:
     """What is left, best prediction first, why the others fell, the roofline's floor, and what may
-    be taken where nothing is timed, best prediction first. That reads no rows of (N, C, H, W)
-    memory by bulk copies: until a GPU has confirmed those, only a checked winner may."""
+    be taken where nothing is timed: the best prediction, then those that merge no columns, best
+    first, then the others. That reads no rows of (N, C, H, W) memory by bulk copies: until a GPU
+    has confirmed those, only a checked winner may."""
 
     candidates: tuple[Predicted, ...]
     fallen: tuple[Fallen, ...]
@@ -78,8 +79,12 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
     best = predicted[0].predicted_us
     kept = [p for p in predicted[:most] if p.predicted_us <= _HOPELESS_RATIO * best]
     safe = [p for p in predicted if p.config.loader != "planar_descriptor"]
-    if safe[0] not in kept:  # a winner has to beat what is taken without timing
-        kept = [*kept[: most - 1], safe[0]]
+    plain = [p for p in safe if p.config.merged == 1]
+    # A winner has to beat what is taken without timing, and the best that merges no columns.
+    missing = [p for p in dict.fromkeys((safe[0], plain[0])) if p not in kept]
+    kept = [*kept[: most - len(missing)], *missing]
+    # What is wrong with one that merges may be wrong with all of them.
+    safe = list(dict.fromkeys((safe[0], *plain, *safe)))
     fallen += [
         Fallen(p.config, _why_slow(problem, p, best, most)) for p in predicted if p not in kept
     ]
@@ -87,14 +92,14 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
 
 
 def _merging(problem: Problem, gpu: GPU, candidate: Candidate) -> list[Predicted]:
-    """The candidate with columns merged, where that serves."""
+    """The best of the candidate with columns merged, if that serves."""
     if not can_merge(candidate.config):
         return []
     configs = (replace(cast(Any, candidate.config), merged=merged) for merged in MERGES)
     merging = (candidate._replace(config=config) for config in configs)
-    return [
-        _best_split(problem, gpu, each) for each in merging if why_unfit(problem, gpu, each) is None
-    ]
+    fit = (each for each in merging if why_unfit(problem, gpu, each) is None)
+    found = [_best_split(problem, gpu, each) for each in fit]
+    return [min(found, key=lambda p: p.predicted_us)] if found else []
 
 
 def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:

@@ -128,6 +128,7 @@ def _demanding(form: Form, needs: Collection[str]) -> Form:
 
 def form_of(problem: Problem, config: Config) -> Form:
     """What a config is compiled to for a problem."""
+    problem, config = problem.as_read(config)
     layout, form = problem.layout, demanding_form(config, problem.needs(config))
     dense = problem.memory == "channels_last" and problem.aligned
     return replace(
