@@ -18,7 +18,9 @@ from triton_tied.kernels.depthwise import depthwise_kernel
 from triton_tied.kernels.depthwise_grad import depthwise_grad_kernel
 from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
+from triton_tied.kernels.merge_columns import merge_columns_kernel
 from triton_tied.kernels.one_pass import one_pass_kernel
+from triton_tied.kernels.sum_merged import sum_merged_kernel
 from triton_tied.kernels.sum_rows import sum_rows_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.toolchain import why_no_clusters
@@ -32,6 +34,8 @@ KERNELS = (
     weight_grad_kernel,
     one_pass_kernel,
     matrices_kernel,
+    merge_columns_kernel,
+    sum_merged_kernel,
     sum_splits_kernel,
     sum_rows_kernel,
     depthwise_kernel,

@@ -14,7 +14,9 @@ from ptx_machine.triton_gpu import EmulatedGpu, emulated
 import triton_tied as tt
 from triton_tied import dispatch
 from triton_tied.autotune import first_use, gpus, tuned_configs
+from triton_tied.autotune.select import using
 from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels.configs import ConvConfig, HaloConfig, OnePassConfig, WeightGradConfig
 from triton_tied.kernels.toolchain import why_no_clusters
 
 from .execution import KERNELS
@@ -170,6 +172,28 @@ def test_many_channels_on_hopper_are_shared_by_two_programs(gpu):
     for actual, wanted in zip(results, call.expected([x, packed, bias], grad), strict=False):
         oracle.assert_within_bound(actual, wanted)
     assert gpu.launches["clustered_kernel"] == convolutions(gpu) == 2
+
+
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+def test_merged_columns(gpu, symmetry):
+    call = Call((2, 8, 6, 32), torch.float16, symmetry, alpha=-0.5)
+    conv = ConvConfig((1, 4, 8), 32, 32, splits=2, merged=4)
+    weight_grad = WeightGradConfig((1, 4, 8), 32, 32, 2, merged=4)
+    if gpu.capability == 90:
+        conv = HaloConfig((1, 8, 8), 32, roles="pixels_first", merged=4)
+        weight_grad = OnePassConfig((1, 4, 8), 16, (3, 3), 4, merged=2)
+    leaves = [t.requires_grad_() for t in call.tensors()]
+    with using(conv=conv, weight_grad=weight_grad):
+        output = call(*leaves)
+        grad = torch.randn(output.shape).to(output.dtype)
+        results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+        x, packed, *others = leaves
+        prepared = tt.prepare(packed, 8, 3, symmetry=symmetry, dtype=torch.float16)
+        assert torch.equal(call(x, prepared, *others), output)
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["merge_columns_kernel"] == convolutions(gpu) == 3
+    assert gpu.launches["sum_merged_kernel"] == gradients(gpu) == 1
 
 
 def test_autocast_and_cached_weights(gpu):
