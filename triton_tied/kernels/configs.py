@@ -195,6 +195,8 @@ class HaloConfig(_Kind):
             ``consumers``, more than one for each.
         consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
         roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
+        streamed: of a column of taps so many matrices are copied at once, for a box of each
+            consumer, into two stages of their own; 0: the whole weight stays in shared memory.
         splits: 1: a sum is not shared.
     """
 
@@ -208,6 +210,7 @@ class HaloConfig(_Kind):
     num_stages: int = 4
     consumers: int = 2
     roles: Roles = "weights_first"
+    streamed: int = 0
     splits: int = 1
 
     @property
@@ -218,11 +221,17 @@ class HaloConfig(_Kind):
             "STAGES": self.num_stages // self.consumers,
             "CONSUMERS": self.consumers,
             "ROLES": self.roles,
+            "STREAMED": self.streamed,
         }
 
     def compile_options(self, on_nvidia: bool) -> dict[str, int]:
         """The kernel itself shares the registers out among its warps."""
         return {"num_warps": self.num_warps}
+
+    @property
+    def boxes_at_once(self) -> int:
+        """For which matrices are streamed."""
+        return self.consumers if self.streamed else 1
 
     def stage_pixels(self, kernel_rows: int, dilation: int) -> int:
         """That a stage holds: of a box, and of the rows below it."""
@@ -233,6 +242,8 @@ class HaloConfig(_Kind):
         """The most that a program takes: stages, matrices, results on their way out, barriers."""
         pixels = self.stage_pixels(layout.kernel_size[0], geometry.dilation[0])
         held = layout.taps if itemsize == 4 else (layout.taps + 1) // 2
+        if self.streamed:  # and a centre that is gathered
+            held = 2 * min(self.streamed, layout.kernel_size[0]) + (itemsize == 2)
         rows = self.num_stages * pixels + held * self.BLOCK_C
         results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
         return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES
