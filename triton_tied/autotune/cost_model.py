@@ -331,23 +331,25 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     kernel_h, kernel_w = layout.kernel_size
     pixels = config.stage_pixels(kernel_h, problem.geometry.dilation[0])
     first, second = (m, c) if config.roles == "pixels_first" else (c, m)
+    channels = layout.group_channels  # of which products take 32 bytes at once
+    depth = math.ceil(channels * problem.itemsize / 32) * 32 // problem.itemsize
     reads = first + second * math.ceil(first / _WARP_GROUP_ROWS)  # of a tap and a channel
     is_tf32 = problem.dtype == "float32"
     held = layout.taps if is_tf32 else (layout.taps + 1) // 2
-    streamed = kernel_h * c if config.streamed else 0  # rows of matrices
+    streamed = kernel_h if config.streamed else 0  # matrices
     at_once = config.boxes_at_once
-    live = live_share(problem, config)
+    read = kernel_w * (at_once * live_share(problem, config) * pixels + streamed * channels)
     return _Work(
         math.ceil(config.count_boxes(problem.output) / at_once) * layout.groups,
         kernel_w,
-        at_once * 2 * m * c * c * kernel_h,
-        (at_once * (pixels + kernel_h * reads) + streamed) * c * problem.itemsize,
-        kernel_w * (at_once * live * pixels + streamed) * c * problem.itemsize,
+        at_once * 2 * m * c * depth * kernel_h,
+        (at_once * (pixels * c + kernel_h * reads * depth) + streamed * c * c) * problem.itemsize,
+        read * channels * problem.itemsize,
         0 if is_tf32 else layout.taps % 2,
         0,
         1,
         stays=True,
-        held_bytes=0 if config.streamed else held * c * c * problem.itemsize,
+        held_bytes=0 if config.streamed else held * channels**2 * problem.itemsize,
     )
 
 

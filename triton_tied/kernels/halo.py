@@ -14,13 +14,35 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .tiles import box_start, dense_strides, inside, pixel_offsets, triangle_offsets, widen
 
 
+@gluon.constexpr_function
+def cut(channels, block, bits):
+    """What products take of the channels in a block: (first, how many) pairs. As many are a power
+    of two, and the matrix units take 32 bytes of each row at once: of 41 in half precision, the
+    first 32 and 16 more."""
+    unit = 256 // bits
+    taken = min(block, (channels + unit - 1) // unit * unit)
+    last = taken & -taken
+    return [(first, many) for first, many in ((0, taken - last), (taken - last, last)) if many]
+
+
+@gluon.constexpr_function
+def count_products(channels, block, bits):
+    """Of one tap."""
+    return sum(len(cut(channels - start, block, bits)) for start in range(0, channels, block))
+
+
 @gluon.jit
-def multiply(x, w, acc, ROLES: gl.constexpr):
-    """acc + x w^T for x [M, K] and w [N, K] in shared memory, under way. ROLES: as in conv.py."""
-    if ROLES == "weights_first":
-        acc = warpgroup_mma(w, x.permute((1, 0)), acc, is_async=True)
-    else:
-        acc = warpgroup_mma(x, w.permute((1, 0)), acc, is_async=True)
+def multiply(x, w, acc, ROLES: gl.constexpr, CHANNELS: gl.constexpr):
+    """acc + x w^T for x [M, K] and w [N, K] in shared memory, under way. CHANNELS: those from the
+    first one of these on. ROLES: as in conv.py."""
+    PIECES: gl.constexpr = cut(CHANNELS, x.shape[1], x.dtype.primitive_bitwidth)
+    for i in gl.static_range(len(PIECES)):
+        x_piece = x.slice(PIECES[i][0], PIECES[i][1], dim=1)
+        w_piece = w.slice(PIECES[i][0], PIECES[i][1], dim=1)
+        if ROLES == "weights_first":
+            acc = warpgroup_mma(w_piece, x_piece.permute((1, 0)), acc, is_async=True)
+        else:
+            acc = warpgroup_mma(x_piece, w_piece.permute((1, 0)), acc, is_async=True)
     return acc
 
 
@@ -176,7 +198,7 @@ def copy_ahead(
 def add_columns(
     acc, opposite, number, which: gl.constexpr, start: gl.constexpr, stop: gl.constexpr,
     pixels, matrices, full, empty,
-    HELD: gl.constexpr, STORED: gl.constexpr, TWO_SUMS: gl.constexpr,
+    CHANNELS: gl.constexpr, HELD: gl.constexpr, STORED: gl.constexpr, TWO_SUMS: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
     ROLES: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr,
     K_BLOCKS: gl.constexpr, STAGES: gl.constexpr, RING: gl.constexpr, PART: gl.constexpr,
@@ -188,6 +210,7 @@ def add_columns(
     IS_STREAMED: gl.constexpr = PART > 0
     AT_ONCE: gl.constexpr = PART if IS_STREAMED else KERNEL_H  # rows of taps, between waits
     PARTS: gl.constexpr = (KERNEL_H + AT_ONCE - 1) // AT_ONCE
+    PRODUCTS: gl.constexpr = count_products(CHANNELS, BLOCK_K, BITS)
     layout: gl.constexpr = gl.NVMMASharedLayout(BLOCK_K * BITS // 8, BITS, 2)
     for column in range(start, stop):
         use = number * KERNEL_W + column
@@ -207,19 +230,20 @@ def add_columns(
                     matrix = tap
                 else:
                     matrix = KERNEL_H * KERNEL_W - 1 - tap
-                for k in gl.static_range(K_BLOCKS):
+                for k in gl.static_range((CHANNELS + BLOCK_K - 1) // BLOCK_K):
                     x = pixels.index((stage * K_BLOCKS + k) * ROWS + row * DILATION_H)
                     x = x._reinterpret(pixels.dtype, [BLOCK_M, BLOCK_K], layout)
                     if row * KERNEL_W + start < HELD:
-                        acc = multiply(x, matrices.index(matrix * K_BLOCKS + k), acc, ROLES)
+                        w = matrices.index(matrix * K_BLOCKS + k)
+                        acc = multiply(x, w, acc, ROLES, CHANNELS - k * BLOCK_K)
                     else:  # K_BLOCKS is 1
                         w = matrices.index(matrix).permute((1, 0))
                         if TWO_SUMS:
-                            opposite = multiply(x, w, opposite, ROLES)
+                            opposite = multiply(x, w, opposite, ROLES, CHANNELS)
                         else:
-                            acc = multiply(x, w, acc, ROLES)
+                            acc = multiply(x, w, acc, ROLES, CHANNELS)
             acc, opposite = wait(
-                acc, opposite, min(AT_ONCE, KERNEL_H - part * AT_ONCE) * K_BLOCKS, TWO_SUMS
+                acc, opposite, min(AT_ONCE, KERNEL_H - part * AT_ONCE) * PRODUCTS, TWO_SUMS
             )
             if part == 0:
                 before = which * STAGES + (use + STAGES - 1) % STAGES
@@ -233,7 +257,7 @@ def add_columns(
 @gluon.jit
 def sum_taps(
     number, which: gl.constexpr, pixels, matrices, full, empty,
-    SIGN: gl.constexpr, HELD: gl.constexpr, STORED: gl.constexpr,
+    CHANNELS: gl.constexpr, SIGN: gl.constexpr, HELD: gl.constexpr, STORED: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
     ROLES: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr,
     BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr,
@@ -253,13 +277,13 @@ def sum_taps(
     opposite = gl.zeros([M, N], gl.float32, sums)  # the sum that is subtracted
     acc, opposite = add_columns(
         acc, opposite, number, which, 0, min(MIDDLE, KERNEL_W), pixels, matrices, full, empty,
-        HELD, STORED, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H,
+        CHANNELS, HELD, STORED, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H,
         ROLES, BLOCK_M, ROWS, K_BLOCKS, STAGES, RING, PART,
     )  # fmt: skip
     if MIDDLE < KERNEL_W:
         acc, opposite = add_columns(
             acc, opposite, number, which, MIDDLE, KERNEL_W, pixels, matrices, full, empty,
-            HELD, STORED, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H,
+            CHANNELS, HELD, STORED, TWO_SUMS, KERNEL_H, KERNEL_W, DILATION_H,
             ROLES, BLOCK_M, ROWS, K_BLOCKS, STAGES, RING, PART,
         )  # fmt: skip
     acc, opposite = wait(acc, opposite, 0, TWO_SUMS)
@@ -306,7 +330,7 @@ def convolve_boxes(
             box = start + number * step
             acc = sum_taps(
                 number, which, pixels, matrices, full, empty,
-                SIGN, HELD, STORED, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
+                CHANNELS, SIGN, HELD, STORED, KERNEL_H, KERNEL_W, DILATION_H, ROLES,
                 BLOCK_M, BLOCK_H + EXTRA, BLOCK_C, BLOCK_K, STAGES, STAGES * CONSUMERS, PART,
             )  # fmt: skip
             if ROLES == "weights_first":
