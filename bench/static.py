@@ -144,6 +144,7 @@ def _tile(config: dict[str, Any]) -> str:
     blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
     warps = f" w{config['num_warps']}" if "num_warps" in config else ""
     by = " pointers" if config.get("loader") == "pointer" else ""
+    by += " streamed" if config.get("streamed") else ""
     kind = "" if config["kind"] in ("conv", "weight_grad") else f"{config['kind']} "
     return f"{kind}{box} {blocks}{warps} s{config['num_stages']} /{config['splits']}{by}"
 

@@ -185,7 +185,7 @@ class WeightGradConfig(_Kind):
 
 @dataclass(frozen=True)
 class HaloConfig(_Kind):
-    """Tiles of the convolution of few channels on sm_90, with the weight in shared memory.
+    """Tiles of the convolution of few channels on sm_90.
 
     Args:
         box: images, rows and columns of a tile of pixels; powers of two, images times columns a

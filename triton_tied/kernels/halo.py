@@ -1,5 +1,5 @@
-"""The tied convolution on sm_90 where the weight fits into shared memory: a pixel is read once for
-each column of the kernel, not once for each tap."""
+"""The tied convolution of few channels on sm_90: a pixel is read once for each column of the
+kernel, not once for each tap. The weight stays in shared memory, or is streamed through it."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -16,9 +16,9 @@ from .tiles import box_start, dense_strides, inside, pixel_offsets, triangle_off
 
 @gluon.constexpr_function
 def cut(channels, block, bits):
-    """What products take of the channels in a block: (first, how many) pairs. As many are a power
-    of two, and the matrix units take 32 bytes of each row at once: of 41 in half precision, the
-    first 32 and 16 more."""
+    """Which of a block's channels the products take, as (first, how many) pairs. How many is a
+    power of two, and the matrix units take 32 bytes of each row at once: for 40 channels in half
+    precision the first 32, and 16 more."""
     unit = 256 // bits
     taken = min(block, (channels + unit - 1) // unit * unit)
     last = taken & -taken
@@ -139,7 +139,7 @@ def stream_column(
     BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, RING: gl.constexpr, PART: gl.constexpr,
 ):  # fmt: skip
     """Has the matrices of a column of taps copied, those of PART rows at once, into the two stages
-    behind the RING of those for pixels. All but a centre that is held."""
+    that come after the RING of those for pixels. All but a centre that is not STORED."""
     PARTS: gl.constexpr = (KERNEL_H + PART - 1) // PART
     TAPS: gl.constexpr = KERNEL_H * KERNEL_W
     for part in range(PARTS):
@@ -169,8 +169,9 @@ def copy_ahead(
     BLOCK_C: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
     PART: gl.constexpr,
 ):  # fmt: skip
-    """The work of one warp: it has the stored matrices copied, and then of box after box what the
-    taps of each column see. Or the matrices of each column for one box of every consumer."""
+    """The work of one warp. It has the stored matrices copied, and then of box after box what the
+    taps of each column see. Where the weight is streamed it goes from column to column for a box of
+    every consumer, and has its matrices copied too."""
     IS_STREAMED: gl.constexpr = PART > 0
     TOGETHER: gl.constexpr = CONSUMERS if IS_STREAMED else 1
     if IS_STREAMED:
@@ -224,7 +225,7 @@ def add_columns(
                 tap = row * KERNEL_W + column
                 if IS_STREAMED:
                     matrix = (turn % 2 - part) * PART + row
-                    if row == KERNEL_H // 2 and start < HELD - row * KERNEL_W and STORED < HELD:
+                    if STORED < HELD and row == KERNEL_H // 2 and row * KERNEL_W + start < HELD:
                         matrix = gl.where(tap == STORED, 2 * PART, matrix)
                 elif row * KERNEL_W + start < HELD:
                     matrix = tap
@@ -376,9 +377,9 @@ def halo_kernel(
     columns. So the operand of each tap starts a whole number of rows further, which is one of
     swizzle patterns, since BLOCK_I * BLOCK_W is a multiple of 8.
 
-    With STREAMED rows it holds no matrix but a centre out of triangles. For a box of each consumer
-    it has those of so many rows of a column copied at once, into two stages that all consumers
-    read. Of opposite taps one is stored, so the other is a copy of the same matrix.
+    Where STREAMED is not 0 it holds no matrix but a centre that comes from its triangle. For a box
+    of each consumer it has the matrices of each column copied, of so many rows at once, into two
+    stages that all consumers read. For a tap whose opposite is stored that one is copied.
 
     x, x_tail: descriptors of (H, N, W, C), of BLOCK_H rows and of the rows below: the largest power
     of two that divides their number. weights: of the STORED matrices. The centre is one of those,
