@@ -134,3 +134,16 @@ def test_matrices_that_are_streamed_come_through_the_cache_once_for_all_consumer
     weight, pairs_of_boxes = 81 * 64 * 64 * 2, 128
     saved = pairs_of_boxes * weight / gpus.KNOWN["H100"].cache_gbs / 1e3
     assert cache_us(1) - cache_us(2) == pytest.approx(saved)
+
+
+@pytest.mark.parametrize("dtype, channels, units", [("bfloat16", 48, 3), ("float32", 40, 5)])
+def test_channels_in_excess_are_multiplied_up_to_32_bytes(dtype, channels, units):
+    config = HaloConfig((1, 16, 8), 64, 2, 1, streamed=2)
+
+    def products(c):
+        problem = Problem("conv", dtype, Layout(c, (7, 7)), (32, 28, 28), GEOMETRY)
+        candidate = Candidate(config, frozenset(), 168, 200_000, 2, 2)
+        return cost_model.predict(problem, gpus.KNOWN["H100"], candidate).products
+
+    whole = 4 if dtype == "bfloat16" else 8
+    assert products(channels) / products(64) == pytest.approx(units / whole)
