@@ -93,6 +93,7 @@ def claims(gpu: GPU) -> list[Claim]:
 _LAUNCHES = (
     ("lip", 128, 32, "conv", "products in TF32 with all taps rounded and stored"),
     ("resnet", 64, 56, "conv", "a weight that stays in shared memory"),
+    ("lca", 64, 16, "conv", "a weight that is streamed through shared memory"),
     ("resnet", 128, 28, "conv", "one sum for both halves of the taps"),
     ("wide", 256, 64, "conv", "tiles of 128 x 256 for both signs"),
     ("soc", 1024, 2, "conv", "sums that several programs share"),
@@ -137,6 +138,7 @@ _WAYS: tuple[tuple, ...] = (
     (("resnet", 128, 28, "conv"), _pointers, 1.2, "bulk copies against loads by pointers"),
     (("resnet", 64, 56, "conv"), _other_kind, 1.4, "pixels once a column against once a tap"),
     (("thin", 16, 128, "conv"), _other_kind, 1.4, "the same for 16 channels"),
+    (("lca", 64, 16, "conv"), _other_kind, 1.3, "the same with a streamed weight"),
     (("resnet", 64, 56, "weight_grad"), _other_kind, 1.2, "all taps in one pass against one pair"),
     (("thin", 16, 128, "weight_grad"), _other_kind, 2.0, "the same for 16 channels"),
     (("soc", 1024, 2, "conv"), _unsplit, 1.2, "a shared sum against one program's"),

@@ -145,6 +145,7 @@ def _tile(config: dict[str, Any]) -> str:
     warps = f" w{config['num_warps']}" if "num_warps" in config else ""
     by = " pointers" if config.get("loader") == "pointer" else ""
     by += f" merged {config['merged']}" if config.get("merged", 1) > 1 else ""
+    by += " streamed" if config.get("streamed") else ""
     kind = "" if config["kind"] in ("conv", "weight_grad") else f"{config['kind']} "
     return f"{kind}{box} {blocks}{warps} s{config['num_stages']} /{config['splits']}{by}"
 

@@ -270,7 +270,8 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
     problem = made(c, (32, 56, 56), dtype=dtype, kernel=kernel)
     best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
     bank = math.prod(kernel) * c * c * problem.itemsize
-    assert isinstance(best, HaloConfig) == (bank < 2**18)
+    assert isinstance(best, HaloConfig)
+    assert (best.streamed > 0) == (bank > 2**18)
     assert all(
         not isinstance(candidate.config, HaloConfig)
         for gpu in ("A100", "B200")
@@ -329,6 +330,9 @@ def test_why_the_kernel_that_holds_the_weight_does_not_serve():
         (replace(made(), layout=Layout(96, (3, 3), 2)), "would reach beyond the 48 of a group"),
     ):
         assert reason in problem.why_unreadable(config)
+    streamed = replace(config, streamed=2)
+    assert made(64, (32, 56, 56), kernel=(9, 9)).why_unreadable(streamed) is None
+    assert "shared memory" in made(64, (32, 56, 56), kernel=(29, 29)).why_unreadable(streamed)
 
 
 def test_without_gluon_its_kernel_is_no_candidate(monkeypatch):

@@ -362,7 +362,7 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
     if isinstance(config, OnePassConfig):
         return max(8, config.BLOCK_C + chance.choice((0, 0, -8, 8))), chance.choice((1, 1, 2))
     if isinstance(config, HaloConfig):
-        channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
+        channels = chance.choice((8, 8, 7, 6)) * config.BLOCK_C // 8
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
     if isinstance(config, ClusteredConfig):
         return chance.choice((128, 128, 136)), 1

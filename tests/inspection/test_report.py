@@ -148,6 +148,23 @@ def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kern
     assert holds.loop_waits == 1 and holds.loop_barriers <= 2
 
 
+@pytest.mark.parametrize("dtype, channels", [("bfloat16", 40), ("float32", 24)])
+def test_channels_that_a_tile_has_in_excess_are_not_multiplied(dtype, channels):
+    block = 64 if dtype == "bfloat16" else 32
+    config = HaloConfig((1, 16, 8), block, 4, 2, "weights_first" if block == 64 else "pixels_first")
+    code = compiled.compile_config(config, "sm_90", dtype, compiled.Form(channels))
+    assert code.instructions.redundancy == 0.75  # in units of 32 bytes 3 of 4
+
+
+def test_where_the_weight_is_streamed_it_waits_once_for_each_part_of_a_column(chance):
+    config = HaloConfig((1, 8, 8), 32, 4, 2, "pixels_first", chance.choice((2, 3, 5)))
+    rows = chance.choice((3, 5))
+    form = compiled.Form(32, chance.choice((1, -1)), kernel_size=(rows, 3))
+    holds = compiled.compile_config(config, "sm_90", "bfloat16", form).instructions
+    assert holds.loop_waits == -(-rows // config.streamed)
+    assert holds.redundancy == 1 and not holds.register_operands
+
+
 @pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
 @pytest.mark.parametrize("symmetry", [1, -1])
 @pytest.mark.parametrize("shared", ["pixels", "weights"])

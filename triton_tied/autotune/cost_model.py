@@ -140,7 +140,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
         cache_us + scratch_us,
         problem.least_bytes / (gpu.memory_gbs * 1e3),
         waves * work.steps * step * cycle_us,
-        (1 if work.held_bytes else waves) * start * cycle_us,
+        (1 if work.stays else waves) * start * cycle_us,
         scratch_us,
         work.launches * terms.launch_us,
     )
@@ -165,9 +165,9 @@ class _Work(NamedTuple):
     their own, all of which then count as operations; and how many steps are read at once, if
     stages do not say so.
 
-    A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
-    then a box, and ``held_bytes`` are read once. ``sent_bytes``: that a program gets and, on
-    average, another of its cluster read."""
+    A kernel that ``stays`` on a multiprocessor does all of its work there. What counts as a program
+    is then a box, or one of each consumer, and ``held_bytes`` are read once. ``sent_bytes``: that a
+    program gets and, on average, another of its cluster read."""
 
     programs: int
     steps: int
@@ -179,6 +179,7 @@ class _Work(NamedTuple):
     launches: int
     by_threads: bool = False
     ahead: int = 0
+    stays: bool = False
     held_bytes: int = 0
     sent_bytes: float = 0.0
 
@@ -339,19 +340,25 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     kernel_h, kernel_w = layout.kernel_size
     pixels = config.stage_pixels(kernel_h, problem.geometry.dilation[0])
     first, second = (m, c) if config.roles == "pixels_first" else (c, m)
+    channels = layout.group_channels  # of which products take 32 bytes at once
+    depth = math.ceil(channels * problem.itemsize / 32) * 32 // problem.itemsize
     reads = first + second * math.ceil(first / _WARP_GROUP_ROWS)  # of a tap and a channel
     is_tf32 = problem.dtype == "float32"
     held = layout.taps if is_tf32 else (layout.taps + 1) // 2
+    streamed = kernel_h if config.streamed else 0  # matrices
+    at_once = config.boxes_at_once
+    read = kernel_w * (at_once * live_share(problem, config) * pixels + streamed * channels)
     return _Work(
-        config.count_boxes(problem.output) * layout.groups,
+        math.ceil(config.count_boxes(problem.output) / at_once) * layout.groups,
         kernel_w,
-        2 * m * c * c * kernel_h,
-        (pixels + kernel_h * reads) * c * problem.itemsize,
-        kernel_w * live_share(problem, config) * pixels * c * problem.itemsize,
+        at_once * 2 * m * c * depth * kernel_h,
+        (at_once * (pixels * c + kernel_h * reads * depth) + streamed * c * c) * problem.itemsize,
+        read * channels * problem.itemsize,
         0 if is_tf32 else layout.taps % 2,
         0,
         1,
-        held_bytes=held * c * c * problem.itemsize,
+        stays=True,
+        held_bytes=0 if config.streamed else held * channels**2 * problem.itemsize,
     )
 
 

@@ -280,6 +280,22 @@ _HALO: dict[str, tuple[tuple[tuple[int, int, int], int, int, int], ...]] = {
         ((4, 8, 8), 16, 6, 2),
     ),
 }
+# The same where the weight is streamed, and so many matrices are copied at once: up to 9x9.
+_STREAMED: dict[str, tuple[tuple[tuple[int, int, int], int, int, int, int], ...]] = {
+    "half": (
+        ((1, 16, 8), 64, 4, 2, 5),
+        ((2, 8, 8), 64, 4, 2, 3),
+        ((1, 8, 8), 64, 4, 2, 4),
+        ((4, 4, 4), 64, 4, 2, 4),
+    ),
+    "float32": (
+        ((1, 16, 8), 64, 2, 1, 3),
+        ((2, 8, 8), 64, 2, 1, 2),
+        ((1, 8, 8), 64, 2, 1, 3),
+        ((1, 16, 8), 32, 4, 2, 4),
+        ((2, 8, 8), 32, 4, 2, 3),
+    ),
+}
 
 # Box and out-channels of two programs, stages, what both need.
 _CLUSTERED: tuple[tuple[tuple[int, int, int], int, int, Shared], ...] = (
@@ -357,9 +373,12 @@ def _depthwise_grad(target: str, list_name: str) -> Iterator[DepthwiseGradConfig
 
 
 def _halo(target: str, list_name: str) -> Iterator[HaloConfig]:
-    for box, channels, stages, consumers in _HALO.get(list_name, ()) if target == "sm_90" else ():
+    if target != "sm_90":
+        return
+    resident = [(*tiles, 0) for tiles in _HALO.get(list_name, ())]
+    for box, channels, stages, consumers, streamed in (*resident, *_STREAMED.get(list_name, ())):
         roles: Roles = "weights_first" if channels == 64 else "pixels_first"
-        yield HaloConfig(box, channels, stages, consumers, roles)
+        yield HaloConfig(box, channels, stages, consumers, roles, streamed)
 
 
 def _clustered(target: str, list_name: str) -> Iterator[ClusteredConfig]:

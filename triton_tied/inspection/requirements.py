@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -86,14 +87,14 @@ def _one_pass_faults(
     return found
 
 
-def _loop_faults(holds: Instructions) -> list[str]:
-    """What keeps the matrix units waiting."""
+def _loop_faults(holds: Instructions, parts: int = 1) -> list[str]:
+    """What keeps the matrix units waiting, in a loop whose steps have so many parts."""
     found = []
     if holds.redundancy != 1:
         found.append(f"a loop multiplies {holds.redundancy} times what it needs")
-    if not 0 < holds.loop_waits <= MAX_LOOP_WAITS:
+    if not 0 < holds.loop_waits <= parts * MAX_LOOP_WAITS:
         found.append(f"{holds.loop_waits} waits in a loop")
-    if holds.loop_barriers > MAX_LOOP_BARRIERS:
+    if holds.loop_barriers > parts * MAX_LOOP_BARRIERS:
         found.append(f"{holds.loop_barriers} barriers in a loop")
     if holds.layout_changes:
         found.append(f"{holds.layout_changes} changes of layout in loops")
@@ -212,7 +213,14 @@ def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instruction
         found.append("no products of two operands in shared memory")
     if not holds.bulk_copies:
         found.append("no bulk copies")
-    return found + _loop_faults(replace(holds, layout_changes=0))
+    rows = _plain_halo(config).kernel_size[0]
+    parts = math.ceil(rows / (config.streamed or rows))  # of a column of the kernel
+    return found + _loop_faults(replace(holds, layout_changes=0), parts)
+
+
+def _plain_halo(config: HaloConfig) -> Form:
+    """Streamed weights are for large kernels."""
+    return Form(config.BLOCK_C, kernel_size=(7, 7) if config.streamed else (3, 3))
 
 
 def _clustered_faults(
@@ -257,8 +265,8 @@ _KINDS: dict[type[Config], _Kind] = {
         lambda config: True,
     ),
     HaloConfig: _Kind(
-        lambda config: Form(config.BLOCK_C),
-        lambda config, fewer: (Form(config.BLOCK_C),),
+        _plain_halo,
+        lambda config, fewer: (_plain_halo(config),),
         _halo_faults,
         lambda config: False,
     ),

@@ -209,7 +209,7 @@ class WeightGradConfig(_Kind):
 
 @dataclass(frozen=True)
 class HaloConfig(_Kind):
-    """Tiles of the convolution of few channels on sm_90, with the weight in shared memory.
+    """Tiles of the convolution of few channels on sm_90.
 
     Args:
         box: images, rows and columns of a tile of pixels; powers of two, images times columns a
@@ -219,6 +219,8 @@ class HaloConfig(_Kind):
             ``consumers``, more than one for each.
         consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
         roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
+        streamed: of a column of taps so many matrices are copied at once, for a box of each
+            consumer, into two stages of their own; 0: the whole weight stays in shared memory.
         splits: 1: a sum is not shared.
         merged: see :class:`_Kind`.
     """
@@ -233,6 +235,7 @@ class HaloConfig(_Kind):
     num_stages: int = 4
     consumers: int = 2
     roles: Roles = "weights_first"
+    streamed: int = 0
     splits: int = 1
     merged: int = 1
 
@@ -244,11 +247,17 @@ class HaloConfig(_Kind):
             "STAGES": self.num_stages // self.consumers,
             "CONSUMERS": self.consumers,
             "ROLES": self.roles,
+            "STREAMED": self.streamed,
         }
 
     def compile_options(self, on_nvidia: bool) -> dict[str, int]:
         """The kernel itself shares the registers out among its warps."""
         return {"num_warps": self.num_warps}
+
+    @property
+    def boxes_at_once(self) -> int:
+        """For which matrices are streamed."""
+        return self.consumers if self.streamed else 1
 
     def stage_pixels(self, kernel_rows: int, dilation: int) -> int:
         """That a stage holds: of a box, and of the rows below it."""
@@ -259,6 +268,8 @@ class HaloConfig(_Kind):
         """The most that a program takes: stages, matrices, results on their way out, barriers."""
         pixels = self.stage_pixels(layout.kernel_size[0], geometry.dilation[0])
         held = layout.taps if itemsize == 4 else (layout.taps + 1) // 2
+        if self.streamed:  # and a centre that is gathered
+            held = 2 * min(self.streamed, layout.kernel_size[0]) + (itemsize == 2)
         rows = self.num_stages * pixels + held * self.BLOCK_C
         results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
         return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -329,7 +329,8 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     }  # fmt: skip
     boxes = config.count_boxes((n, out_h, out_w))
     # A program has all registers of a multiprocessor, and goes on until no box is left.
-    programs = layout.groups * min(boxes, max(1, _multiprocessors(x.device) // layout.groups))
+    turns = triton.cdiv(boxes, config.boxes_at_once)
+    programs = layout.groups * min(turns, max(1, _multiprocessors(x.device) // layout.groups))
     main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
     descriptors = _describe_halo(call, config) if programs else []
     return Plan(main, None, descriptors, _written(y), None, config)
@@ -630,36 +631,28 @@ def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     x, layout = call.x, call.layout
-    n, c, h, w = x.shape
-    images, rows, columns = config.box
-    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
-    bits = 8 * x.element_size()
+    sides, of_group, bits = x.shape[2:], layout.group_channels, 8 * x.element_size()
     block = min(config.BLOCK_C, 1024 // bits)
-
-    def describe(argument: int, tensor: Tensor, sizes: list[int], strides: list[int], *box: int):
-        shared = NVMMASharedLayout(block * bits // 8, bits, len(sizes))
-        descriptor = TensorDescriptor(tensor, sizes, strides, [*box, block], shared)
-        return _description(argument, 1 if argument == 1 else 0, descriptor)
-
-    image, strides = [h, n, w, c], [w * c, h * w * c, c, 1]
-    of_group = layout.group_channels
-    matrices = [layout.groups * call.stored, of_group, of_group]
+    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
+    shared = NVMMASharedLayout(block * bits // 8, bits, 3)
+    matrix = [1, config.BLOCK_C, block]
     found = [
-        describe(0, x, image, strides, rows, images, columns),
-        describe(1, call.weights, matrices, [of_group**2, of_group, 1], 1, config.BLOCK_C),
+        _describe_rows(config, 0, 0, config.box[1], x, sides),
+        _description(1, 1, TensorDescriptor(call.weights, sizes, strides, matrix, shared)),
     ]
+    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
     if below:
-        found.append(describe(2, x, image, strides, below & -below, images, columns))
+        found.append(_describe_rows(config, 2, 0, below & -below, x, sides))
     return found
 
 
 def _describe_rows(
-    config: OnePassConfig,
+    config: HaloConfig | OnePassConfig,
     argument: int,
     tensor: int,
     rows: int,
     image: Tensor,
-    sides: tuple[int, int],
+    sides: Sequence[int],
 ) -> Description:
     """Of the first rows and columns of an image in channels-last memory without gaps so many rows
     of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
@@ -668,11 +661,12 @@ def _describe_rows(
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     n, c, h, w = image.shape
+    bits = 8 * image.element_size()
     images, _, columns = config.box
+    block = [rows, images, columns, min(config.BLOCK_C, 1024 // bits)]
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
-    layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
-    block = [rows, images, columns, config.BLOCK_C]
-    found = TensorDescriptor(image, shape, strides, block, layout)
+    shared = NVMMASharedLayout(block[-1] * bits // 8, bits, 4)
+    found = TensorDescriptor(image, shape, strides, block, shared)
     return _description(argument, tensor, found)
 
 
