@@ -29,7 +29,7 @@ from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.trial import Trial, clock
 from triton_tied.benchmark.results import machine_of
 from triton_tied.benchmark.workloads import every
-from triton_tied.kernels.configs import Config
+from triton_tied.kernels.configs import Config, as_listed
 
 _MARGIN = 1.5  # of a prediction; the model ranks, it does not predict
 _BYTES = 2**30
@@ -125,6 +125,11 @@ def _unsplit(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
     return chosen, replace(chosen, splits=1)
 
 
+def _unmerged(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
+    ranked = make_shortlist(problem, gpu).ranked
+    return ranked[0], next(config for config in ranked if config.merged == 1)
+
+
 def _alone(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
     ranked = make_shortlist(problem, gpu).ranked
     first, second = (
@@ -141,6 +146,8 @@ _WAYS: tuple[tuple, ...] = (
     (("lca", 64, 16, "conv"), _other_kind, 1.3, "the same with a streamed weight"),
     (("resnet", 64, 56, "weight_grad"), _other_kind, 1.2, "all taps in one pass against one pair"),
     (("thin", 16, 128, "weight_grad"), _other_kind, 2.0, "the same for 16 channels"),
+    (("thin", 8, 128, "conv"), _unmerged, 1.1, "columns merged against pixels as they lie"),
+    (("thin", 8, 128, "weight_grad"), _unmerged, 1.2, "the same for the packed gradient"),
     (("soc", 1024, 2, "conv"), _unsplit, 1.2, "a shared sum against one program's"),
     (("wide", 256, 64, "conv"), _alone, 1.05, "clusters of two programs against one alone"),
 )
@@ -167,7 +174,7 @@ def _problem(family: str, channels: int, side: int, kernel: str) -> Problem:
 
 def _predicted(problem: Problem, gpu: GPU, config: Config) -> float:
     listed = list_of(problem.kernel, gpu.target, problem.dtype)
-    candidate = next(each for each in listed if each.config == replace(config, splits=1))
+    candidate = next(each for each in listed if each.config == as_listed(config))
     return predict_us(problem, gpu, candidate._replace(config=config))
 
 
