@@ -19,6 +19,7 @@ from triton_tied.kernels.depthwise_grad import depthwise_grad_kernel
 from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.one_pass import one_pass_kernel
+from triton_tied.kernels.one_pass_tf32 import one_pass_tf32_kernel
 from triton_tied.kernels.sum_rows import sum_rows_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.toolchain import why_no_clusters
@@ -31,6 +32,7 @@ KERNELS = (
     halo_kernel,
     weight_grad_kernel,
     one_pass_kernel,
+    one_pass_tf32_kernel,
     matrices_kernel,
     sum_splits_kernel,
     sum_rows_kernel,

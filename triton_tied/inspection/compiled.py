@@ -26,6 +26,7 @@ from ..kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
     WeightGradConfig,
     constants,
     swizzled_channels,
@@ -247,6 +248,9 @@ def _products(compiled_in: dict[str, Any], dtype: str) -> int:
     if "SHARED" in compiled_in:  # of one program of two
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWN"]
         return math.prod(sizes) // 2 * swizzled_channels(4 if dtype == "float32" else 2)
+    if "TAPS_H" in compiled_in and dtype == "float32":  # of all taps of a block
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
+        return math.prod(sizes) * compiled_in["TAPS_H"] * compiled_in["TAPS_W"]
     if "BLOCK_K" not in compiled_in:
         return 1
     blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]
@@ -372,6 +376,15 @@ def _one_pass_descriptors(
     return _swizzled({**boxes, "grad": boxes["x"]}, 16, dtype)
 
 
+def _one_pass_tf32_descriptors(
+    config: OnePassTf32Config, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    depth = min(config.BLOCK_C, swizzled_channels(4))
+    boxes = _rows_of_boxes(compiled_in, "TAPS_H", depth)
+    halves = {name: [box[0], config.BLOCK_C // depth, *box[1:]] for name, box in boxes.items()}
+    return _swizzled({**halves, "grad": halves["x"]}, 32, dtype)
+
+
 def _rows_of_boxes(compiled_in: dict[str, Any], taps: str, channels: int) -> dict[str, list[int]]:
     """Of a box its own rows, and those below it that so many rows of taps read, at once."""
     images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
@@ -421,9 +434,13 @@ if why_no_gluon() is None:
 
     from ..kernels.halo import halo_kernel
     from ..kernels.one_pass import one_pass_kernel
+    from ..kernels.one_pass_tf32 import one_pass_tf32_kernel
 
     _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in, _halo_descriptors)
     _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_descriptors)
+    _KINDS[OnePassTf32Config] = _Kind(
+        one_pass_tf32_kernel, _one_pass_compiled_in, _one_pass_tf32_descriptors
+    )
 if why_no_clusters() is None:
     from ..kernels.clustered import clustered_kernel
 

@@ -17,6 +17,7 @@ from ..kernels.configs import (
     HaloConfig,
     Loader,
     OnePassConfig,
+    OnePassTf32Config,
     Roles,
     Shared,
     WeightGradConfig,
@@ -221,6 +222,12 @@ _ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ..
     ((1, 8, 16), 64, (4, 2), 8, 3),
     ((1, 1, 64), 64, (1, 9), 8, 2),
 )
+_ONE_PASS_TF32: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ...] = (
+    ((1, 8, 16), 16, (3, 3), 4, 4),
+    ((1, 8, 32), 16, (3, 3), 8, 3),
+    ((1, 8, 16), 32, (3, 3), 8, 3),
+    ((1, 8, 16), 64, (3, 3), 8, 1),
+)
 
 # Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
 # fewer for larger kernels, of which it holds more weights or sums.
@@ -346,6 +353,12 @@ def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
             yield OnePassConfig(*tiles)
 
 
+def _one_pass_tf32(target: str, list_name: str) -> Iterator[OnePassTf32Config]:
+    if target == "sm_90" and list_name == "float32":
+        for tiles in _ONE_PASS_TF32:
+            yield OnePassTf32Config(*tiles)
+
+
 def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
     for rows, columns, channels in _DEPTHWISE:
         yield DepthwiseConfig((1, rows, columns), channels)
@@ -394,6 +407,7 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
     "one_pass": _one_pass,
+    "one_pass_tf32": _one_pass_tf32,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "halo": _halo,

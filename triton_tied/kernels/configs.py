@@ -404,6 +404,36 @@ class OnePassConfig(_Kind):
         return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
 
 
+@dataclass(frozen=True)
+class OnePassTf32Config(OnePassConfig):
+    """Tiles of the packed weight gradient of float32 by blocks of taps: see
+    :mod:`.one_pass_tf32`.
+
+    Args:
+        box: as in :class:`OnePassConfig`; images times columns a multiple of 8, with 64 channels
+            16. In all a multiple of 16 pixels for each of the warps that share a step.
+        num_warps: as there; with 64 channels 8.
+    """
+
+    kind = "one_pass_tf32"
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        if reading.itemsize != 4 or reading.precision != "tf32":
+            return "it multiplies float32 in TF32 only"
+        depth = swizzled_channels(reading.itemsize)
+        if self.BLOCK_C > depth and reading.layout.group_channels % depth:
+            return f"it copies {depth} channels at once, or a multiple"
+        needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
+        if needed > _HOPPER_SHARED_BYTES:
+            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading) or why_no_gluon()
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
+        copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
+        return self.num_stages * copied * images * columns * self.BLOCK_C * 4
+
+
 class _Depthwise(_Kind):
     """What both kinds for groups of few channels have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
@@ -524,6 +554,7 @@ Config = (
     | HaloConfig
     | ClusteredConfig
     | OnePassConfig
+    | OnePassTf32Config
     | DepthwiseConfig
     | DepthwiseGradConfig
 )
@@ -533,6 +564,7 @@ _ALL = (
     HaloConfig,
     ClusteredConfig,
     OnePassConfig,
+    OnePassTf32Config,
     DepthwiseConfig,
     DepthwiseGradConfig,
 )

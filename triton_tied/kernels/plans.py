@@ -25,6 +25,7 @@ from .configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
     Reading,
     WeightGradConfig,
     swizzled_channels,
@@ -350,9 +351,19 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
-    from .one_pass import one_pass_kernel  # not every Triton has Gluon
+def _one_pass_kernel(config: OnePassConfig) -> Any:
+    # not every Triton has Gluon
+    if isinstance(config, OnePassTf32Config):
+        from .one_pass_tf32 import one_pass_tf32_kernel
 
+        return one_pass_tf32_kernel
+    from .one_pass import one_pass_kernel
+
+    return one_pass_kernel
+
+
+def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    kernel = _one_pass_kernel(config)
     x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
@@ -382,7 +393,7 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
         if extra:
             descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
         descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
-    main = _launch(one_pass_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+    main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
     total = _launch(sum_rows_kernel, programs, SUM_TENSORS, arguments, {})
@@ -442,6 +453,7 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     WeightGradConfig: _plan_weight_grad,
     HaloConfig: _plan_halo,
     OnePassConfig: _plan_one_pass,
+    OnePassTf32Config: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
     ClusteredConfig: _plan_clustered,
@@ -551,15 +563,22 @@ def _describe_rows(
 ) -> Description:
     """Of the first rows and columns of an image in channels-last memory without gaps so many rows
     of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
-    for all images of a box."""
+    for all images of a box. Of float32, H, C by halves of a tile, N, W, C of a half."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     n, c, h, w = image.shape
     images, _, columns = config.box
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
-    layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
     block = [rows, images, columns, config.BLOCK_C]
+    if isinstance(config, OnePassTf32Config):
+        depth = min(config.BLOCK_C, swizzled_channels(image.element_size()))
+        halves = config.BLOCK_C // depth
+        block[1:] = halves, images, columns, depth
+        shape[1:1], strides[1:1] = [c // depth if halves > 1 else 1], [depth]
+        shape[-1] = depth if halves > 1 else c
+    bits = 8 * image.element_size()
+    layout = NVMMASharedLayout(block[-1] * bits // 8, bits, len(block))
     found = TensorDescriptor(image, shape, strides, block, layout)
     return _description(argument, tensor, found)
 
