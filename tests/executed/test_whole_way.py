@@ -112,7 +112,8 @@ def convolutions(gpu):
 
 def gradients(gpu):
     """Packed ones that were launched."""
-    return gpu.launches["weight_grad_kernel"] + gpu.launches["one_pass_kernel"]
+    names = ("weight_grad", "one_pass", "one_pass_tf32")
+    return sum(gpu.launches[f"{name}_kernel"] for name in names)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -147,16 +148,23 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
 
 @pytest.mark.parametrize("gpu", ["H100"], indirect=True)
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
-def test_few_channels_on_hopper_take_kernels_of_their_own(gpu, symmetry):
-    call = Call((2, 16, 32, 32), symmetry=symmetry)
+@pytest.mark.parametrize(
+    "dtype, precision, kernel",
+    [(torch.bfloat16, "ieee", "one_pass"), (torch.float32, "tf32", "one_pass_tf32")],
+)
+def test_few_channels_on_hopper_take_kernels_of_their_own(
+    gpu, symmetry, dtype, precision, kernel, convolution_precision
+):
+    convolution_precision.fp32_precision = precision
+    call = Call((2, 16, 32, 32), dtype, symmetry=symmetry, precision=precision)
     leaves = [t.requires_grad_() for t in call.tensors()]
     output = call(*leaves)
-    grad = torch.randn(output.shape).to(output.dtype)
+    grad = torch.randint(-3, 4, output.shape).to(output.dtype)
     results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
     for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
         oracle.assert_within_bound(actual, wanted)
     assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
-    assert gpu.launches["one_pass_kernel"] == 1 and not gpu.launches["weight_grad_kernel"]
+    assert gpu.launches[f"{kernel}_kernel"] == gradients(gpu) == 1
 
 
 @pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))

@@ -421,7 +421,7 @@ class OnePassTf32Config(OnePassConfig):
         if reading.itemsize != 4 or reading.precision != "tf32":
             return "it multiplies float32 in TF32 only"
         depth = swizzled_channels(reading.itemsize)
-        if self.BLOCK_C > depth and reading.layout.group_channels % depth:
+        if depth < self.BLOCK_C and reading.layout.group_channels % depth:
             return f"it copies {depth} channels at once, or a multiple"
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:

@@ -41,7 +41,7 @@ def operand_layout(BLOCK_C, sharing, is_grad):
     else:
         pixels, swizzled = [1, 4, 2, 8], [0, *channels[2:4], 0]
     bases = [at(0, channel, 0) for channel in channels[:together]]
-    bases += [at(0, channel, pixel) for channel, pixel in zip(swizzled, pixels)]
+    bases += [at(0, channel, pixel) for channel, pixel in zip(swizzled, pixels, strict=True)]
     bases += [at(0, channel, 0) for channel in channels[together:]]
     bases += [at(2**bit, 0, 0) for bit in range(sharing.bit_length() - 1)]
     return gl.SharedLinearLayout(bases, [], 1024)
@@ -118,7 +118,9 @@ def add_pixels(grads, WARPS: gl.constexpr, BLOCK_C: gl.constexpr):
 
 
 @gluon.jit
-def store_bias(acc, target, size, n_start, is_wanted, CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr):
+def store_bias(
+    acc, target, size, n_start, is_wanted, CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr
+):
     """The sums of grad, and zeros in the row of ``size`` numbers that follows."""
     acc = gl.sum(gl.sum(acc, 2), 0).reshape([BLOCK_C // 16, 2, 8]).permute([0, 2, 1])
     acc = acc.reshape([BLOCK_C])
@@ -147,7 +149,7 @@ def one_pass_tf32_kernel(
     channels of each, by matrix products with M = channels of grad, N = channels of x, K = pixels.
 
     Boxes, taps, splits and ``partial`` are those of :func:`.one_pass.one_pass_kernel`. Of 16 pixels
-    for each of the warps that share a step a warp loads each column's grad once and each row's x
+    for each of the warps that share a step a warp loads each row's x once and each column's grad
     once, and multiplies all with all. Both are rounded; the bias adds grad as it is.
 
     Shared memory is counted in strips of 8 pixels of at most 32 channels. Where there are two
@@ -195,9 +197,7 @@ def one_pass_tf32_kernel(
     sums = ()
     for _tap in gl.static_range(TAPS_H * TAPS_W):
         sums = sums + (gl.zeros([SHARING, BLOCK_C, BLOCK_C], gl.float32, sums_layout),)
-    bias = add_pixels(
-        gl.zeros([SHARING, BLOCK_C, 16], gl.float32, first_operand), SHARING, BLOCK_C
-    )
+    bias = add_pixels(gl.zeros([SHARING, BLOCK_C, 16], gl.float32, first_operand), SHARING, BLOCK_C)
     for step in range(steps):
         ahead = step + STAGES - 1
         fence_async_shared()  # between what was loaded and what is copied there next
@@ -209,27 +209,28 @@ def one_pass_tf32_kernel(
         stage = step % STAGES
         mbarrier.wait(landed.index(stage), step // STAGES & 1)
         for strip in gl.static_range(0, BLOCK_H * ROW, SLICE):
-            grads = ()
+            images = ()
+            for row in gl.static_range(TAPS_H):
+                place = stage * STRIPS + (TAPS_W * BLOCK_H + row * DILATION_H) * ROW + strip
+                tile = load_operand(tiles, place, second_operand, BLOCK_C)
+                images = images + (round_to_tf32(tile),)
+            found = ()
             for column in gl.static_range(TAPS_W):
                 place = stage * STRIPS + column * BLOCK_H * ROW + strip
                 tile = load_operand(tiles, place, first_operand, BLOCK_C)
                 if HAS_BIAS and column == MIDDLE:
                     bias += add_pixels(tile, SHARING, BLOCK_C)
-                grads = grads + (round_to_tf32(tile),)
-            found = ()
-            for row in gl.static_range(TAPS_H):
-                place = stage * STRIPS + (TAPS_W * BLOCK_H + row * DILATION_H) * ROW + strip
-                pixels = round_to_tf32(load_operand(tiles, place, second_operand, BLOCK_C))
-                for column in gl.static_range(TAPS_W):
-                    acc = sums[row * TAPS_W + column]
-                    acc = mma_v2(grads[column], pixels, acc, input_precision="tf32")
+                tile = round_to_tf32(tile)
+                for row in gl.static_range(TAPS_H):
+                    acc = sums[column * TAPS_H + row]
+                    acc = mma_v2(tile, images[row], acc, input_precision="tf32")
                     found = found + (acc,)
             sums = found
 
     target = partial + split.to(gl.int64) * 2 * size
     taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
     for i in gl.static_range(TAPS_H * TAPS_W):
-        row, column = first_row + i // TAPS_W, first + i % TAPS_W
+        row, column = first_row + i % TAPS_H, first + i // TAPS_H
         if (row < KERNEL_H) & (column < KERNEL_W):
             store_taps(
                 in_order(sums[i], BLOCK_C), taps, taps + size, row, column, column + 1,
@@ -240,7 +241,7 @@ def one_pass_tf32_kernel(
             centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
             centre += group * triangle_size(CHANNELS, SIGN)
             store_centre(
-                in_order(sums[KERNEL_H // 2 % TAPS_H * TAPS_W + MIDDLE], BLOCK_C),
+                in_order(sums[MIDDLE * TAPS_H + KERNEL_H // 2 % TAPS_H], BLOCK_C),
                 centre, centre + size, 0, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
             )  # fmt: skip
         if HAS_BIAS:
