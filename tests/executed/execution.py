@@ -20,6 +20,7 @@ from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.one_pass import one_pass_kernel
 from triton_tied.kernels.one_pass_tf32 import one_pass_tf32_kernel
+from triton_tied.kernels.row_by_row import row_by_row_kernel
 from triton_tied.kernels.sum_rows import sum_rows_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.toolchain import why_no_clusters
@@ -33,6 +34,7 @@ KERNELS = (
     weight_grad_kernel,
     one_pass_kernel,
     one_pass_tf32_kernel,
+    row_by_row_kernel,
     matrices_kernel,
     sum_splits_kernel,
     sum_rows_kernel,

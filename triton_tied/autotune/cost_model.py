@@ -21,6 +21,7 @@ from ..kernels.configs import (
     HaloConfig,
     OnePassConfig,
     OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
     swizzled_channels,
 )
@@ -281,6 +282,24 @@ def _work_in_one_pass(
     )
 
 
+def _row_by_row_work(problem: Problem, config: RowByRowConfig) -> _Work:
+    """A step is a row, of a box or above it. Both warpgroups read grad of a column of taps, and x
+    of each tap; x is written twice, and read to be transposed."""
+    (_, rows, _), c = config.box, config.BLOCK_C
+    taps_h, taps_w = config.taps_of(problem.layout.kernel_size)
+    steps = rows + (taps_h - 1) * problem.geometry.dilation[0]
+    live = rows / steps  # rows of a box, which are multiplied
+    row = config.BLOCK_M // rows * c
+    read = row * (2 + live * (2 * taps_w + taps_h * taps_w))
+    found = _work_in_one_pass(
+        problem, config, round(2 * live * taps_h * taps_w * row * c), read * live
+    )
+    return found._replace(
+        steps=round(found.steps * steps),
+        shared_bytes=(row * (1 + live * taps_w) + read) * problem.itemsize,
+    )
+
+
 def _one_pass_splits(problem: Problem, config: OnePassConfig) -> int:
     return min(MAX_SPLITS, config.count_boxes(problem.output))
 
@@ -402,6 +421,7 @@ _KINDS: dict[type[Config], _Kind] = {
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
     OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
     OnePassTf32Config: _Kind(_one_pass_tf32_work, _one_pass_splits),
+    RowByRowConfig: _Kind(_row_by_row_work, _one_pass_splits),
     DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
     DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
     HaloConfig: _Kind(_halo_work, lambda problem, config: 1),

@@ -17,6 +17,7 @@ from ..kernels.configs import (
     HaloConfig,
     OnePassConfig,
     OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
 )
 from ..kernels.stored_taps import UNPACKED_FROM
@@ -97,6 +98,20 @@ def _one_pass_tf32_faults(
         found.append(f"a loop multiplies {holds.redundancy} times what it needs")
     if holds.layout_changes:
         found.append(f"{holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _row_by_row_faults(
+    config: RowByRowConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    """Its loop has one wait for products, and one to move on."""
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not holds.register_operands:
+        found.append("no products of the output gradient in registers")
+    if holds.loop_waits != 1 or holds.layout_changes:
+        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
     return found
 
 
@@ -262,6 +277,7 @@ _KINDS: dict[type[Config], _Kind] = {
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
     OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
     OnePassTf32Config: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_tf32_faults),
+    RowByRowConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _row_by_row_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     ClusteredConfig: _Kind(

@@ -434,6 +434,37 @@ class OnePassTf32Config(OnePassConfig):
         return self.num_stages * copied * images * columns * self.BLOCK_C * 4
 
 
+@dataclass(frozen=True)
+class RowByRowConfig(OnePassConfig):
+    """Tiles of the packed weight gradient of float32 and 64 channels, row by row: see
+    :mod:`.row_by_row`.
+
+    Args:
+        box: images, rows and columns; images times columns 32. A program goes down its rows.
+        BLOCK_C: 64.
+        num_warps: 8.
+        num_stages: rows in shared memory.
+    """
+
+    kind = "row_by_row"
+
+    def why_unreadable(self, reading: Reading) -> str | None:
+        if reading.itemsize != 4 or reading.precision != "tf32":
+            return "it multiplies float32 in TF32 only"
+        depth = swizzled_channels(reading.itemsize)
+        if reading.layout.group_channels % depth:
+            return f"it copies {depth} channels at once, or a multiple"
+        needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
+        if needed > _HOPPER_SHARED_BYTES:
+            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        return _why_unloadable(self, reading) or why_no_gluon()
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        taps_h, taps_w = self.taps_of(kernel_size)
+        rows = self.num_stages * (taps_w + 1) + (taps_h - 1) * dilation[0] + 2
+        return rows * 32 * self.BLOCK_C * 4 + _BARRIER_BYTES
+
+
 class _Depthwise(_Kind):
     """What both kinds for groups of few channels have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
@@ -555,6 +586,7 @@ Config = (
     | ClusteredConfig
     | OnePassConfig
     | OnePassTf32Config
+    | RowByRowConfig
     | DepthwiseConfig
     | DepthwiseGradConfig
 )
@@ -565,6 +597,7 @@ _ALL = (
     ClusteredConfig,
     OnePassConfig,
     OnePassTf32Config,
+    RowByRowConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
 )

@@ -27,6 +27,7 @@ from .configs import (
     OnePassConfig,
     OnePassTf32Config,
     Reading,
+    RowByRowConfig,
     WeightGradConfig,
     swizzled_channels,
 )
@@ -353,6 +354,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _one_pass_kernel(config: OnePassConfig) -> Any:
     # not every Triton has Gluon
+    if isinstance(config, RowByRowConfig):
+        from .row_by_row import row_by_row_kernel
+
+        return row_by_row_kernel
     if isinstance(config, OnePassTf32Config):
         from .one_pass_tf32 import one_pass_tf32_kernel
 
@@ -389,10 +394,13 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
         # What no tap sees is not read: it might be infinite.
         seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
         extra = (taps_h - 1) * dilation_h
-        descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
-        if extra:
+        by_row = isinstance(config, RowByRowConfig)
+        side = 1 if by_row else config.box[1]
+        descriptors = [_describe_rows(config, 0, 0, side, x, seen)]
+        if extra and not by_row:
             descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
-        descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+        place = 1 if by_row else 2
+        descriptors.append(_describe_rows(config, place, place, side, grad, (out_h, out_w)))
     main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
@@ -454,6 +462,7 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     HaloConfig: _plan_halo,
     OnePassConfig: _plan_one_pass,
     OnePassTf32Config: _plan_one_pass,
+    RowByRowConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
     ClusteredConfig: _plan_clustered,
@@ -571,7 +580,7 @@ def _describe_rows(
     images, _, columns = config.box
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
     block = [rows, images, columns, config.BLOCK_C]
-    if isinstance(config, OnePassTf32Config):
+    if isinstance(config, OnePassTf32Config | RowByRowConfig):
         depth = min(config.BLOCK_C, swizzled_channels(image.element_size()))
         halves = config.BLOCK_C // depth
         block[1:] = halves, images, columns, depth
