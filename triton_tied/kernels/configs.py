@@ -448,6 +448,10 @@ class RowByRowConfig(OnePassConfig):
 
     kind = "row_by_row"
 
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """Four more warps prepare rows. The kernel itself shares the registers out among them."""
+        return {"num_warps": self.num_warps, "maxnreg": 168}
+
     def why_unreadable(self, reading: Reading) -> str | None:
         if reading.itemsize != 4 or reading.precision != "tf32":
             return "it multiplies float32 in TF32 only"

@@ -43,21 +43,21 @@ def grad_layout():
 
 @gluon.constexpr_function
 def x_layout():
-    """A row as it was copied, [pixels, channels], joined."""
+    """Half of a row as it was copied, [pixels, channels], joined."""
     bases = [[joined(channel), channel] for channel in (1, 2, 4, 8, 16)]
     for pixel in (1, 2, 4, 8, 16):
         channel = swizzled(pixel)
         bases.append([pixel ^ joined(channel), channel])
-    return gl.SharedLinearLayout([*bases, [0, 32]], [], 1024)
+    return gl.SharedLinearLayout(bases, [], 1024)
 
 
 @gluon.constexpr_function
 def transposed_layout():
-    """The same row of which each channel has its pixels side by side, in the order of
+    """The same half of which each channel has its pixels side by side, in the order of
     :func:`grad_layout`, swizzled as wgmma wants it."""
     pixels = [2, 4, 1, 8, 16]
     bases = [[pixel, 0] for pixel in pixels]
-    for channel, pixel in zip((1, 2, 4, 8, 16, 32), (*pixels[2:], 0, 0, 0), strict=True):
+    for channel, pixel in zip((1, 2, 4, 8, 16), (*pixels[2:], 0, 0), strict=True):
         bases.append([pixel ^ joined(channel), channel])
     return gl.SharedLinearLayout(bases, [], 1024)
 
@@ -66,7 +66,7 @@ def transposed_layout():
 def moving_layout():
     """The registers that it passes through: a thread has four channels of two pixels."""
     registers, lanes = [[0, 1], [0, 2], [2, 0]], [[0, 4], [0, 8], [0, 16], [4, 0], [1, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[8, 0], [16, 0], [0, 32]], [], [32, 64])
+    return gl.DistributedLinearLayout(registers, lanes, [[8, 0], [16, 0]], [], [32, 32])
 
 
 @gluon.jit
@@ -91,36 +91,55 @@ def copy_row(
         tma.async_copy_global_to_shared(
             grad,
             [grad_row, grad_channel // 32, image, column + right - tap * DILATION_W, 0], here,
-            tiles.index(stage * (TAPS_W + 1) + tap)._reinterpret(gl.float32, shape, layout),
+            tiles.index((stage * (TAPS_W + 1) + tap) * 2)._reinterpret(gl.float32, shape, layout),
             pred=is_wanted,
         )  # fmt: skip
     tma.async_copy_global_to_shared(
         x, [first_row + row + down, x_channel // 32, image, column, 0], here,
-        tiles.index(stage * (TAPS_W + 1) + TAPS_W)._reinterpret(gl.float32, shape, layout),
+        tiles.index((stage * (TAPS_W + 1) + TAPS_W) * 2)._reinterpret(gl.float32, shape, layout),
         pred=is_wanted,
     )  # fmt: skip
 
 
 @gluon.jit
-def transpose(tile, transposed):
-    """A row of x, rounded."""
+def prepare_rows(
+    x, grad, tiles, ring, landed, ready, done,
+    steps, split, splits, rows, columns, first_column, x_channel, grad_channel, down, right,
+    DILATION_W: gl.constexpr, EXTRA: gl.constexpr, TAPS_W: gl.constexpr, STAGES: gl.constexpr,
+    RING: gl.constexpr,
+    BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+):  # fmt: skip
+    """The work of four warps: rows are copied, and those of x transposed and rounded, one step
+    ahead of the products."""
     layout: gl.constexpr = moving_layout()
-    row = tile._reinterpret(gl.float32, [32, 64], x_layout()).load(layout)
-    transposed._reinterpret(gl.float32, [32, 64], transposed_layout()).store(round_to_tf32(row))
-
-
-@gluon.jit
-def prepare_row(
-    tiles, ring, landed, step, TAPS_W: gl.constexpr, STAGES: gl.constexpr, RING: gl.constexpr
-):
-    stage = step % STAGES
-    transpose(tiles.index(stage * (TAPS_W + 1) + TAPS_W), ring.index(step % RING))
-    fence_async_shared()
+    for i in gl.static_range(STAGES - 2):
+        copy_row(
+            x, grad, tiles, landed, i, steps, split, splits, rows, columns, first_column,
+            x_channel, grad_channel, down, right,
+            DILATION_W, EXTRA, TAPS_W, STAGES, BLOCK_I, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+    for step in range(steps):
+        mbarrier.wait(done.index(step % 2), (step // 2 - 1) & 1, pred=step > 1)
+        fence_async_shared()  # between what was loaded and what is copied there next
+        copy_row(
+            x, grad, tiles, landed, step + STAGES - 2, steps, split, splits,
+            rows, columns, first_column, x_channel, grad_channel, down, right,
+            DILATION_W, EXTRA, TAPS_W, STAGES, BLOCK_I, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+        stage = step % STAGES
+        mbarrier.wait(landed.index(stage), step // STAGES & 1)
+        for half in gl.static_range(2):
+            tile = tiles.index((stage * (TAPS_W + 1) + TAPS_W) * 2 + half)
+            row = tile._reinterpret(gl.float32, [32, 32], x_layout()).load(layout)
+            place = ring.index(step % RING * 2 + half)
+            place._reinterpret(gl.float32, [32, 32], transposed_layout()).store(round_to_tf32(row))
+        fence_async_shared()
+        mbarrier.arrive(ready.index(step % 2), count=1)
 
 
 @gluon.jit
 def load_grad(tiles, place, layout: gl.constexpr):
-    return tiles.index(place)._reinterpret(gl.float32, [64, 32], grad_layout()).load(layout)
+    return tiles.index(2 * place)._reinterpret(gl.float32, [64, 32], grad_layout()).load(layout)
 
 
 @gluon.jit
@@ -130,10 +149,9 @@ def add_pixels(grads):
 
 
 @gluon.jit
-def wait(sums, operands, left: gl.constexpr):
-    """Until only so many products are under way. The registers of the operands are kept until
-    then."""
-    found = warpgroup_mma_wait(left, sums + operands)
+def wait(sums, operands):
+    """Until no product is under way. The registers of their operands are kept until then."""
+    found = warpgroup_mma_wait(0, sums + operands)
     return found[: len(sums)]
 
 
@@ -145,6 +163,70 @@ def store_bias(acc, target, size, n_start, is_wanted, CHANNELS: gl.constexpr):
     mask = (n < CHANNELS) & is_wanted
     gl.store(target + n, acc, mask=mask)
     gl.store(target + size + n, gl.zeros_like(acc), mask=mask)
+
+
+@gluon.jit
+def sum_rows(
+    partial, tiles, ring, landed, ready, done,
+    steps, split, size, block, first_row, first, group, n_start, k_start,
+    CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr,
+    KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
+    EXTRA: gl.constexpr, TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, HAS_BIAS: gl.constexpr,
+    BLOCK_H: gl.constexpr, STAGES: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
+    """The work of the other warps: the products, and what comes of them."""
+    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
+    BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
+    MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 8])
+    operand: gl.constexpr = gl.DotOperandLayout(0, layout, 1)
+    transposed: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
+
+    sums = ()
+    for _tap in gl.static_range(TAPS_H * TAPS_W):
+        sums = sums + (gl.zeros([64, 64], gl.float32, layout),)
+    bias = add_pixels(gl.zeros([64, 32], gl.float32, operand))
+    for step in range(steps):
+        mbarrier.wait(ready.index(step % 2), step // 2 & 1)
+        if step % (BLOCK_H + EXTRA) >= EXTRA:
+            stage = step % STAGES
+            mbarrier.wait(landed.index(stage), step // STAGES & 1)
+            found, grads = (), ()
+            for column in gl.static_range(TAPS_W):
+                tile = load_grad(tiles, stage * (TAPS_W + 1) + column, operand)
+                if HAS_BIAS and column == MIDDLE:
+                    bias += add_pixels(tile)
+                tile = round_to_tf32(tile)
+                grads = grads + (tile,)
+                for row in gl.static_range(TAPS_H):
+                    place = (step + RING - (TAPS_H - 1 - row) * DILATION_H) % RING
+                    pixels = ring.index(2 * place)._reinterpret(gl.float32, [64, 32], transposed)
+                    acc = sums[column * TAPS_H + row]
+                    acc = warpgroup_mma(tile, pixels.permute((1, 0)), acc, is_async=True)
+                    found = found + (acc,)
+            sums = wait(found, grads)
+        mbarrier.arrive(done.index(step % 2), count=1)
+
+    target = partial + split.to(gl.int64) * 2 * size
+    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
+    for i in gl.static_range(TAPS_H * TAPS_W):
+        row, column = first_row + i % TAPS_H, first + i // TAPS_H
+        if (row < KERNEL_H) & (column < KERNEL_W):
+            store_taps(
+                sums[i], taps, taps + size, row, column, column + 1,
+                n_start, k_start, CHANNELS, SIGN, KERNEL_W, TAPS, 64,
+            )  # fmt: skip
+    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
+        if TAPS % 2 == 1:
+            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
+            centre += group * triangle_size(CHANNELS, SIGN)
+            store_centre(
+                sums[MIDDLE * TAPS_H + KERNEL_H // 2 % TAPS_H],
+                centre, centre + size, 0, n_start, k_start, CHANNELS, SIGN, 64,
+            )  # fmt: skip
+        if HAS_BIAS:
+            target += size - GROUPS * CHANNELS + group * CHANNELS
+            store_bias(bias, target, size, n_start, k_start == 0, CHANNELS)
 
 
 @gluon.jit(
@@ -168,17 +250,16 @@ def row_by_row_kernel(
     Boxes, taps, splits and ``partial`` are those of :func:`.one_pass.one_pass_kernel`, but a box is
     gone through row by row. In TF32 wgmma wants pixels side by side: of grad they are in registers,
     x is transposed. The last rows of x stay in a ring, so that each is copied once for a box, and
-    is multiplied with as many rows of grad as there are rows of taps."""
-    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
+    is multiplied with as many rows of grad as there are rows of taps.
+
+    Eight warps multiply, four prepare rows for them. Of two mbarriers each, in turn, ``ready`` says
+    that a row of x is transposed, ``done`` that the products of a step are."""
     BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
     BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
     C_BLOCKS: gl.constexpr = (CHANNELS + 63) // 64
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     RING: gl.constexpr = EXTRA + 2  # one is written while others are multiplied
-    MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 8])
-    operand: gl.constexpr = gl.DotOperandLayout(0, layout, 1)
-    rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
+    swizzling: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
 
     pid = gl.program_id(0)
     block = pid % BLOCKS  # of one split all blocks run side by side, on the same pixels
@@ -191,65 +272,33 @@ def row_by_row_kernel(
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
 
-    tiles = gl.allocate_shared_memory(gl.float32, [STAGES * (TAPS_W + 1), 64, 32], rows_layout)
-    ring = gl.allocate_shared_memory(gl.float32, [RING, 64, 32], rows_layout)
+    tiles = gl.allocate_shared_memory(gl.float32, [STAGES * (TAPS_W + 1) * 2, 32, 32], swizzling)
+    ring = gl.allocate_shared_memory(gl.float32, [RING * 2, 32, 32], swizzling)
     landed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    done = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(landed.index(i), count=1)
+    for i in gl.static_range(2):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(done.index(i), count=1)
 
     steps = gl.cdiv(boxes - split, splits) * (BLOCK_H + EXTRA)
-    for i in gl.static_range(STAGES - 1):
-        copy_row(
-            x, grad, tiles, landed, i, steps, split, splits, rows, columns, first_column,
-            start + k_start, start + n_start, down, right,
-            DILATION_W, EXTRA, TAPS_W, STAGES, BLOCK_I, BLOCK_H, BLOCK_W,
-        )  # fmt: skip
-    sums = ()
-    for _tap in gl.static_range(TAPS_H * TAPS_W):
-        sums = sums + (gl.zeros([64, 64], gl.float32, layout),)
-    bias = add_pixels(gl.zeros([64, 32], gl.float32, operand))
-    for step in range(steps):
-        fence_async_shared()  # between what was loaded and what is copied there next
-        copy_row(
-            x, grad, tiles, landed, step + STAGES - 1, steps, split, splits,
-            rows, columns, first_column, start + k_start, start + n_start, down, right,
-            DILATION_W, EXTRA, TAPS_W, STAGES, BLOCK_I, BLOCK_H, BLOCK_W,
-        )  # fmt: skip
-        first_tile = step % STAGES * (TAPS_W + 1)
-        mbarrier.wait(landed.index(step % STAGES), step // STAGES & 1)
-        prepare_row(tiles, ring, landed, step, TAPS_W, STAGES, RING)
-        if step % (BLOCK_H + EXTRA) >= EXTRA:
-            found, grads = (), ()
-            for column in gl.static_range(TAPS_W):
-                tile = load_grad(tiles, first_tile + column, operand)
-                if HAS_BIAS and column == MIDDLE:
-                    bias += add_pixels(tile)
-                tile = round_to_tf32(tile)
-                grads = grads + (tile,)
-                for row in gl.static_range(TAPS_H):
-                    place = step + RING - (TAPS_H - 1 - row) * DILATION_H
-                    pixels = ring.index(place % RING).permute((1, 0))
-                    acc = warpgroup_mma(tile, pixels, sums[column * TAPS_H + row], is_async=True)
-                    found = found + (acc,)
-            sums = wait(found, grads, 0)
-
-    target = partial + split.to(gl.int64) * 2 * size
-    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
-    for i in gl.static_range(TAPS_H * TAPS_W):
-        row, column = first_row + i % TAPS_H, first + i // TAPS_H
-        if (row < KERNEL_H) & (column < KERNEL_W):
-            store_taps(
-                sums[i], taps, taps + size, row, column, column + 1,
-                n_start, k_start, CHANNELS, SIGN, KERNEL_W, TAPS, 64,
-            )  # fmt: skip
-    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
-        if TAPS % 2 == 1:
-            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
-            centre += group * triangle_size(CHANNELS, SIGN)
-            store_centre(
-                sums[MIDDLE * TAPS_H + KERNEL_H // 2 % TAPS_H],
-                centre, centre + size, 0, n_start, k_start, CHANNELS, SIGN, 64,
-            )  # fmt: skip
-        if HAS_BIAS:
-            target += size - GROUPS * CHANNELS + start
-            store_bias(bias, target, size, n_start, k_start == 0, CHANNELS)
+    gl.warp_specialize(
+        [
+            (sum_rows, (
+                partial, tiles, ring, landed, ready, done,
+                steps, split, size, block, first_row, first, group, n_start, k_start,
+                CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, DILATION_H, EXTRA,
+                TAPS_H, TAPS_W, HAS_BIAS, BLOCK_H, STAGES, RING,
+            )),
+            (prepare_rows, (
+                x, grad, tiles, ring, landed, ready, done,
+                steps, split, splits, rows, columns, first_column,
+                start + k_start, start + n_start, down, right,
+                DILATION_W, EXTRA, TAPS_W, STAGES, RING, BLOCK_I, BLOCK_H, BLOCK_W,
+            )),
+        ],
+        [4],
+        [40],  # registers of a thread
+    )  # fmt: skip
