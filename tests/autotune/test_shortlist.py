@@ -29,6 +29,7 @@ from triton_tied.kernels.configs import (
     HaloConfig,
     OnePassConfig,
     OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
 )
 from triton_tied.kernels.plans import make_plan
@@ -255,8 +256,8 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
 def test_few_channels_have_their_gradient_in_one_pass(dtype, channels):
     problem = replace(made(channels, (32, 56, 56), dtype=dtype), kernel="weight_grad")
     best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
-    expected = {"float32": "one_pass_tf32", "float32_ieee": "weight_grad"}.get(dtype, "one_pass")
-    assert best.kind == expected
+    tf32 = "row_by_row" if channels == 64 else "one_pass_tf32"
+    assert best.kind == {"float32": tf32, "float32_ieee": "weight_grad"}.get(dtype, "one_pass")
     assert all(
         not isinstance(candidate.config, OnePassConfig)
         for gpu in ("A100", "B200")
@@ -284,16 +285,27 @@ def test_why_the_gradient_in_one_pass_does_not_serve():
         assert reason in problem.why_unreadable(config)
     large = OnePassConfig((1, 16, 32), 16, (3, 3), 4, 3)
     assert "a box of 512 pixels" in gradient(16, (32, 56, 56)).why_unreadable(large)
-    tf32 = OnePassTf32Config((1, 4, 16), 64, (3, 3), 8, 3)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    "tf32",
+    [OnePassTf32Config((1, 16, 8), 32, (3, 3), 8, 3), RowByRowConfig((4, 8, 8), 64, (3, 3), 8, 4)],
+)
+def test_why_the_gradients_of_float32_in_one_pass_do_not_serve(tf32):
+    def gradient(*arguments, **given):
+        return replace(made(*arguments, **given), kernel="weight_grad")
+
     assert gradient(64, (32, 56, 56), dtype="float32").why_unreadable(tf32) is None
+    odd = gradient(48, (32, 56, 56), dtype="float32").why_unreadable(tf32)
+    assert (odd is None) == (tf32.BLOCK_C == 32) and (odd is None or "32 channels at once" in odd)
     for problem, reason in (
         (gradient(64, (32, 56, 56)), "TF32 only"),
         (gradient(64, (32, 56, 56), dtype="float32_ieee"), "TF32 only"),
-        (gradient(48, (32, 56, 56), dtype="float32"), "32 channels at once"),
         (gradient(64, dtype="float32", memory="contiguous"), "its memory is contiguous"),
         (
             replace(
-                gradient(64, dtype="float32"), geometry=Geometry((1, 1), ((9, 9), (9, 9)), (9, 9))
+                gradient(64, dtype="float32"), geometry=Geometry((1, 1), ((9, 9), (9, 9)), (19, 9))
             ),
             "bytes of shared memory, of 232448",
         ),

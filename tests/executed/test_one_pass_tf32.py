@@ -1,5 +1,5 @@
-"""The packed gradient of float32, all taps in one pass: as compiled for sm_90, executed with its
-copies early and late, and with faults planted in it."""
+"""The packed gradient of float32 in TF32, all taps in one pass or row by row: as compiled for
+sm_90, executed with its copies and products early and late, and with faults planted in it."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from executed.execution import KERNELS, TIMINGS, compiled, execute
 from executed.mutants import mutants
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
-from triton_tied.kernels.configs import OnePassTf32Config
+from triton_tied.kernels.configs import OnePassTf32Config, RowByRowConfig
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
@@ -29,8 +29,14 @@ BOXES = {
     (16, 8): ((1, 8, 16), (2, 8, 8), (1, 4, 32), (1, 1, 128), (4, 1, 32)),
     (32, 4): ((1, 4, 8), (2, 2, 8), (1, 2, 16), (4, 1, 8), (1, 8, 8)),
     (32, 8): ((1, 8, 8), (1, 4, 16), (2, 4, 8), (1, 1, 64), (4, 1, 16)),
-    (64, 8): ((1, 2, 16), (2, 4, 8), (1, 1, 16), (1, 4, 16)),
+    (64, 8): ((1, 4, 32), (4, 2, 8), (2, 3, 16), (8, 4, 4), (1, 1, 32), (16, 2, 2)),
 }
+
+
+def config_of(block, box, taps, warps, stages, splits=1):
+    """Tiles of 64 channels have a kernel of their own."""
+    kind = RowByRowConfig if block == 64 else OnePassTf32Config
+    return kind(box, block, taps, warps, max(stages, 3) if block == 64 else stages, splits)
 
 
 def draw(**given):
@@ -42,7 +48,7 @@ def draw(**given):
         box = chance.choice(BOXES[block, warps])
         taps = tuple(chance.choice([1, 2, 3, 3, 5, 7]) for _ in range(2))
         stages, splits = chance.choice([2, 3, 4]), chance.choice([1, 2, 7])
-        config = OnePassTf32Config(box, block, taps, warps, stages, splits)
+        config = config_of(block, box, taps, warps, stages, splits)
         groups = chance.choice([1, 1, 1, 2])
         if block == 64:
             channels = chance.choice([64, 64, 32, 96])
@@ -113,11 +119,12 @@ def test_both_operands_are_rounded_to_the_nearest_and_the_bias_adds_what_is_not(
     assert ours < theirs / 50
 
 
+@pytest.mark.parametrize("block, box", [(16, (1, 8, 16)), (64, (1, 8, 32))])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_no_tap_sees_adds_nothing(compiler, value):
+def test_what_no_tap_sees_adds_nothing(compiler, value, block, box):
     geometry = Geometry((1, 1), ((0, -4), (-2, -8)), (1, 1))
-    layout = Layout(16, (2, 2), symmetry=random.choice(SYMMETRIES))
-    config = OnePassTf32Config((1, 8, 16), 16, (2, 2), 4, 3)
+    layout = Layout(block, (2, 2), symmetry=random.choice(SYMMETRIES))
+    config = config_of(block, box, (2, 2), 8, 3)
     case = Case("sm_90", "float32", config, layout, (1, 9, 26), geometry)
     inputs = inputs_of(case)
     unseen = torch.ones_like(inputs.x, dtype=torch.bool)
@@ -132,29 +139,43 @@ def test_what_no_tap_sees_adds_nothing(compiler, value):
 
 
 @pytest.mark.parametrize("block, warps", BOXES)
-def test_a_warp_reads_each_bank_of_shared_memory_at_most_once_at_a_time(
-    block, warps, compiler, monkeypatch
-):
-    """32 banks of 4 bytes: of 4 bytes all threads of a warp read at a time, of 8 a half of them."""
-    config = OnePassTf32Config(BOXES[block, warps][0], block, (3, 3), warps, 2)
+def test_a_warp_meets_no_bank_of_shared_memory_twice_at_a_time(block, warps, compiler, monkeypatch):
+    """32 banks of 4 bytes: of 4 bytes all threads of a warp are served at a time, of 8 a half of
+    them, of 16 a quarter."""
+    config = config_of(block, BOXES[block, warps][0], (3, 3), warps, 2)
     case = Case("sm_90", "float32", config, Layout(block, (3, 3)), config.box, SAME, bias=False)
-    load, read = Machine.load_shared, []
+    load, store, seen = Machine.load_shared, Machine.store_shared, set()
 
-    def watched(machine, lanes, addresses, size, count, in_cluster=False):
-        products = [i for i, each in enumerate(machine.kernel.instructions) if "mma" in each.opcode]
-        if products and machine.pc < products[-1]:
-            threads = 32 // count
-            assert size == 4 and len(lanes) % threads == 0
+    def look(machine, what, lanes, addresses, count):
+        code = machine.kernel.instructions
+        products = [i for i, each in enumerate(code) if {"mma", "wgmma"} & set(each.opcode)]
+        # The sum over warps that share pixels comes after all products.
+        if len(lanes) % 32 == 0 and products and (block == 64 or machine.pc < products[-1]):
             words = np.asarray(addresses)[:, None] // 4 + np.arange(count, dtype=np.uint64)
-            banks = np.sort(words.reshape(-1, 32) % 32, 1)
-            assert (banks == np.arange(32)).all()
-            read.append(count)
+            for at_a_time in words.reshape(-1, 32):
+                met = np.unique(at_a_time)
+                assert len(np.unique(met % 32)) == len(met)
+                if len(met) == 32:
+                    seen.add((what, count))
+
+    def watched_load(machine, lanes, addresses, size, count, in_cluster=False):
+        if size == 4:
+            look(machine, "load", lanes, addresses, count)
         return load(machine, lanes, addresses, size, count, in_cluster)
 
-    monkeypatch.setattr(Machine, "load_shared", watched)
+    def watched_store(machine, lanes, addresses, words, in_cluster=False):
+        if words.dtype.itemsize == 4:
+            look(machine, "store", lanes, addresses, words.shape[1])
+        store(machine, lanes, addresses, words, in_cluster)
+
+    monkeypatch.setattr(Machine, "load_shared", watched_load)
+    monkeypatch.setattr(Machine, "store_shared", watched_store)
     with emulated(EmulatedGpu(90), *KERNELS):
         run(case, inputs_of(case))
-    assert {1, 2} == set(read)
+    if block == 64:
+        assert seen == {("load", 1), ("load", 4), ("store", 2)}
+    else:
+        assert seen == {("load", 1), ("load", 2)}
 
 
 PROGRAMS = {
@@ -162,9 +183,9 @@ PROGRAMS = {
         "sm_90", "float32", OnePassTf32Config((1, 4, 8), 32, (3, 3), 4, 2), Layout(32, (3, 3)),
         (2, 8, 16), SAME,
     ),
-    "many blocks of taps": Case(
-        "sm_90", "float32", OnePassTf32Config((1, 2, 16), 64, (2, 2), 8, 3),
-        Layout(64, (3, 3), symmetry="skew_adjoint"), (1, 8, 16), SAME,
+    "row by row, many blocks of taps": Case(
+        "sm_90", "float32", RowByRowConfig((4, 4, 8), 64, (2, 2), 8, 3),
+        Layout(64, (3, 3), symmetry="skew_adjoint"), (4, 8, 8), SAME,
     ),
 }  # fmt: skip
 

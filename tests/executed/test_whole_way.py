@@ -112,7 +112,7 @@ def convolutions(gpu):
 
 def gradients(gpu):
     """Packed ones that were launched."""
-    names = ("weight_grad", "one_pass", "one_pass_tf32")
+    names = ("weight_grad", "one_pass", "one_pass_tf32", "row_by_row")
     return sum(gpu.launches[f"{name}_kernel"] for name in names)
 
 
@@ -149,14 +149,18 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
 @pytest.mark.parametrize("gpu", ["H100"], indirect=True)
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
 @pytest.mark.parametrize(
-    "dtype, precision, kernel",
-    [(torch.bfloat16, "ieee", "one_pass"), (torch.float32, "tf32", "one_pass_tf32")],
+    "channels, dtype, precision, kernel",
+    [
+        (16, torch.bfloat16, "ieee", "one_pass"),
+        (16, torch.float32, "tf32", "one_pass_tf32"),
+        (64, torch.float32, "tf32", "row_by_row"),
+    ],
 )
 def test_few_channels_on_hopper_take_kernels_of_their_own(
-    gpu, symmetry, dtype, precision, kernel, convolution_precision
+    gpu, symmetry, channels, dtype, precision, kernel, convolution_precision
 ):
     convolution_precision.fp32_precision = precision
-    call = Call((2, 16, 32, 32), dtype, symmetry=symmetry, precision=precision)
+    call = Call((2, channels, 16, 32), dtype, symmetry=symmetry, precision=precision)
     leaves = [t.requires_grad_() for t in call.tensors()]
     output = call(*leaves)
     grad = torch.randint(-3, 4, output.shape).to(output.dtype)

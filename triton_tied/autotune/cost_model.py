@@ -249,10 +249,10 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
 
 
 def _one_pass_tf32_work(problem: Problem, config: OnePassTf32Config) -> _Work:
-    """A warp has 16 channels of x and up to 32 of the output gradient."""
+    """A warp has 16 channels of x and all of the output gradient."""
     c, m = config.BLOCK_C, config.BLOCK_M
     rows, columns = config.taps_of(problem.layout.kernel_size)
-    read = m * c * (columns * c / 16 + rows * max(1, c / 32))
+    read = m * c * (columns * c / 16 + rows)
     return _work_in_one_pass(problem, config, 2 * rows * columns * m * c * c, read)
 
 
@@ -297,6 +297,7 @@ def _row_by_row_work(problem: Problem, config: RowByRowConfig) -> _Work:
     return found._replace(
         steps=round(found.steps * steps),
         shared_bytes=(row * (1 + live * taps_w) + read) * problem.itemsize,
+        ahead=config.num_stages - 2,
     )
 
 

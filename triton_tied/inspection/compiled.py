@@ -377,16 +377,8 @@ def _one_pass_descriptors(
     config: OnePassConfig, compiled_in: dict[str, Any], dtype: str
 ) -> dict[str, str]:
     boxes = _rows_of_boxes(compiled_in, "TAPS_H", compiled_in["BLOCK_C"])
-    return _swizzled({**boxes, "grad": boxes["x"]}, 16, dtype)
-
-
-def _one_pass_tf32_descriptors(
-    config: OnePassTf32Config, compiled_in: dict[str, Any], dtype: str
-) -> dict[str, str]:
-    depth = min(config.BLOCK_C, swizzled_channels(4))
-    boxes = _rows_of_boxes(compiled_in, "TAPS_H", depth)
-    halves = {name: [box[0], config.BLOCK_C // depth, *box[1:]] for name, box in boxes.items()}
-    return _swizzled({**halves, "grad": halves["x"]}, 32, dtype)
+    bits = 32 if dtype == "float32" else 16
+    return _swizzled({**boxes, "grad": boxes["x"]}, bits, dtype)
 
 
 def _row_by_row_descriptors(
@@ -453,7 +445,7 @@ if why_no_gluon() is None:
     _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in, _halo_descriptors)
     _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_descriptors)
     _KINDS[OnePassTf32Config] = _Kind(
-        one_pass_tf32_kernel, _one_pass_compiled_in, _one_pass_tf32_descriptors
+        one_pass_tf32_kernel, _one_pass_compiled_in, _one_pass_descriptors
     )
     _KINDS[RowByRowConfig] = _Kind(
         row_by_row_kernel, _one_pass_compiled_in, _row_by_row_descriptors

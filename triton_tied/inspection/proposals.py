@@ -19,6 +19,7 @@ from ..kernels.configs import (
     OnePassConfig,
     OnePassTf32Config,
     Roles,
+    RowByRowConfig,
     Shared,
     WeightGradConfig,
 )
@@ -238,12 +239,17 @@ _ONE_PASS_TF32: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int
     ((1, 16, 8), 32, (7, 1), 8, 4),
     ((1, 16, 8), 32, (5, 2), 8, 3),
     ((1, 1, 64), 32, (1, 9), 8, 2),
-    ((1, 4, 16), 64, (3, 3), 8, 3),
-    ((2, 4, 8), 64, (3, 3), 8, 3),
-    ((2, 4, 8), 64, (3, 3), 8, 2),
-    ((1, 8, 16), 64, (3, 1), 8, 2),
-    ((1, 8, 16), 64, (7, 1), 8, 2),
-    ((1, 4, 16), 64, (5, 2), 8, 3),
+)
+_ROW_BY_ROW: tuple[tuple[tuple[int, int, int], tuple[int, int], int], ...] = (
+    ((1, 16, 32), (3, 3), 4),
+    ((2, 16, 16), (3, 3), 4),
+    ((4, 8, 8), (3, 3), 4),
+    ((8, 4, 4), (3, 3), 4),
+    ((16, 2, 2), (3, 3), 4),
+    ((1, 16, 32), (7, 1), 4),
+    ((4, 8, 8), (7, 1), 4),
+    ((1, 16, 32), (5, 2), 4),
+    ((1, 1, 32), (1, 5), 4),
 )
 
 # Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
@@ -376,6 +382,12 @@ def _one_pass_tf32(target: str, list_name: str) -> Iterator[OnePassTf32Config]:
             yield OnePassTf32Config(*tiles)
 
 
+def _row_by_row(target: str, list_name: str) -> Iterator[RowByRowConfig]:
+    if target == "sm_90" and list_name == "float32":
+        for box, taps, stages in _ROW_BY_ROW:
+            yield RowByRowConfig(box, 64, taps, 8, stages)
+
+
 def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
     for rows, columns, channels in _DEPTHWISE:
         yield DepthwiseConfig((1, rows, columns), channels)
@@ -425,6 +437,7 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "weight_grad": _weight_grad,
     "one_pass": _one_pass,
     "one_pass_tf32": _one_pass_tf32,
+    "row_by_row": _row_by_row,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "halo": _halo,

@@ -386,14 +386,21 @@ class OnePassConfig(_Kind):
         return first, end - first
 
     def why_unreadable(self, reading: Reading) -> str | None:
-        if reading.itemsize != 2:
-            return "it multiplies half precision only"
-        if self.BLOCK_M > _MOST_MATRIX_ROWS:
-            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        reason = self._why_other_products(reading)
+        if reason:
+            return reason
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:
             return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
         return _why_unloadable(self, reading) or why_no_gluon()
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        """Why its products are not those of an image, or None."""
+        if reading.itemsize != 2:
+            return "it multiplies half precision only"
+        if self.BLOCK_M > _MOST_MATRIX_ROWS:
+            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        return None
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         """Of its boxes."""
@@ -410,23 +417,17 @@ class OnePassTf32Config(OnePassConfig):
     :mod:`.one_pass_tf32`.
 
     Args:
-        box: as in :class:`OnePassConfig`; images times columns a multiple of 8, with 64 channels
-            16. In all a multiple of 16 pixels for each of the warps that share a step.
-        num_warps: as there; with 64 channels 8.
+        box: images, rows and columns that one step of the sum reads; powers of two, at least 8
+            columns, a multiple of 16 pixels for each of the warps that share them.
+        BLOCK_C: channels of a tile: 16 or 32.
     """
 
     kind = "one_pass_tf32"
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_other_products(self, reading: Reading) -> str | None:
         if reading.itemsize != 4 or reading.precision != "tf32":
             return "it multiplies float32 in TF32 only"
-        depth = swizzled_channels(reading.itemsize)
-        if depth < self.BLOCK_C and reading.layout.group_channels % depth:
-            return f"it copies {depth} channels at once, or a multiple"
-        needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
-        if needed > _HOPPER_SHARED_BYTES:
-            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
-        return _why_unloadable(self, reading) or why_no_gluon()
+        return None
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
@@ -435,15 +436,15 @@ class OnePassTf32Config(OnePassConfig):
 
 
 @dataclass(frozen=True)
-class RowByRowConfig(OnePassConfig):
-    """Tiles of the packed weight gradient of float32 and 64 channels, row by row: see
+class RowByRowConfig(OnePassTf32Config):
+    """Tiles of the packed weight gradient of float32 of 64 channels, row by row: see
     :mod:`.row_by_row`.
 
     Args:
         box: images, rows and columns; images times columns 32. A program goes down its rows.
         BLOCK_C: 64.
-        num_warps: 8.
-        num_stages: rows in shared memory.
+        num_warps: 8, that multiply.
+        num_stages: rows in shared memory that are copied; at least 3.
     """
 
     kind = "row_by_row"
@@ -452,21 +453,17 @@ class RowByRowConfig(OnePassConfig):
         """Four more warps prepare rows. The kernel itself shares the registers out among them."""
         return {"num_warps": self.num_warps, "maxnreg": 168}
 
-    def why_unreadable(self, reading: Reading) -> str | None:
-        if reading.itemsize != 4 or reading.precision != "tf32":
-            return "it multiplies float32 in TF32 only"
+    def _why_other_products(self, reading: Reading) -> str | None:
         depth = swizzled_channels(reading.itemsize)
         if reading.layout.group_channels % depth:
-            return f"it copies {depth} channels at once, or a multiple"
-        needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
-        if needed > _HOPPER_SHARED_BYTES:
-            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
-        return _why_unloadable(self, reading) or why_no_gluon()
+            return f"it copies {depth} channels at once"
+        return super()._why_other_products(reading)
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        """Of copied rows, and of the ring of transposed ones."""
         taps_h, taps_w = self.taps_of(kernel_size)
         rows = self.num_stages * (taps_w + 1) + (taps_h - 1) * dilation[0] + 2
-        return rows * 32 * self.BLOCK_C * 4 + _BARRIER_BYTES
+        return rows * self.BLOCK_M // self.box[1] * self.BLOCK_C * 4 + _BARRIER_BYTES
 
 
 class _Depthwise(_Kind):

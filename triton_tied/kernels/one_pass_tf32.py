@@ -4,18 +4,10 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .one_pass import store_centre, store_taps
-from .tiles import box_start, round_to_tf32, triangle_size
-
-
-@gluon.constexpr_function
-def warps_of(BLOCK_C, num_warps):
-    """That share the pixels of a step, the channels of grad and those of x. A warp has up to 32 of
-    grad and 16 of x."""
-    of_grad, of_x = max(1, BLOCK_C // 32), BLOCK_C // 16
-    return [num_warps // (of_grad * of_x), of_grad, of_x]
+from .one_pass import copy_box, store_centre, store_taps
+from .tiles import round_to_tf32, triangle_size
 
 
 @gluon.constexpr_function
@@ -30,19 +22,15 @@ def operand_layout(BLOCK_C, sharing, is_grad):
     def at(warp, channel, pixel):
         return [warp, channel, pixel] if is_grad else [warp, pixel, channel]
 
-    bits = BLOCK_C.bit_length() - 1
-    channels = [2**bit for bit in range(bits)]
-    if is_grad:
-        channels[:4] = [8, 1, 2, 4]
-    together = min(5, bits)  # bits of a channel in one row
+    channels = [8, 1, 2, 4, 16] if is_grad else [1, 2, 4, 8, 16]
     # Of each bit of a pixel the bit of the channel that swizzling exchanges with it.
-    if together == 5:
-        pixels, swizzled = [4, 1, 2, 8], [*channels[2:5], 0]
+    if BLOCK_C == 32:
+        pixels, swizzled = [4, 1, 2, 8], [*channels[2:], 0]
     else:
-        pixels, swizzled = [1, 4, 2, 8], [0, *channels[2:4], 0]
-    bases = [at(0, channel, 0) for channel in channels[:together]]
+        channels = channels[:4]
+        pixels, swizzled = [1, 4, 2, 8], [0, *channels[2:], 0]
+    bases = [at(0, channel, 0) for channel in channels]
     bases += [at(0, channel, pixel) for channel, pixel in zip(swizzled, pixels, strict=True)]
-    bases += [at(0, channel, 0) for channel in channels[together:]]
     bases += [at(2**bit, 0, 0) for bit in range(sharing.bit_length() - 1)]
     return gl.SharedLinearLayout(bases, [], 1024)
 
@@ -56,59 +44,13 @@ def in_order(acc, BLOCK_C: gl.constexpr):
 
 
 @gluon.jit
-def copy_box(
-    x, x_tail, grad, tiles, landed, stage, is_wanted, box, rows, columns, first_column,
-    x_channel, grad_channel, down, right,
-    DILATION_W: gl.constexpr, EXTRA: gl.constexpr, TAPS_W: gl.constexpr, STRIPS: gl.constexpr,
-    BLOCK_I: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, BLOCK_C: gl.constexpr,
-):  # fmt: skip
-    """Starts to copy a box of x into a stage, with EXTRA rows below it, and before it what each
-    column of taps multiplies it with: boxes of grad. What lies beyond the images is zero."""
-    DEPTH: gl.constexpr = min(BLOCK_C, 32)  # channels of a row of shared memory
-    HALVES: gl.constexpr = BLOCK_C // DEPTH
-    ROW: gl.constexpr = BLOCK_I * BLOCK_W // 8 * HALVES  # strips of a row of the box
-    TAIL: gl.constexpr = EXTRA & -EXTRA  # rows of a copy: a power of two
-    layout: gl.constexpr = gl.NVMMASharedLayout(4 * DEPTH, 32, 5)
-    shape: gl.constexpr = [BLOCK_H, HALVES, BLOCK_I, BLOCK_W, DEPTH]
-    image, row, column = box_start(box, rows, columns, BLOCK_I, BLOCK_H, BLOCK_W)
-    column += first_column
-    x_half, grad_half = 0, 0
-    if HALVES > 1:
-        x_half, grad_half = x_channel // DEPTH, grad_channel // DEPTH
-        x_channel, grad_channel = 0, 0
-    here = landed.index(stage)
-    mbarrier.expect(here, STRIPS * 8 * DEPTH * 4, pred=is_wanted)
-    start = stage * STRIPS
-    for tap in gl.static_range(TAPS_W):
-        tma.async_copy_global_to_shared(
-            grad, [row, grad_half, image, column + right - tap * DILATION_W, grad_channel], here,
-            tiles.index(start + tap * BLOCK_H * ROW)._reinterpret(gl.float32, shape, layout),
-            pred=is_wanted,
-        )  # fmt: skip
-    start += TAPS_W * BLOCK_H * ROW
-    tma.async_copy_global_to_shared(
-        x, [row + down, x_half, image, column, x_channel], here,
-        tiles.index(start)._reinterpret(gl.float32, shape, layout), pred=is_wanted,
-    )  # fmt: skip
-    if EXTRA > 0:
-        for below in gl.static_range(BLOCK_H, BLOCK_H + EXTRA, TAIL):
-            tma.async_copy_global_to_shared(
-                x_tail, [row + down + below, x_half, image, column, x_channel], here,
-                tiles.index(start + below * ROW)._reinterpret(
-                    gl.float32, [TAIL, HALVES, BLOCK_I, BLOCK_W, DEPTH], layout
-                ),
-                pred=is_wanted,
-            )  # fmt: skip
-
-
-@gluon.jit
-def load_operand(tiles, strip, operand: gl.constexpr, BLOCK_C: gl.constexpr):
+def load_operand(strips, strip, operand: gl.constexpr, BLOCK_C: gl.constexpr):
     """16 pixels for each of the warps that share a step, from a strip on; not rounded yet."""
     WARPS: gl.constexpr = operand.parent.warps_per_cta[0]
     IS_GRAD: gl.constexpr = operand.operand_index == 0
     shape: gl.constexpr = [WARPS, BLOCK_C, 16] if IS_GRAD else [WARPS, 16, BLOCK_C]
     layout: gl.constexpr = operand_layout(BLOCK_C, WARPS, IS_GRAD)
-    return tiles.index(strip)._reinterpret(gl.float32, shape, layout).load(operand)
+    return strips.index(strip)._reinterpret(gl.float32, shape, layout).load(operand)
 
 
 @gluon.jit
@@ -152,21 +94,20 @@ def one_pass_tf32_kernel(
     for each of the warps that share a step a warp loads each row's x once and each column's grad
     once, and multiplies all with all. Both are rounded; the bias adds grad as it is.
 
-    Shared memory is counted in strips of 8 pixels of at most 32 channels. Where there are two
-    halves of 64 channels, those of a row of the box follow each other."""
+    A warp has up to 32 channels of grad and 16 of x. Copies count shared memory in rows of a box,
+    and loads in strips of 8 pixels."""
     TAPS: gl.constexpr = KERNEL_H * KERNEL_W
     BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
     BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
     C_BLOCKS: gl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
-    WARPS: gl.constexpr = warps_of(BLOCK_C, gl.num_warps())
-    SHARING: gl.constexpr = WARPS[0]
-    DEPTH: gl.constexpr = min(BLOCK_C, 32)
-    ROW: gl.constexpr = BLOCK_I * BLOCK_W // 8 * (BLOCK_C // DEPTH)
-    STRIPS: gl.constexpr = ((TAPS_W + 1) * BLOCK_H + EXTRA) * ROW
-    SLICE: gl.constexpr = 2 * SHARING * (BLOCK_C // DEPTH)  # strips that are multiplied at once
-    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], WARPS, [1, 16, 8])
+    SHARING: gl.constexpr = gl.num_warps() * 16 // BLOCK_C  # warps, of the pixels of a step
+    ROWS: gl.constexpr = (TAPS_W + 1) * BLOCK_H + EXTRA
+    STRIPS: gl.constexpr = BLOCK_I * BLOCK_W // 8  # of a row
+    sums_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        [2, 0], [SHARING, 1, BLOCK_C // 16], [1, 16, 8]
+    )
     first_operand: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 1)
     second_operand: gl.constexpr = gl.DotOperandLayout(1, sums_layout, 1)
 
@@ -181,8 +122,11 @@ def one_pass_tf32_kernel(
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
 
-    layout: gl.constexpr = gl.NVMMASharedLayout(4 * DEPTH, 32, 2)
-    tiles = gl.allocate_shared_memory(gl.float32, [STAGES * STRIPS, 8, DEPTH], layout)
+    layout: gl.constexpr = gl.NVMMASharedLayout(4 * BLOCK_C, 32, 2)
+    tiles = gl.allocate_shared_memory(
+        gl.float32, [STAGES * ROWS, BLOCK_I * BLOCK_W, BLOCK_C], layout
+    )
+    strips = tiles._reinterpret(gl.float32, [STAGES * ROWS * STRIPS, 8, BLOCK_C], layout)
     landed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(landed.index(i), count=1)
@@ -192,7 +136,7 @@ def one_pass_tf32_kernel(
         copy_box(
             x, x_tail, grad, tiles, landed, i, i < steps, split + i * splits,
             rows, columns, first_column, start + k_start, start + n_start, down, right,
-            DILATION_W, EXTRA, TAPS_W, STRIPS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
+            DILATION_W, EXTRA, TAPS_W, ROWS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     sums = ()
     for _tap in gl.static_range(TAPS_H * TAPS_W):
@@ -204,20 +148,22 @@ def one_pass_tf32_kernel(
         copy_box(
             x, x_tail, grad, tiles, landed, ahead % STAGES, ahead < steps, split + ahead * splits,
             rows, columns, first_column, start + k_start, start + n_start, down, right,
-            DILATION_W, EXTRA, TAPS_W, STRIPS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
+            DILATION_W, EXTRA, TAPS_W, ROWS, BLOCK_I, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
         stage = step % STAGES
         mbarrier.wait(landed.index(stage), step // STAGES & 1)
-        for strip in gl.static_range(0, BLOCK_H * ROW, SLICE):
+        grad_start = stage * ROWS * STRIPS
+        x_start = grad_start + TAPS_W * BLOCK_H * STRIPS
+        for strip in gl.static_range(0, BLOCK_H * STRIPS, 2 * SHARING):
             images = ()
             for row in gl.static_range(TAPS_H):
-                place = stage * STRIPS + (TAPS_W * BLOCK_H + row * DILATION_H) * ROW + strip
-                tile = load_operand(tiles, place, second_operand, BLOCK_C)
+                place = x_start + row * DILATION_H * STRIPS + strip
+                tile = load_operand(strips, place, second_operand, BLOCK_C)
                 images = images + (round_to_tf32(tile),)
             found = ()
             for column in gl.static_range(TAPS_W):
-                place = stage * STRIPS + column * BLOCK_H * ROW + strip
-                tile = load_operand(tiles, place, first_operand, BLOCK_C)
+                place = grad_start + column * BLOCK_H * STRIPS + strip
+                tile = load_operand(strips, place, first_operand, BLOCK_C)
                 if HAS_BIAS and column == MIDDLE:
                     bias += add_pixels(tile, SHARING, BLOCK_C)
                 tile = round_to_tf32(tile)

@@ -393,14 +393,15 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
     if programs:
         # What no tap sees is not read: it might be infinite.
         seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
-        extra = (taps_h - 1) * dilation_h
-        by_row = isinstance(config, RowByRowConfig)
-        side = 1 if by_row else config.box[1]
-        descriptors = [_describe_rows(config, 0, 0, side, x, seen)]
-        if extra and not by_row:
-            descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
-        place = 1 if by_row else 2
-        descriptors.append(_describe_rows(config, place, place, side, grad, (out_h, out_w)))
+        if isinstance(config, RowByRowConfig):
+            descriptors = [_describe_row(config, 0, x, seen)]
+            descriptors.append(_describe_row(config, 1, grad, (out_h, out_w)))
+        else:
+            extra = (taps_h - 1) * dilation_h
+            descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+            if extra:
+                descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
+            descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
     main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
@@ -572,24 +573,36 @@ def _describe_rows(
 ) -> Description:
     """Of the first rows and columns of an image in channels-last memory without gaps so many rows
     of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
-    for all images of a box. Of float32, H, C by halves of a tile, N, W, C of a half."""
+    for all images of a box."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     n, c, h, w = image.shape
     images, _, columns = config.box
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
-    block = [rows, images, columns, config.BLOCK_C]
-    if isinstance(config, OnePassTf32Config | RowByRowConfig):
-        depth = min(config.BLOCK_C, swizzled_channels(image.element_size()))
-        halves = config.BLOCK_C // depth
-        block[1:] = halves, images, columns, depth
-        shape[1:1], strides[1:1] = [c // depth if halves > 1 else 1], [depth]
-        shape[-1] = depth if halves > 1 else c
     bits = 8 * image.element_size()
-    layout = NVMMASharedLayout(block[-1] * bits // 8, bits, len(block))
+    layout = NVMMASharedLayout(config.BLOCK_C * bits // 8, bits, 4)
+    block = [rows, images, columns, config.BLOCK_C]
     found = TensorDescriptor(image, shape, strides, block, layout)
     return _description(argument, tensor, found)
+
+
+def _describe_row(
+    config: RowByRowConfig, argument: int, image: Tensor, sides: tuple[int, int]
+) -> Description:
+    """The same of one row, cut into parts of as many channels as can be swizzled. The axes are
+    H, parts, N, W, C."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    n, c, h, w = image.shape
+    images, _, columns = config.box
+    depth = swizzled_channels(image.element_size())
+    shape = [sides[0], c // depth, n, sides[1], depth]
+    strides = [w * c, depth, h * w * c, c, 1]
+    block = [1, config.BLOCK_C // depth, images, columns, depth]
+    found = TensorDescriptor(image, shape, strides, block, NVMMASharedLayout(128, 32, 5))
+    return _description(argument, argument, found)
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
