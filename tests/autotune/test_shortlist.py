@@ -28,6 +28,8 @@ from triton_tied.kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
     as_listed,
     can_merge,
@@ -282,10 +284,11 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
 @compiled_only
 @pytest.mark.parametrize("channels", [8, 16, 32, 48, 64])
 @pytest.mark.parametrize("dtype", LIST_DTYPES)
-def test_few_channels_in_half_precision_have_their_gradient_in_one_pass(dtype, channels):
+def test_few_channels_have_their_gradient_in_one_pass(dtype, channels):
     problem = replace(made(channels, (32, 56, 56), dtype=dtype), kernel="weight_grad")
     best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
-    assert isinstance(best, OnePassConfig) == (problem.itemsize == 2)
+    tf32 = "row_by_row" if channels == 64 else "one_pass_tf32"
+    assert best.kind == {"float32": tf32, "float32_ieee": "weight_grad"}.get(dtype, "one_pass")
     assert all(
         not isinstance(candidate.config, OnePassConfig)
         for gpu in ("A100", "B200")
@@ -313,6 +316,32 @@ def test_why_the_gradient_in_one_pass_does_not_serve():
         assert reason in problem.why_unreadable(config)
     large = OnePassConfig((1, 16, 32), 16, (3, 3), 4, 3)
     assert "a box of 512 pixels" in gradient(16, (32, 56, 56)).why_unreadable(large)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    "tf32",
+    [OnePassTf32Config((1, 16, 8), 32, (3, 3), 8, 3), RowByRowConfig((4, 8, 8), 64, (3, 3), 8, 4)],
+)
+def test_why_the_gradients_of_float32_in_one_pass_do_not_serve(tf32):
+    def gradient(*arguments, **given):
+        return replace(made(*arguments, **given), kernel="weight_grad")
+
+    assert gradient(64, (32, 56, 56), dtype="float32").why_unreadable(tf32) is None
+    odd = gradient(48, (32, 56, 56), dtype="float32").why_unreadable(tf32)
+    assert (odd is None) == (tf32.BLOCK_C == 32) and (odd is None or "32 channels at once" in odd)
+    for problem, reason in (
+        (gradient(64, (32, 56, 56)), "TF32 only"),
+        (gradient(64, (32, 56, 56), dtype="float32_ieee"), "TF32 only"),
+        (gradient(64, dtype="float32", memory="contiguous"), "its memory is contiguous"),
+        (
+            replace(
+                gradient(64, dtype="float32"), geometry=Geometry((1, 1), ((9, 9), (9, 9)), (19, 9))
+            ),
+            "bytes of shared memory, of 232448",
+        ),
+    ):
+        assert reason in problem.why_unreadable(tf32)
 
 
 @compiled_only

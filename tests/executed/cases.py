@@ -25,6 +25,7 @@ from triton_tied.kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    RowByRowConfig,
     can_merge,
 )
 from triton_tied.kernels.merging import MERGES
@@ -317,7 +318,7 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
     if whole:
         image = config.box
-        if config.kind != "clustered":  # whose boxes are large
+        if config.kind not in ("clustered", "row_by_row"):  # whose boxes are large
             image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
@@ -359,6 +360,8 @@ def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, in
         channels = chance.choice((1, 1, 2, 4))
         all_channels = chance.choice((block, block, 2 * block, block + 8, block - 4, 12, 24))
         return channels, all_channels // channels + chance.choice((0, 0, 0, 1))
+    if isinstance(config, RowByRowConfig):
+        return chance.choice((64, 64, 32, 96)), chance.choice((1, 1, 2))
     if isinstance(config, OnePassConfig):
         return max(8, config.BLOCK_C + chance.choice((0, 0, -8, 8))), chance.choice((1, 1, 2))
     if isinstance(config, HaloConfig):

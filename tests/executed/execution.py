@@ -20,6 +20,8 @@ from triton_tied.kernels.halo import halo_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.merge_columns import merge_columns_kernel
 from triton_tied.kernels.one_pass import one_pass_kernel
+from triton_tied.kernels.one_pass_tf32 import one_pass_tf32_kernel
+from triton_tied.kernels.row_by_row import row_by_row_kernel
 from triton_tied.kernels.sum_merged import sum_merged_kernel
 from triton_tied.kernels.sum_rows import sum_rows_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
@@ -33,6 +35,8 @@ KERNELS = (
     halo_kernel,
     weight_grad_kernel,
     one_pass_kernel,
+    one_pass_tf32_kernel,
+    row_by_row_kernel,
     matrices_kernel,
     merge_columns_kernel,
     sum_merged_kernel,

@@ -16,7 +16,13 @@ from triton_tied import dispatch
 from triton_tied.autotune import first_use, gpus, tuned_configs
 from triton_tied.autotune.select import using
 from triton_tied.dispatch import INTERPRETED
-from triton_tied.kernels.configs import ConvConfig, HaloConfig, OnePassConfig, WeightGradConfig
+from triton_tied.kernels.configs import (
+    ConvConfig,
+    HaloConfig,
+    OnePassConfig,
+    RowByRowConfig,
+    WeightGradConfig,
+)
 from triton_tied.kernels.toolchain import why_no_clusters
 
 from .execution import KERNELS
@@ -114,7 +120,8 @@ def convolutions(gpu):
 
 def gradients(gpu):
     """Packed ones that were launched."""
-    return gpu.launches["weight_grad_kernel"] + gpu.launches["one_pass_kernel"]
+    names = ("weight_grad", "one_pass", "one_pass_tf32", "row_by_row")
+    return sum(gpu.launches[f"{name}_kernel"] for name in names)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -149,16 +156,39 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
 
 @pytest.mark.parametrize("gpu", ["H100"], indirect=True)
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
-def test_few_channels_on_hopper_take_kernels_of_their_own(gpu, symmetry):
-    call = Call((2, 16, 32, 32), symmetry=symmetry)
+@pytest.mark.parametrize(
+    "dtype, precision, kernel",
+    [(torch.bfloat16, "ieee", "one_pass"), (torch.float32, "tf32", "one_pass_tf32")],
+)
+def test_few_channels_on_hopper_take_kernels_of_their_own(
+    gpu, symmetry, dtype, precision, kernel, convolution_precision
+):
+    convolution_precision.fp32_precision = precision
+    call = Call((2, 16, 32, 32), dtype, symmetry=symmetry, precision=precision)
     leaves = [t.requires_grad_() for t in call.tensors()]
     output = call(*leaves)
-    grad = torch.randn(output.shape).to(output.dtype)
+    grad = torch.randint(-3, 4, output.shape).to(output.dtype)
     results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
     for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
         oracle.assert_within_bound(actual, wanted)
     assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
-    assert gpu.launches["one_pass_kernel"] == 1 and not gpu.launches["weight_grad_kernel"]
+    assert gpu.launches[f"{kernel}_kernel"] == gradients(gpu) == 1
+
+
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_gradients_row_by_row_on_hopper(gpu, convolution_precision):
+    """Only large problems take them of their own accord."""
+    convolution_precision.fp32_precision = "tf32"
+    call = Call((4, 64, 8, 8), torch.float32, "skew_adjoint", precision="tf32")
+    tensors = call.tensors()
+    leaves = [t.requires_grad_() for t in tensors]
+    with using(weight_grad=RowByRowConfig((4, 8, 8), 64, (3, 3), 8, 4, 2)):
+        output = call(*leaves)
+        grad = torch.randint(-3, 4, output.shape).float()
+        results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["row_by_row_kernel"] == gradients(gpu) == 1
 
 
 @pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))

@@ -20,6 +20,8 @@ from ..kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
     swizzled_channels,
 )
@@ -245,7 +247,30 @@ def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
 
 
 def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
-    layout, c, m = problem.layout, config.BLOCK_C, config.BLOCK_M
+    c, m = config.BLOCK_C, config.BLOCK_M
+    rows, taps = config.taps_of(problem.layout.kernel_size)
+    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
+    products = rows * sum(
+        max(64, group if c * (taps - first) > group // 2 else group // 2)
+        for first in range(0, taps, group // c)
+    )
+    read = products * m * (1 + c / _WARP_GROUP_ROWS)
+    return _work_in_one_pass(problem, config, 2 * products * m * c, read)
+
+
+def _one_pass_tf32_work(problem: Problem, config: OnePassTf32Config) -> _Work:
+    """A warp has 16 channels of x and all of the output gradient."""
+    c, m = config.BLOCK_C, config.BLOCK_M
+    rows, columns = config.taps_of(problem.layout.kernel_size)
+    read = m * c * (columns * c / 16 + rows)
+    return _work_in_one_pass(problem, config, 2 * rows * columns * m * c * c, read)
+
+
+def _work_in_one_pass(
+    problem: Problem, config: OnePassConfig, step_flops: int, read: float
+) -> _Work:
+    """``read``: numbers, from shared memory in a step."""
+    layout, m = problem.layout, config.BLOCK_M
     (n, out_h, out_w), w = problem.output, problem.image[2]
     (_, dilation), (padding, _) = problem.geometry.dilation, problem.geometry.padding[1]
     _, columns = config.columns_of(out_w, w, layout.kernel_size[1], padding, dilation)
@@ -254,21 +279,35 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
     steps = math.ceil(boxes / config.splits)
     live = n * out_h * columns / (boxes * m)
     below = (rows - 1) * problem.geometry.dilation[0] / config.box[1]
-    copied = (taps + 1 + below) * m * c
-    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
-    products = rows * sum(
-        max(64, group if c * (taps - first) > group // 2 else group // 2)
-        for first in range(0, taps, group // c)
-    )
+    copied = (taps + 1 + below) * m * config.BLOCK_C
     return _Work(
         config.tiles_of(layout) * config.splits,
         steps,
-        2 * products * m * c,
-        (copied + products * m * (1 + c / _WARP_GROUP_ROWS)) * problem.itemsize,
+        step_flops,
+        (copied + read) * problem.itemsize,
         steps * live * copied * problem.itemsize,
         0,
         2 * 4 * layout.size * config.splits,
         2,
+    )
+
+
+def _row_by_row_work(problem: Problem, config: RowByRowConfig) -> _Work:
+    """A step is a row, of a box or above it. Both warpgroups read grad of a column of taps, and x
+    of each tap; x is written twice, and read to be transposed."""
+    (_, rows, _), c = config.box, config.BLOCK_C
+    taps_h, taps_w = config.taps_of(problem.layout.kernel_size)
+    steps = rows + (taps_h - 1) * problem.geometry.dilation[0]
+    live = rows / steps  # rows of a box, which are multiplied
+    row = config.BLOCK_M // rows * c
+    read = row * (2 + live * (2 * taps_w + taps_h * taps_w))
+    found = _work_in_one_pass(
+        problem, config, round(2 * live * taps_h * taps_w * row * c), read * live
+    )
+    return found._replace(
+        steps=round(found.steps * steps),
+        shared_bytes=(row * (1 + live * taps_w) + read) * problem.itemsize,
+        ahead=config.num_stages - 2,
     )
 
 
@@ -398,6 +437,8 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
     OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
+    OnePassTf32Config: _Kind(_one_pass_tf32_work, _one_pass_splits),
+    RowByRowConfig: _Kind(_row_by_row_work, _one_pass_splits),
     DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
     DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
     HaloConfig: _Kind(_halo_work, lambda problem, config: 1),

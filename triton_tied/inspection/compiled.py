@@ -26,6 +26,8 @@ from ..kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
     constants,
     swizzled_channels,
@@ -247,6 +249,12 @@ def _products(compiled_in: dict[str, Any], dtype: str) -> int:
     if "SHARED" in compiled_in:  # of one program of two
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWN"]
         return math.prod(sizes) // 2 * swizzled_channels(4 if dtype == "float32" else 2)
+    if "TAPS_H" in compiled_in and dtype == "float32":  # of all taps of a block
+        taps = compiled_in["TAPS_H"] * compiled_in["TAPS_W"]
+        if "BLOCK_C" not in compiled_in:  # a step is a row
+            return 32 * 64 * 64 * taps
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
+        return math.prod(sizes) * taps
     if "BLOCK_K" not in compiled_in:
         return 1
     blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]
@@ -369,7 +377,17 @@ def _one_pass_descriptors(
     config: OnePassConfig, compiled_in: dict[str, Any], dtype: str
 ) -> dict[str, str]:
     boxes = _rows_of_boxes(compiled_in, "TAPS_H", compiled_in["BLOCK_C"])
-    return _swizzled({**boxes, "grad": boxes["x"]}, 16, dtype)
+    bits = 32 if dtype == "float32" else 16
+    return _swizzled({**boxes, "grad": boxes["x"]}, bits, dtype)
+
+
+def _row_by_row_descriptors(
+    config: RowByRowConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    images, _, columns = config.box
+    depth = swizzled_channels(4)
+    box = [1, config.BLOCK_C // depth, images, columns, depth]
+    return _swizzled({"x": box, "grad": box}, 32, dtype)
 
 
 def _rows_of_boxes(compiled_in: dict[str, Any], taps: str, channels: int) -> dict[str, list[int]]:
@@ -421,9 +439,17 @@ if why_no_gluon() is None:
 
     from ..kernels.halo import halo_kernel
     from ..kernels.one_pass import one_pass_kernel
+    from ..kernels.one_pass_tf32 import one_pass_tf32_kernel
+    from ..kernels.row_by_row import row_by_row_kernel
 
     _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in, _halo_descriptors)
     _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_descriptors)
+    _KINDS[OnePassTf32Config] = _Kind(
+        one_pass_tf32_kernel, _one_pass_compiled_in, _one_pass_descriptors
+    )
+    _KINDS[RowByRowConfig] = _Kind(
+        row_by_row_kernel, _one_pass_compiled_in, _row_by_row_descriptors
+    )
 if why_no_clusters() is None:
     from ..kernels.clustered import clustered_kernel
 

@@ -17,7 +17,9 @@ from ..kernels.configs import (
     HaloConfig,
     Loader,
     OnePassConfig,
+    OnePassTf32Config,
     Roles,
+    RowByRowConfig,
     Shared,
     WeightGradConfig,
 )
@@ -221,6 +223,34 @@ _ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ..
     ((1, 8, 16), 64, (4, 2), 8, 3),
     ((1, 1, 64), 64, (1, 9), 8, 2),
 )
+_ONE_PASS_TF32: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ...] = (
+    ((1, 16, 16), 16, (3, 3), 8, 3),
+    ((1, 8, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 16), 16, (3, 3), 4, 3),
+    ((2, 8, 8), 16, (3, 3), 4, 4),
+    ((1, 16, 16), 16, (5, 3), 8, 2),
+    ((1, 16, 8), 16, (7, 3), 8, 4),
+    ((1, 16, 16), 16, (7, 2), 8, 3),
+    ((1, 1, 128), 16, (1, 9), 8, 2),
+    ((1, 16, 8), 32, (3, 3), 8, 3),
+    ((1, 8, 16), 32, (3, 3), 8, 3),
+    ((1, 8, 8), 32, (3, 3), 4, 3),
+    ((2, 4, 8), 32, (3, 3), 4, 3),
+    ((1, 16, 8), 32, (7, 1), 8, 4),
+    ((1, 16, 8), 32, (5, 2), 8, 3),
+    ((1, 1, 64), 32, (1, 9), 8, 2),
+)
+_ROW_BY_ROW: tuple[tuple[tuple[int, int, int], tuple[int, int], int], ...] = (
+    ((1, 16, 32), (3, 3), 4),
+    ((2, 16, 16), (3, 3), 4),
+    ((4, 8, 8), (3, 3), 4),
+    ((8, 4, 4), (3, 3), 4),
+    ((16, 2, 2), (3, 3), 4),
+    ((1, 16, 32), (7, 1), 4),
+    ((4, 8, 8), (7, 1), 4),
+    ((1, 16, 32), (5, 2), 4),
+    ((1, 1, 32), (1, 5), 4),
+)
 
 # Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
 # fewer for larger kernels, of which it holds more weights or sums.
@@ -362,6 +392,18 @@ def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
             yield OnePassConfig(*tiles)
 
 
+def _one_pass_tf32(target: str, list_name: str) -> Iterator[OnePassTf32Config]:
+    if target == "sm_90" and list_name == "float32":
+        for tiles in _ONE_PASS_TF32:
+            yield OnePassTf32Config(*tiles)
+
+
+def _row_by_row(target: str, list_name: str) -> Iterator[RowByRowConfig]:
+    if target == "sm_90" and list_name == "float32":
+        for box, taps, stages in _ROW_BY_ROW:
+            yield RowByRowConfig(box, 64, taps, 8, stages)
+
+
 def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
     for rows, columns, channels in _DEPTHWISE:
         yield DepthwiseConfig((1, rows, columns), channels)
@@ -413,6 +455,8 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
     "one_pass": _one_pass,
+    "one_pass_tf32": _one_pass_tf32,
+    "row_by_row": _row_by_row,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "halo": _halo,

@@ -17,6 +17,8 @@ from ..kernels.configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
 )
 from ..kernels.stored_taps import UNPACKED_FROM
@@ -82,6 +84,33 @@ def _one_pass_faults(
         found.append("no bulk copies")
     if holds.register_operands:
         found.append(f"{holds.register_operands} products read registers")
+    if holds.loop_waits != 1 or holds.layout_changes:
+        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _one_pass_tf32_faults(
+    config: OnePassTf32Config, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if holds.redundancy != 1:
+        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
+    if holds.layout_changes:
+        found.append(f"{holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _row_by_row_faults(
+    config: RowByRowConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    """Its loop has one wait for products, and one to move on."""
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not holds.register_operands:
+        found.append("no products of the output gradient in registers")
     if holds.loop_waits != 1 or holds.layout_changes:
         found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
     return found
@@ -256,6 +285,8 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
     OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
+    OnePassTf32Config: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_tf32_faults),
+    RowByRowConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _row_by_row_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     ClusteredConfig: _Kind(

@@ -426,14 +426,21 @@ class OnePassConfig(_Kind):
         return first, end - first
 
     def _why_unreadable(self, reading: Reading) -> str | None:
-        if reading.itemsize != 2:
-            return "it multiplies half precision only"
-        if self.BLOCK_M > _MOST_MATRIX_ROWS:
-            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        reason = self._why_other_products(reading)
+        if reason:
+            return reason
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:
             return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
         return _why_unloadable(self, reading) or why_no_gluon()
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        """Why its products are not those of an image, or None."""
+        if reading.itemsize != 2:
+            return "it multiplies half precision only"
+        if self.BLOCK_M > _MOST_MATRIX_ROWS:
+            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        return None
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         """Of its boxes."""
@@ -442,6 +449,61 @@ class OnePassConfig(_Kind):
         copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
         read = math.ceil(taps_w / most) * most * rows
         return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
+
+
+@dataclass(frozen=True)
+class OnePassTf32Config(OnePassConfig):
+    """Tiles of the packed weight gradient of float32 by blocks of taps: see
+    :mod:`.one_pass_tf32`.
+
+    Args:
+        box: images, rows and columns that one step of the sum reads; powers of two, at least 8
+            columns, a multiple of 16 pixels for each of the warps that share them.
+        BLOCK_C: channels of a tile: 16 or 32.
+    """
+
+    kind = "one_pass_tf32"
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        if reading.itemsize != 4 or reading.precision != "tf32":
+            return "it multiplies float32 in TF32 only"
+        return None
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
+        copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
+        return self.num_stages * copied * images * columns * self.BLOCK_C * 4
+
+
+@dataclass(frozen=True)
+class RowByRowConfig(OnePassTf32Config):
+    """Tiles of the packed weight gradient of float32 of 64 channels, row by row: see
+    :mod:`.row_by_row`.
+
+    Args:
+        box: images, rows and columns; images times columns 32. A program goes down its rows.
+        BLOCK_C: 64.
+        num_warps: 8, that multiply.
+        num_stages: rows in shared memory that are copied; at least 3.
+    """
+
+    kind = "row_by_row"
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """Four more warps prepare rows. The kernel itself shares the registers out among them."""
+        return {"num_warps": self.num_warps, "maxnreg": 168}
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        depth = swizzled_channels(reading.itemsize)
+        if reading.layout.group_channels % depth:
+            return f"it copies {depth} channels at once"
+        return super()._why_other_products(reading)
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        """Of copied rows, and of the ring of transposed ones."""
+        taps_h, taps_w = self.taps_of(kernel_size)
+        rows = self.num_stages * (taps_w + 1) + (taps_h - 1) * dilation[0] + 2
+        return rows * self.BLOCK_M // self.box[1] * self.BLOCK_C * 4 + _BARRIER_BYTES
 
 
 class _Depthwise(_Kind):
@@ -565,6 +627,8 @@ Config = (
     | HaloConfig
     | ClusteredConfig
     | OnePassConfig
+    | OnePassTf32Config
+    | RowByRowConfig
     | DepthwiseConfig
     | DepthwiseGradConfig
 )
@@ -574,6 +638,8 @@ _ALL = (
     HaloConfig,
     ClusteredConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
 )

@@ -25,7 +25,9 @@ from .configs import (
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
     Reading,
+    RowByRowConfig,
     WeightGradConfig,
     swizzled_channels,
 )
@@ -375,9 +377,23 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
-    from .one_pass import one_pass_kernel  # not every Triton has Gluon
+def _one_pass_kernel(config: OnePassConfig) -> Any:
+    # not every Triton has Gluon
+    if isinstance(config, RowByRowConfig):
+        from .row_by_row import row_by_row_kernel
 
+        return row_by_row_kernel
+    if isinstance(config, OnePassTf32Config):
+        from .one_pass_tf32 import one_pass_tf32_kernel
+
+        return one_pass_tf32_kernel
+    from .one_pass import one_pass_kernel
+
+    return one_pass_kernel
+
+
+def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    kernel = _one_pass_kernel(config)
     x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
@@ -402,12 +418,16 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
     if programs:
         # What no tap sees is not read: it might be infinite.
         seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
-        extra = (taps_h - 1) * dilation_h
-        descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
-        if extra:
-            descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
-        descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
-    main = _launch(one_pass_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+        if isinstance(config, RowByRowConfig):
+            descriptors = [_describe_row(config, 0, x, seen)]
+            descriptors.append(_describe_row(config, 1, grad, (out_h, out_w)))
+        else:
+            extra = (taps_h - 1) * dilation_h
+            descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+            if extra:
+                descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
+            descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+    main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
     total = _launch(sum_rows_kernel, programs, SUM_TENSORS, arguments, {})
@@ -467,6 +487,8 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     WeightGradConfig: _plan_weight_grad,
     HaloConfig: _plan_halo,
     OnePassConfig: _plan_one_pass,
+    OnePassTf32Config: _plan_one_pass,
+    RowByRowConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
     ClusteredConfig: _plan_clustered,
@@ -668,6 +690,24 @@ def _describe_rows(
     shared = NVMMASharedLayout(block[-1] * bits // 8, bits, 4)
     found = TensorDescriptor(image, shape, strides, block, shared)
     return _description(argument, tensor, found)
+
+
+def _describe_row(
+    config: RowByRowConfig, argument: int, image: Tensor, sides: tuple[int, int]
+) -> Description:
+    """The same of one row, cut into parts of as many channels as can be swizzled. The axes are
+    H, parts, N, W, C."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    n, c, h, w = image.shape
+    images, _, columns = config.box
+    depth = swizzled_channels(image.element_size())
+    shape = [sides[0], c // depth, n, sides[1], depth]
+    strides = [w * c, depth, h * w * c, c, 1]
+    block = [1, config.BLOCK_C // depth, images, columns, depth]
+    found = TensorDescriptor(image, shape, strides, block, NVMMASharedLayout(128, 32, 5))
+    return _description(argument, argument, found)
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
