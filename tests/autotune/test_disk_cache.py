@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from triton_tied.autotune import disk_cache
+from triton_tied.autotune.candidates import committed
 from triton_tied.autotune.disk_cache import Entry, Origin
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, as_json
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, as_json, can_merge
 
 ORIGIN = Origin("NVIDIA H200", "9.0", 132, "2.13.0", "3.7.1", "12.8.93")
 
@@ -42,6 +43,15 @@ def test_what_is_saved_is_loaded(path):
     assert disk_cache.load(path, ORIGIN).entries == entries
     text = json.loads(path.read_text())
     assert text["gpu"] == "NVIDIA H200" and text["triton"] == "3.7.1" and text["ptxas"]
+
+
+def test_every_config_of_the_committed_list_is_loaded_as_it_was(path):
+    configs = {each.config for found in committed().values() for each in found}
+    configs |= {replace(each, splits=3) for each in configs}
+    configs |= {replace(each, merged=4) for each in configs if can_merge(each)}
+    entries = {repr(config): Entry(config, 1.0, 2.0, 3.0) for config in configs}
+    disk_cache.save(path, ORIGIN, entries)
+    assert disk_cache.load(path, ORIGIN).entries == entries
 
 
 def test_saving_adds_and_replaces(path):
@@ -201,6 +211,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from triton_tied.autotune import disk_cache
+from triton_tied.autotune.candidates import committed
 from triton_tied.autotune.disk_cache import Origin
 sys.path.insert(0, {tests!r})
 from test_disk_cache import ORIGIN, entry
