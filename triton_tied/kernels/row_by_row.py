@@ -14,9 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .one_pass import store_centre, store_taps
 from .tiles import box_start, round_to_tf32, triangle_size
 
-# A row is of 32 pixels and 64 channels. Bulk copies write it by halves of 32 channels, whose 16-byte
-# pieces change places with the lowest three bits of the pixel. The layouts below say, for each bit
-# of a place in shared memory, which bits of the channel and the pixel change with it.
+# A row is of 32 pixels and 64 channels. Bulk copies write it by halves of 32 channels, of which the
+# 16-byte pieces change places with the lowest three bits of the pixel. The layouts below say, for
+# each bit of a place in shared memory, which bits of the channel and the pixel change with it.
 
 
 @gluon.constexpr_function
