@@ -116,7 +116,7 @@ def test_both_operands_are_rounded_to_the_nearest_and_the_bias_adds_what_is_not(
         )
     # Sums are off by multiples of 2^-24; rounding one operand only would show, at 2^-12.
     ours, theirs = ((actual - each.truth)[packed].norm() for each in (rounded, plain))
-    assert ours < theirs / 50
+    assert ours <= theirs / 50  # 0, where no tap sees the image
 
 
 @pytest.mark.parametrize("block, box", [(16, (1, 8, 16)), (64, (1, 8, 32))])

@@ -15,7 +15,8 @@ from .one_pass import store_centre, store_taps
 from .tiles import box_start, round_to_tf32, triangle_size
 
 # A row is of 32 pixels and 64 channels. Bulk copies write it by halves of 32 channels, of which the
-# 16-byte pieces change places with the lowest three bits of the pixel.
+# 16-byte pieces change places with the lowest three bits of the pixel. The layouts below say, for
+# each bit of a place in shared memory, which bits of the channel and the pixel change with it.
 
 
 @gluon.constexpr_function
@@ -139,6 +140,7 @@ def prepare_rows(
 
 @gluon.jit
 def load_grad(tiles, place, layout: gl.constexpr):
+    """A row of grad as it is, [channels, pixels]."""
     return tiles.index(2 * place)._reinterpret(gl.float32, [64, 32], grad_layout()).load(layout)
 
 
