@@ -156,6 +156,12 @@ class Problem:
         )
         return " ".join(parts)
 
+    def code_of(self, config: Config) -> str:
+        """:attr:`code`, and that of merged columns, whose kernel is wider by some paddings."""
+        if config.merged == 1:
+            return self.code
+        return f"{self.code} as {self.as_read(config)[0].code}"
+
 
 def problem_of(
     kernel: Kernel, layout: Layout, geometry: Geometry, read: list[Tensor], output_memory: Memory,
