@@ -417,6 +417,8 @@ def test_few_channels_are_merged(name, kernel):
     alone = min(p.predicted_us for p in found.candidates if p.config.merged == 1)
     assert found.untimed.merged > 1 and found.untimed_us < 0.8 * alone
     assert found.ranked[1].merged == 1  # where the first has a fault
+    (only,) = make_shortlist(problem, gpus.KNOWN["H100"], most=1).candidates
+    assert only.config == found.untimed
     # not of many channels, of groups, of other memory, or where rows cannot be cut so
     for other in (
         replace(problem, layout=replace(problem.layout, channels=64)),

@@ -15,15 +15,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_tied.autotune.compile_ahead import Compilers, Job
 from triton_tied.autotune.problem import Problem
+from triton_tied.autotune.select import problem_of_call
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
+from triton_tied.inspection.requirements import form_of
 from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import ClusteredConfig, ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.matrices import matrices_kernel
+from triton_tied.kernels.merge_columns import merge_columns_kernel
 from triton_tied.kernels.plans import Convolution, WeightGradient, make_plan
 from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
+from triton_tied.kernels.sum_merged import sum_merged_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.toolchain import why_no_clusters
 from triton_tied.kernels.weight_grad import weight_grad_kernel
@@ -39,7 +43,10 @@ GRAD_POINTER = WeightGradConfig((1, 4, 8), 32, 32, 2, 4, 3)
 CONV_BULK = ConvConfig((1, 8, 16), 64, 64, 4, 3, "channels_last_descriptor", "weights_first")
 GRAD_BULK = WeightGradConfig((1, 1, 64), 64, 64, 2, 4, 4, "channels_last_descriptor")
 CLUSTERED = ClusteredConfig((1, 8, 8), 128, 3)
-KERNELS = [conv_kernel, weight_grad_kernel, sum_splits_kernel, matrices_kernel]
+KERNELS = [
+    conv_kernel, weight_grad_kernel, sum_splits_kernel, matrices_kernel, merge_columns_kernel,
+    sum_merged_kernel,
+]  # fmt: skip
 in_clusters = pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
 if why_no_clusters() is None:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
@@ -172,6 +179,20 @@ def test_what_is_launched_is_what_the_checks_compile(gpu, config, form):
     assert launched.resources == checked.resources
     assert len(gpu.launched) == len(gpu.loaded) == 1 + (config.splits > 1)
     assert len(sums) == (config.splits > 1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("config", [POINTER, GRAD_POINTER, CONV_BULK], ids=lambda c: c.kind)
+def test_of_merged_columns_too(gpu, config, sign):
+    config = replace(config, merged=4, splits=1)
+    convolution = convolution_of(compiled.Form(8, sign))
+    call = convolution if config.kernel == "conv" else gradient_of(convolution)
+    (launch.conv if config.kernel == "conv" else launch.weight_grad)(call, config)
+    codes = [code.resources for code in gpu.loaded]
+    form = form_of(problem_of_call(call), config)
+    assert (form.channels, form.kernel_size) == (32, (3, 3))
+    checked = compiled.compile_config(config, gpu.target, "bfloat16", form).resources
+    assert len(codes) == 2 and codes[config.kernel == "conv"] == checked
 
 
 def test_no_code_is_made_anew_for_other_sizes_and_paddings(gpu):

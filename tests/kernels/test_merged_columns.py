@@ -96,6 +96,21 @@ def test_the_error_is_within_the_bound(device, symmetry, merged):
     oracle.assert_within_bound(found, oracle.Expected(*both))
 
 
+@pytest.mark.parametrize("merged", [2, 4, 8])
+def test_what_is_not_finite_spreads_no_further_than_the_docs_say(device, merged):
+    problem = make_problem((1, 2, 3, 6 * merged), (3, 3), SAME)
+    packed, spread = normal((problem.layout.size,), torch.float32, device), 0
+    for column in range(2 * merged, 3 * merged):
+        x = normal(problem.shape, torch.float32, device).to(memory_format=torch.channels_last)
+        x[..., column] = float("inf")
+        y = launch_conv(x, packed, problem, ConvConfig((1, 4, 8), 16, 16, merged=merged))
+        found = (~y.isfinite()).nonzero()[:, 3].tolist()
+        spread = max(spread, max(found) - column - 1, column - 1 - min(found))
+        seen = [column - 1, column, column + 1]
+        assert set(seen) <= set(found)
+    assert spread == 2 * (merged - 1)
+
+
 @settings(max_examples=15)
 @given(drawn=mergeable())
 def test_the_merged_weight_is_tied_and_of_the_same_map(drawn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -99,10 +100,7 @@ class Problem:
         """What the kernel of a config is given: where it merges columns, that of those."""
         if config.merged == 1:
             return self, config
-        layout, geometry = merge(self.layout, self.geometry, config.merged)
-        image = (*self.image[:2], self.image[2] // config.merged)
-        merged = replace(self, layout=layout, geometry=geometry, image=image)
-        return merged, replace(cast(Any, config), merged=1)
+        return _merge(self, config.merged), replace(cast(Any, config), merged=1)
 
     @property
     def is_weight_grad(self) -> bool:
@@ -155,6 +153,19 @@ class Problem:
             *([] if self.output_memory == "channels_last" else [f"to_{self.output_memory}"]),
         )
         return " ".join(parts)
+
+    def code_of(self, config: Config) -> str:
+        """:attr:`code`, and that of merged columns, whose kernel is wider by some paddings."""
+        if config.merged == 1:
+            return self.code
+        return f"{self.code} as {self.as_read(config)[0].code}"
+
+
+@lru_cache(maxsize=64)  # one is asked for with hundreds of configs
+def _merge(problem: Problem, merged: int) -> Problem:
+    layout, geometry = merge(problem.layout, problem.geometry, merged)
+    image = (*problem.image[:2], problem.image[2] // merged)
+    return replace(problem, layout=layout, geometry=geometry, image=image)
 
 
 def problem_of(

@@ -81,7 +81,7 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
     safe = [p for p in predicted if p.config.loader != "planar_descriptor"]
     plain = [p for p in safe if p.config.merged == 1]
     # A winner has to beat what is taken without timing, and the best that merges no columns.
-    missing = [p for p in dict.fromkeys((safe[0], plain[0])) if p not in kept]
+    missing = [p for p in dict.fromkeys((safe[0], plain[0])[:most]) if p not in kept]
     kept = [*kept[: most - len(missing)], *missing]
     # What is wrong with one that merges may be wrong with all of them.
     safe = list(dict.fromkeys((safe[0], *plain, *safe)))

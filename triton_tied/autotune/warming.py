@@ -82,4 +82,5 @@ def _code_of(job: Job) -> tuple:
     splits = min(job.config.splits, 2)
     problem = job.problem
     dtypes = problem.parameters, problem.written
-    return problem.code, dtypes, problem.needs(job.config), replace(job.config, splits=splits)
+    code, needs = problem.code_of(job.config), problem.needs(job.config)
+    return code, dtypes, needs, replace(job.config, splits=splits)

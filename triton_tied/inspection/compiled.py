@@ -76,6 +76,7 @@ class Form:
         split: convolution: sums in float32 are written, for another kernel to sum.
         ragged_boxes: weight gradient: boxes reach beyond the output.
         wide: offsets of 64 bits.
+        merged: convolution: of merged columns, whose centre is a matrix of any size.
     """
 
     channels: int
@@ -88,6 +89,7 @@ class Form:
     kernel_size: tuple[int, ...] = (3, 3)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
 def _conv_compiled_in(
     config: ConvConfig, layout: Layout, precision: InputPrecision, form: Form
 ) -> dict[str, Any]:
-    stored = stored_taps(layout, precision)
+    stored = _stored(layout, precision, form)
     axes = "w" if form.scattered_output else "nchw"  # a result has no gaps
     absent = ["opposite_weights"] * (_has_one_tile(config) or stored == layout.taps)
     absent += ["triangles"] * (stored > layout.pairs)
@@ -307,7 +309,7 @@ def _weight_grad_compiled_in(
 def _halo_compiled_in(
     config: HaloConfig, layout: Layout, precision: InputPrecision, form: Form
 ) -> dict[str, Any]:
-    stored = stored_taps(layout, precision)
+    stored = _stored(layout, precision, form)
     absent = ["triangles"] * (stored > layout.pairs) + ["x_tail"] * (form.kernel_size[0] == 1)
     return {"STORED": stored, **dict.fromkeys(absent)}
 
@@ -345,6 +347,12 @@ def _clustered_compiled_in(
     stored = stored_taps(layout, precision)
     absent = ["opposite_weights"] * (stored == layout.taps)
     return {"STORED": stored, **dict.fromkeys(absent)}
+
+
+def _stored(layout: Layout, precision: InputPrecision, form: Form) -> int:
+    """How many taps are matrices."""
+    with_centre = layout.pairs + layout.taps % 2 if form.merged else 0
+    return max(stored_taps(layout, precision), with_centre)
 
 
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:

@@ -158,6 +158,7 @@ def _demanding(form: Form, needs: Collection[str]) -> Form:
 
 def form_of(problem: Problem, config: Config) -> Form:
     """What a config is compiled to for a problem."""
+    merges = config.merged > 1
     problem, config = problem.as_read(config)
     layout, form = problem.layout, demanding_form(config, problem.needs(config))
     dense = problem.memory == "channels_last" and problem.aligned
@@ -170,6 +171,7 @@ def form_of(problem: Problem, config: Config) -> Form:
         kernel_size=layout.kernel_size,
         dilation=problem.geometry.dilation,
         groups=layout.groups,
+        merged=merges,
     )
 
 

@@ -8,7 +8,7 @@ pixel sees column ``q`` of the input pixel that lies ``B`` merged columns furthe
 .. math:: W'_B[(p, i), (q, j)] = W_b[i, j] \quad\text{where}\quad m B + q - p = b d - P
 
 and through zero where no column of the kernel does it. Fewer and larger products then do the same,
-some of them with zeros: where channels are few that is faster.
+some of them with zeros: for few channels these fill the matrix units better.
 """
 
 from __future__ import annotations

@@ -132,12 +132,11 @@ class WeightGradient(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """A kernel, the number of its programs, or of clusters of them, and what stays the same from
-    call to call: of its arguments ``numbers``, which follow the tensors, and ``constants``, which
-    follow the scale factors, of which it takes so many; how it is compiled, and what came of it
-    when it was launched first. ``arrange`` makes the kernel's tensors of None and those of the
-    call; what is None may be
-    described."""
+    """A kernel, the number of its programs, or of clusters of them, and what stays the same
+    from call to call: of its arguments ``numbers``, which follow the tensors, and
+    ``constants``, which follow the scale factors, of which it takes so many; how it is
+    compiled, and what came of it when it was launched first. ``arrange`` makes the kernel's
+    tensors of None and those of the call; what is None may be described."""
 
     kernel: Any
     programs: int
