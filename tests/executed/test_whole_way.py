@@ -13,7 +13,7 @@ from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 import triton_tied as tt
 from triton_tied import dispatch
-from triton_tied.autotune import first_use, gpus, tuned_configs
+from triton_tied.autotune import first_use, gpus, image_copy, tuned_configs
 from triton_tied.autotune.select import using
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.kernels.configs import (
@@ -224,6 +224,21 @@ def test_merged_columns(gpu, symmetry):
         oracle.assert_within_bound(actual, wanted)
     assert gpu.launches["merge_columns_kernel"] == convolutions(gpu) == 3
     assert gpu.launches["sum_merged_kernel"] == gradients(gpu) == 1
+
+
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_contiguous_images_take_the_kernels_of_channels_last_ones(gpu, monkeypatch):
+    monkeypatch.setattr(image_copy, "copy_us", lambda problem, gpu: 0.0)
+    call = Call((2, 32, 16, 16), torch.float16, "skew_adjoint", channels_last=False)
+    leaves = [t.requires_grad_() for t in call.tensors()]
+    output = call(*leaves)
+    grad = torch.randn(output.shape).to(output.dtype)
+    results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+        assert actual.is_contiguous()
+    assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
+    assert gradients(gpu) == 1
 
 
 def test_autocast_and_cached_weights(gpu):

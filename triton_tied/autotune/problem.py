@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -61,7 +61,7 @@ class Problem:
     def itemsize(self) -> int:
         return 4 if self.dtype.startswith("float32") else 2
 
-    @property
+    @cached_property
     def output(self) -> tuple[int, int, int]:
         """Images, rows and columns of the output."""
         rows, columns = self.geometry.output_size(self.image[1:], self.layout.kernel_size)

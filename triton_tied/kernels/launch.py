@@ -68,10 +68,11 @@ def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Ten
 
 def _run(plan: Plan, output: Tensor, calls: list[_Call]) -> Tensor:
     if not plan.main.programs:
-        return output.zero_()  # the gradient of no image
-    for each in calls:
-        each.run()
-    return output
+        output.zero_()  # the gradient of no image
+    else:
+        for each in calls:
+            each.run()
+    return output if plan.copied is None else plan.copied.make(output.device).copy_(output)
 
 
 def fault(call: Convolution | WeightGradient, config: Config) -> str | None:

@@ -183,7 +183,7 @@ class Plan(NamedTuple):
     and scale factors.
 
     ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None.
-    ``merging``: what comes before, or None.
+    ``merging``: what comes before, or None. ``copied``: what the output is copied to, or None.
     """
 
     main: Launch
@@ -193,6 +193,7 @@ class Plan(NamedTuple):
     partial: Written | None
     config: Config
     merging: Merging | None = None
+    copied: Written | None = None
 
 
 def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
@@ -205,6 +206,12 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
         sizes = ", ".join(str(list(x.shape)) for x in _images(call))
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
     return (_plan if config.merged == 1 else _plan_merged)(call, config)
+
+
+def copied_to_output(plan: Plan, call: Convolution) -> Plan:
+    """The plan of the same call into channels-last memory, with its output copied to that of this
+    call."""
+    return plan._replace(copied=_written(call.empty_output()))
 
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
