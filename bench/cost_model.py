@@ -26,7 +26,7 @@ from triton_tied.autotune.cost_model import TERMS, Terms, predict
 from triton_tied.autotune.gpus import GPU, KNOWN
 from triton_tied.autotune.problem import Problem
 from triton_tied.geometry import Geometry
-from triton_tied.kernels.configs import as_json
+from triton_tied.kernels.configs import as_listed, from_json
 from triton_tied.packing import Layout
 
 COMMITTED = Path(__file__).with_name("results")
@@ -78,11 +78,11 @@ def timed_in(file: Path) -> list[Timed]:
     for row in json.loads(file.read_text()):
         problem, gpu = _problem_of(row["problem"]), _gpu_named(row["origin"]["gpu"])
         listed = list_of(problem.kernel, gpu.target, problem.dtype) if gpu else ()
-        known = {json.dumps(as_json(candidate.config)): candidate for candidate in listed}
+        known = {candidate.config: candidate for candidate in listed}
         for timed in row["candidates"]:
-            candidate = known.get(json.dumps({**timed["config"], "splits": 1}))
+            config = from_json(timed["config"])
+            candidate = known.get(as_listed(config))
             if gpu and candidate and timed["median_us"]:
-                config = replace(candidate.config, splits=timed["config"]["splits"])
                 candidate = candidate._replace(config=config)
                 found.append(Timed(problem, gpu, candidate, timed["median_us"]))
     return found

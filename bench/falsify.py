@@ -29,7 +29,7 @@ from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.trial import Trial, clock
 from triton_tied.benchmark.results import machine_of
 from triton_tied.benchmark.workloads import every
-from triton_tied.kernels.configs import Config
+from triton_tied.kernels.configs import Config, as_listed
 
 _MARGIN = 1.5  # of a prediction; the model ranks, it does not predict
 _BYTES = 2**30
@@ -93,6 +93,7 @@ def claims(gpu: GPU) -> list[Claim]:
 _LAUNCHES = (
     ("lip", 128, 32, "conv", "products in TF32 with all taps rounded and stored"),
     ("resnet", 64, 56, "conv", "a weight that stays in shared memory"),
+    ("lca", 64, 16, "conv", "a weight that is streamed through shared memory"),
     ("resnet", 128, 28, "conv", "one sum for both halves of the taps"),
     ("wide", 256, 64, "conv", "tiles of 128 x 256 for both signs"),
     ("soc", 1024, 2, "conv", "sums that several programs share"),
@@ -124,22 +125,39 @@ def _unsplit(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
     return chosen, replace(chosen, splits=1)
 
 
+def _unmerged(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
+    ranked = make_shortlist(problem, gpu).ranked
+    return ranked[0], next(config for config in ranked if config.merged == 1)
+
+
+def _alone(problem: Problem, gpu: GPU) -> tuple[Config, Config]:
+    ranked = make_shortlist(problem, gpu).ranked
+    first, second = (
+        next(config for config in ranked if config.kind == kind) for kind in ("clustered", "conv")
+    )
+    return first, second
+
+
 # A workload, its pass, two configs of which the first should be so many times faster, and the name.
 _WAYS: tuple[tuple, ...] = (
     (("resnet", 128, 28, "conv"), _pointers, 1.2, "bulk copies against loads by pointers"),
     (("resnet", 64, 56, "conv"), _other_kind, 1.4, "pixels once a column against once a tap"),
     (("thin", 16, 128, "conv"), _other_kind, 1.4, "the same for 16 channels"),
+    (("lca", 64, 16, "conv"), _other_kind, 1.3, "the same with a streamed weight"),
     (("resnet", 64, 56, "weight_grad"), _other_kind, 1.2, "all taps in one pass against one pair"),
     (("thin", 16, 128, "weight_grad"), _other_kind, 2.0, "the same for 16 channels"),
+    (("thin", 8, 128, "conv"), _unmerged, 1.1, "columns merged against pixels as they lie"),
+    (("thin", 8, 128, "weight_grad"), _unmerged, 1.2, "the same for the packed gradient"),
     (("soc", 1024, 2, "conv"), _unsplit, 1.2, "a shared sum against one program's"),
+    (("wide", 256, 64, "conv"), _alone, 1.05, "clusters of two programs against one alone"),
 )
 
 
 def _is_faster(gpu: GPU, workload: tuple, ways: Callable, least: float, name: str) -> Claim:
     problem = _problem(*workload)
-    first, second = ways(problem, gpu)
 
     def measure(watch: Stopwatch) -> float:
+        first, second = ways(problem, gpu)
         return watch.config(problem, second) / watch.config(problem, first)
 
     return Claim(name, "the order of the shortlist", measure, "times", least)
@@ -156,7 +174,7 @@ def _problem(family: str, channels: int, side: int, kernel: str) -> Problem:
 
 def _predicted(problem: Problem, gpu: GPU, config: Config) -> float:
     listed = list_of(problem.kernel, gpu.target, problem.dtype)
-    candidate = next(each for each in listed if each.config == replace(config, splits=1))
+    candidate = next(each for each in listed if each.config == as_listed(config))
     return predict_us(problem, gpu, candidate._replace(config=config))
 
 

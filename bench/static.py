@@ -27,7 +27,7 @@ from triton_tied.autotune.gpus import GPU
 from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.benchmark.workloads import every
-from triton_tied.kernels.configs import Config, as_json
+from triton_tied.kernels.configs import Config, as_json, as_listed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def _row(problem: Problem, gpu: GPU) -> dict[str, Any]:
 
 def _candidate_of(problem: Problem, gpu: GPU, config: Config) -> Candidate:
     for candidate in list_of(problem.kernel, gpu.target, problem.dtype):
-        if candidate.config == replace(config, splits=1):
+        if candidate.config == as_listed(config):
             return candidate._replace(config=config)
     raise LookupError(f"{config} is not in the committed list")
 
@@ -144,6 +144,8 @@ def _tile(config: dict[str, Any]) -> str:
     blocks = "x".join(str(size) for name, size in config.items() if name.startswith("BLOCK"))
     warps = f" w{config['num_warps']}" if "num_warps" in config else ""
     by = " pointers" if config.get("loader") == "pointer" else ""
+    by += f" merged {config['merged']}" if config.get("merged", 1) > 1 else ""
+    by += " streamed" if config.get("streamed") else ""
     kind = "" if config["kind"] in ("conv", "weight_grad") else f"{config['kind']} "
     return f"{kind}{box} {blocks}{warps} s{config['num_stages']} /{config['splits']}{by}"
 

@@ -113,11 +113,11 @@ def test_a_wing_says_what_it_is_for_what_it_imports_and_what_to_open(wing):
 
 
 def is_jit(node):
-    """A function that Triton compiles."""
+    """A function that Triton compiles, or calls as it compiles."""
     return isinstance(node, ast.FunctionDef) and any(
         jit in ast.unparse(decorator)
         for decorator in node.decorator_list
-        for jit in ("triton.jit", "gluon.jit")
+        for jit in ("triton.jit", "gluon.jit", "gluon.constexpr_function")
     )
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from triton_tied.autotune import cost_model, gpus, shortlist
-from triton_tied.autotune.candidates import list_of
+from triton_tied.autotune.candidates import Candidate, list_of
 from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.geometry import Geometry
-from triton_tied.kernels.configs import WeightGradConfig
+from triton_tied.kernels.configs import ClusteredConfig, HaloConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
 GEOMETRY = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -69,6 +69,19 @@ def test_dead_pixels_cost_arithmetic_but_no_traffic():
     assert b.read_bytes - weights == pytest.approx((a.read_bytes - weights) * 31 / 32)
 
 
+@pytest.mark.parametrize("shared", ["pixels", "weights"])
+def test_what_two_programs_share_comes_through_the_cache_once_and_to_each_of_them(shared):
+    problem = Problem("conv", "bfloat16", Layout(256, (3, 3)), (4, 32, 32), GEOMETRY)
+    config = ClusteredConfig((1, 32, 16), 128, shared=shared)
+    work = cost_model._work(problem, config)
+    clusters, steps = 4 * 1 * 2 * 2, 9 * 4
+    rows, columns = (512, 64) if shared == "pixels" else (256, 128)  # of one program
+    assert (work.programs, work.steps) == (2 * clusters, steps)
+    assert 2 * work.read_bytes == steps * (512 + 128) * 64 * 2
+    assert work.read_bytes + work.sent_bytes == steps * (rows + columns) * 64 * 2
+    assert work.step_flops == 2 * rows * columns * 64
+
+
 @GPUS
 def test_a_deeper_pipeline_is_no_worse(gpu):
     problem = Problem("conv", "bfloat16", Layout(64, (3, 3)), (1, 8, 8), GEOMETRY)
@@ -107,3 +120,30 @@ def test_what_is_taken_untimed_is_among_what_is_timed(gpu, kernel, c):
         timed = [config for config, _ in found.candidates]
         assert found.untimed in timed and len(timed) == len(set(timed)) <= shortlist.MAX_TIMED
         assert not {*timed} & {config for config, _ in found.fallen}
+
+
+def test_matrices_that_are_streamed_come_through_the_cache_once_for_all_consumers():
+    layout, same = Layout(64, (9, 9)), Geometry((1, 1), ((4, 4), (4, 4)), (1, 1))
+    problem = Problem("conv", "bfloat16", layout, (128, 16, 16), same)
+
+    def cache_us(consumers):
+        config = HaloConfig((1, 16, 8), 64, 2 * consumers, consumers, streamed=5)
+        candidate = Candidate(config, frozenset(), 168, 200_000, 2, 2)
+        return cost_model.predict(problem, gpus.KNOWN["H100"], candidate).cache
+
+    weight, pairs_of_boxes = 81 * 64 * 64 * 2, 128
+    saved = pairs_of_boxes * weight / gpus.KNOWN["H100"].cache_gbs / 1e3
+    assert cache_us(1) - cache_us(2) == pytest.approx(saved)
+
+
+@pytest.mark.parametrize("dtype, channels, units", [("bfloat16", 48, 3), ("float32", 40, 5)])
+def test_channels_in_excess_are_multiplied_up_to_32_bytes(dtype, channels, units):
+    config = HaloConfig((1, 16, 8), 64, 2, 1, streamed=2)
+
+    def products(c):
+        problem = Problem("conv", dtype, Layout(c, (7, 7)), (32, 28, 28), GEOMETRY)
+        candidate = Candidate(config, frozenset(), 168, 200_000, 2, 2)
+        return cost_model.predict(problem, gpus.KNOWN["H100"], candidate).products
+
+    whole = 4 if dtype == "bfloat16" else 8
+    assert products(channels) / products(64) == pytest.approx(units / whole)

@@ -14,9 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from triton_tied.autotune import disk_cache
+from triton_tied.autotune import disk_cache, gpus
+from triton_tied.autotune.candidates import list_of
 from triton_tied.autotune.disk_cache import Entry, Origin
+from triton_tied.autotune.problem import Problem
+from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.geometry import Geometry
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, as_json
+from triton_tied.packing import Layout
 
 ORIGIN = Origin("NVIDIA H200", "9.0", 132, "2.13.0", "3.7.1", "12.8.93")
 
@@ -112,6 +117,7 @@ CORRUPT |= {
     "a fraction": with_row(config={"num_warps": 4.0}),
     "a flag": with_row(config={"num_warps": True}),
     "nothing": with_row(config={"BLOCK_N": 0}),
+    "columns that are cut to nothing": with_row(config={"merged": 0}),
     "a list of blocks": with_row(config={"BLOCK_N": [64]}),
 }
 
@@ -121,6 +127,18 @@ def test_a_row_of_the_right_types_is_read(path):
     path.write_text(with_row())
     read = Entry(ConvConfig((1, 8, 8), 64, 32), 1.0, None, 2.0)
     assert disk_cache.load(path, ORIGIN).entries == {"conv a": read}
+
+
+@pytest.mark.parametrize("gpu", gpus.KNOWN.values(), ids=gpus.KNOWN)
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+def test_whatever_may_win_is_read_as_it_was_written(path, gpu, kernel):
+    geometry = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+    problem = Problem(kernel, "bfloat16", Layout(16, (3, 3)), (8, 32, 32), geometry)
+    configs = [candidate.config for candidate in list_of(kernel, gpu.target, "bfloat16")]
+    configs += [each.config for each in make_shortlist(problem, gpu).candidates]
+    entries = {str(number): replace(entry(), config=each) for number, each in enumerate(configs)}
+    disk_cache.save(path, ORIGIN, entries)
+    assert disk_cache.load(path, ORIGIN).entries == entries
 
 
 @pytest.mark.parametrize("name", CORRUPT)

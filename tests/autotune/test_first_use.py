@@ -11,8 +11,10 @@ from triton_tied import reference, rounding
 from triton_tied.autotune import disk_cache, first_use, select, tuned_configs
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.verdict import excess_of
+from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch
-from triton_tied.kernels.configs import ConvConfig
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.merging import merge
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.kernels.toolchain import ToolchainError
@@ -268,6 +270,23 @@ def test_code_for_other_alignment_and_formats_is_checked_apart(gpu):
     for call in calls:
         config_of(call)
     assert len(launched) == len(calls)
+
+
+@pytest.mark.parametrize("make", [convolution, gradient])
+def test_code_of_merged_columns_is_checked_for_each_kernel_that_they_have(gpu, make):
+    _, launched = gpu
+    config = {convolution: ConvConfig, gradient: WeightGradConfig}[make](
+        (1, 4, 8), 16, 16, merged=2
+    )
+    for padding, kernel_w in ((1, 3), (2, 2), (1, 3), (2, 2)):
+        geometry = Geometry((1, 1), ((1, 1), (padding,) * 2), (1, 1))
+        assert merge(LAYOUT, geometry, 2)[0].kernel_size == (3, kernel_w)
+        call = make()._replace(geometry=geometry)
+        if make is gradient:
+            grad = torch.randn(4, 16, 8, 6 + 2 * padding)
+            call = call._replace(grad=grad.contiguous(memory_format=torch.channels_last))
+        assert not first_use.why_wrong(select.problem_of_call(call), call, config)
+    assert launched == [config] * 2
 
 
 def test_nothing_is_checked_on_the_cpu_in_a_capture_or_where_the_user_says_so(monkeypatch):

@@ -11,13 +11,15 @@ from triton_tied.autotune import cost_model, disk_cache, image_copy, tuned_confi
 from triton_tied.autotune.disk_cache import Entry
 from triton_tied.autotune.problem import problem_of
 from triton_tied.autotune.shortlist import make_shortlist
+from triton_tied.geometry import resolve
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.usefixtures("absent_h200")
 
 
 def copies(x):
-    return image_copy.copying_pays(x, Layout(x.shape[1], (3, 3)), GEOMETRY, "contiguous")
+    layout = Layout(x.shape[1], (3, 3))
+    return image_copy.copying_pays(x, layout, GEOMETRY, "contiguous", may_copy_output=False)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,37 @@ def test_a_table_with_both_ways_decides(absent_h200):
     assert not copies(x)
     store(there=100.0, copied=100.0 - 1.1 * copy_us)
     assert copies(x)
+
+
+def test_ways_of_a_problem():
+    x = torch.empty(2, 8, 6, 6, dtype=torch.float16)
+
+    def memories(x, output, **options):
+        problem = problem_of("conv", Layout(x.shape[1], (3, 3)), GEOMETRY, [x], output)
+        found = image_copy.ways(problem, **options)
+        return [(*copies, each.memory, each.output_memory) for copies, each in found]
+
+    alone, image, both = (
+        (False, False, "contiguous", "contiguous"),
+        (True, False, "channels_last", "contiguous"),
+        (True, True, "channels_last", "channels_last"),
+    )
+    assert memories(x, "contiguous") == [alone, image, both]
+    assert memories(x, "contiguous", may_copy_output=False) == [alone, image]
+    assert memories(x[:, :3], "contiguous") == [(False, False, "strided", "contiguous")]
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert memories(x, "channels_last") == [(False, False, "channels_last", "channels_last")]
+
+
+def test_an_output_is_copied_where_other_kernels_are_faster_by_more(monkeypatch):
+    x = torch.empty(64, 8, 128, 128, dtype=torch.float16, memory_format=torch.channels_last)
+    layout, geometry = Layout(8, (7, 7)), resolve((7, 7), 1, 3, 1)
+    problem = problem_of("conv", layout, geometry, [x], "contiguous")
+    assert image_copy.output_copying_pays(problem, x.device)
+    slow = replace(GPU, memory_gbs=10)
+    monkeypatch.setattr(image_copy.gpus, "of_device", lambda device: slow)
+    assert not image_copy.output_copying_pays(problem, x.device)
+    assert not image_copy.output_copying_pays(replace(problem, memory="contiguous"), x.device)
 
 
 def test_a_copy_is_a_launch_and_its_bytes():

@@ -22,17 +22,24 @@ from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled, requirements
 from triton_tied.kernels import configs
 from triton_tied.kernels.configs import (
+    ClusteredConfig,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
+    as_listed,
+    can_merge,
 )
 from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import most_splits
+from triton_tied.kernels.toolchain import why_no_clusters
 from triton_tied.packing import Layout
 
+clustered_only = pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not run Gluon")
 LIST_DTYPES = ["float32", "float32_ieee", "float16", "bfloat16"]
 
@@ -89,20 +96,17 @@ def test_every_problem_keeps_a_config_on_every_gpu(gpu, problem):
         candidate.config: candidate
         for candidate in list_of(problem.kernel, gpu.target, problem.dtype)
     }
-    plain = [_unsplit(entry.config) for entry in (*shortlist.candidates, *shortlist.fallen)]
+    found = [entry.config for entry in (*shortlist.candidates, *shortlist.fallen)]
+    plain = [as_listed(config) for config in found if config.merged == 1]
     assert sorted(map(repr, plain)) == sorted(map(repr, listed))
     for config, _ in shortlist.candidates:
         assert serves(problem, gpu, config)
-        assert listed[_unsplit(config)].shared_bytes <= gpu.block_shared_bytes
+        assert listed[as_listed(config)].shared_bytes <= gpu.block_shared_bytes
         assert config.loader == "pointer" or gpu.has_descriptors
     assert all(reason for _, reason in shortlist.fallen)
     assert serves(problem, gpu, shortlist.untimed)
     # bulk copies of whole rows are not taken unless they were timed, and so checked
     assert shortlist.untimed.loader != "planar_descriptor"
-
-
-def _unsplit(config):
-    return replace(config, splits=1)
 
 
 @given(problem=problems())
@@ -150,6 +154,37 @@ def test_programs_are_those_of_the_launch(name, problem, n, k, splits):
     assert (plan.sum is None) == (splits == 1)
 
 
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+@given(
+    c=st.integers(1, 32),
+    columns=st.integers(1, 9),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    merged=st.sampled_from([2, 4, 8]),
+    splits=st.integers(1, 3),
+)
+def test_programs_of_merged_columns_are_those_of_the_launch(
+    name, c, columns, kernel, merged, splits
+):
+    problem = made(c, (3, 12, merged * columns), (kernel, kernel), name, "float16")
+    shape = (3, c, 12, merged * columns)
+    x, grad = (
+        torch.empty(shape, dtype=torch.float16, device="meta", memory_format=torch.channels_last)
+        for _ in "xg"
+    )
+    if name == "conv":
+        config = ConvConfig((1, 8, 8), 16, 32, splits=splits, merged=merged)
+        call = convolution_of(x, problem.layout, problem.geometry)
+    else:
+        config = WeightGradConfig((1, 8, 8), 16, 32, splits, merged=merged)
+        call = gradient_of(x, grad, problem.layout, problem.geometry)
+    assume(problem.why_unreadable(config) is None)
+    assume(splits <= cost_model.limit_splits(problem, config))
+    plan = make_plan(call, config)
+    assert cost_model.count_programs(problem, config) == plan.main.programs
+    launches = (plan.merging is not None) + 1 + (plan.sum is not None)
+    assert cost_model._work(problem, config).launches == launches
+
+
 @given(problem=problems(), rows=st.sampled_from([1, 4]), splits=st.integers(1, 5))
 def test_programs_are_those_of_the_launch_of_few_channels_a_group(problem, rows, splits):
     channels = problem.layout.groups * (4 if rows > 1 else 1)
@@ -171,7 +206,7 @@ def test_programs_are_those_of_the_launch_of_few_channels_a_group(problem, rows,
 @given(
     channels=st.sampled_from([64, 100, 256, 1024]),
     of_group=st.sampled_from([1, 2, 4]),
-    side=st.integers(14, 100),
+    side=st.integers(17, 100),
     kernel=st.sampled_from([3, 5, 7]),
     sign=st.sampled_from(["self_adjoint", "skew_adjoint"]),
     name=st.sampled_from(["conv", "weight_grad"]),
@@ -237,7 +272,8 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
     problem = made(c, (32, 56, 56), dtype=dtype, kernel=kernel)
     best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
     bank = math.prod(kernel) * c * c * problem.itemsize
-    assert isinstance(best, HaloConfig) == (bank < 2**18)
+    assert isinstance(best, HaloConfig)
+    assert (best.streamed > 0) == (bank > 2**18)
     assert all(
         not isinstance(candidate.config, HaloConfig)
         for gpu in ("A100", "B200")
@@ -248,10 +284,11 @@ def test_few_channels_on_hopper_take_the_kernel_that_holds_the_weight(c, dtype, 
 @compiled_only
 @pytest.mark.parametrize("channels", [8, 16, 32, 48, 64])
 @pytest.mark.parametrize("dtype", LIST_DTYPES)
-def test_few_channels_in_half_precision_have_their_gradient_in_one_pass(dtype, channels):
+def test_few_channels_have_their_gradient_in_one_pass(dtype, channels):
     problem = replace(made(channels, (32, 56, 56), dtype=dtype), kernel="weight_grad")
     best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
-    assert isinstance(best, OnePassConfig) == (problem.itemsize == 2)
+    tf32 = "row_by_row" if channels == 64 else "one_pass_tf32"
+    assert best.kind == {"float32": tf32, "float32_ieee": "weight_grad"}.get(dtype, "one_pass")
     assert all(
         not isinstance(candidate.config, OnePassConfig)
         for gpu in ("A100", "B200")
@@ -282,6 +319,32 @@ def test_why_the_gradient_in_one_pass_does_not_serve():
 
 
 @compiled_only
+@pytest.mark.parametrize(
+    "tf32",
+    [OnePassTf32Config((1, 16, 8), 32, (3, 3), 8, 3), RowByRowConfig((4, 8, 8), 64, (3, 3), 8, 4)],
+)
+def test_why_the_gradients_of_float32_in_one_pass_do_not_serve(tf32):
+    def gradient(*arguments, **given):
+        return replace(made(*arguments, **given), kernel="weight_grad")
+
+    assert gradient(64, (32, 56, 56), dtype="float32").why_unreadable(tf32) is None
+    odd = gradient(48, (32, 56, 56), dtype="float32").why_unreadable(tf32)
+    assert (odd is None) == (tf32.BLOCK_C == 32) and (odd is None or "32 channels at once" in odd)
+    for problem, reason in (
+        (gradient(64, (32, 56, 56)), "TF32 only"),
+        (gradient(64, (32, 56, 56), dtype="float32_ieee"), "TF32 only"),
+        (gradient(64, dtype="float32", memory="contiguous"), "its memory is contiguous"),
+        (
+            replace(
+                gradient(64, dtype="float32"), geometry=Geometry((1, 1), ((9, 9), (9, 9)), (19, 9))
+            ),
+            "bytes of shared memory, of 232448",
+        ),
+    ):
+        assert reason in problem.why_unreadable(tf32)
+
+
+@compiled_only
 def test_why_the_kernel_that_holds_the_weight_does_not_serve():
     config = HaloConfig((1, 8, 16), 64)
     assert made(64, (32, 56, 56)).why_unreadable(config) is None
@@ -296,6 +359,9 @@ def test_why_the_kernel_that_holds_the_weight_does_not_serve():
         (replace(made(), layout=Layout(96, (3, 3), 2)), "would reach beyond the 48 of a group"),
     ):
         assert reason in problem.why_unreadable(config)
+    streamed = replace(config, streamed=2)
+    assert made(64, (32, 56, 56), kernel=(9, 9)).why_unreadable(streamed) is None
+    assert "shared memory" in made(64, (32, 56, 56), kernel=(29, 29)).why_unreadable(streamed)
 
 
 def test_without_gluon_its_kernel_is_no_candidate(monkeypatch):
@@ -304,6 +370,88 @@ def test_without_gluon_its_kernel_is_no_candidate(monkeypatch):
     reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "halo"}
     assert "there is no Gluon" in reasons
     assert all(config.kind == "conv" for config in shortlist.ranked)
+
+
+@clustered_only
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("c", [128, 256, 512])
+def test_many_channels_on_hopper_are_shared_by_two_programs(c, dtype):
+    problem = made(c, (32, 64, 64), dtype=dtype)
+    best = make_shortlist(problem, gpus.KNOWN["H100"]).untimed
+    assert best.kind == "clustered" and best.shared == ("weights" if c == 128 else "pixels")
+    assert all(
+        candidate.config.kind != "clustered"
+        for gpu in ("A100", "B200")
+        for candidate in list_of("conv", gpus.KNOWN[gpu].target, dtype)
+    )
+
+
+@clustered_only
+def test_why_the_kernel_of_clusters_does_not_serve():
+    config = ClusteredConfig((1, 16, 16), 256)
+    assert made(256).why_unreadable(config) is None
+    for problem, reason in (
+        (made(120), "of 120 channels a group the centre is not unpacked"),
+        (made(256, dtype="float32_ieee"), "TF32"),
+        (made(256, output_memory="contiguous"), "is contiguous"),
+        (made(256, memory="contiguous"), "its memory is contiguous"),
+        (made(132), "not aligned to 16 bytes"),
+        (replace(made(), layout=Layout(384, (3, 3), 2)), "would reach beyond the 192 of a group"),
+    ):
+        assert reason in problem.why_unreadable(config)
+
+
+def test_without_clusters_their_kernel_is_no_candidate(monkeypatch):
+    monkeypatch.setattr(configs, "why_no_clusters", lambda: "there are no clusters")
+    shortlist = make_shortlist(made(256, (32, 56, 56)), gpus.KNOWN["H100"])
+    reasons = {fallen.reason for fallen in shortlist.fallen if fallen.config.kind == "clustered"}
+    assert "there are no clusters" in reasons
+    assert all(config.kind == "conv" for config in shortlist.ranked)
+
+
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+@pytest.mark.parametrize("kernel", [(5, 5), (7, 7), (1, 9)])
+def test_few_channels_are_merged(name, kernel):
+    problem = made(8, (64, 128, 128), kernel, name)
+    found = make_shortlist(problem, gpus.KNOWN["H100"])
+    alone = min(p.predicted_us for p in found.candidates if p.config.merged == 1)
+    assert found.untimed.merged > 1 and found.untimed_us < 0.8 * alone
+    assert found.ranked[1].merged == 1  # where the first has a fault
+    (only,) = make_shortlist(problem, gpus.KNOWN["H100"], most=1).candidates
+    assert only.config == found.untimed
+    # not of many channels, of groups, of other memory, or where rows cannot be cut so
+    for other in (
+        replace(problem, layout=replace(problem.layout, channels=64)),
+        replace(problem, layout=replace(problem.layout, channels=32, groups=4)),
+        replace(problem, memory="contiguous"),
+        replace(problem, image=(64, 128, 127)),
+    ):
+        configs_of = make_shortlist(other, gpus.KNOWN["H100"]).ranked
+        assert all(config.merged == 1 for config in configs_of)
+
+
+@pytest.mark.parametrize("name", ["conv", "weight_grad"])
+def test_merged_columns_cost_what_their_convolution_costs_and_a_launch(name):
+    gpu = gpus.KNOWN["H100"]
+    problem = made(8, (64, 128, 128), (1, 7), name)
+    merged = made(32, (64, 128, 32), (1, 3), name)  # four columns of eight channels
+    for candidate in list_of(name, "sm_90", "bfloat16"):
+        config = candidate.config
+        if not can_merge(config) or merged.why_unreadable(config):
+            continue
+        alone = cost_model.predict(merged, gpu, candidate)
+        config = replace(config, merged=4)
+        assert problem.why_unreadable(config) is None
+        found = cost_model.predict(problem, gpu, candidate._replace(config=config))
+        launches = (
+            2 if name == "weight_grad" else 1 + cost_model._work(merged, candidate.config).launches
+        )
+        assert found.launches == launches * cost_model.TERMS.launch_us
+        assert (found.products, found.shared, found.cache) == (
+            alone.products,
+            alone.shared,
+            alone.cache,
+        )
 
 
 @pytest.mark.parametrize("c", [128, 256, 512])

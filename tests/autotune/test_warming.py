@@ -9,6 +9,7 @@ from triton_tied.autotune.problem import Problem, problems_of_layer
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.warming import jobs_of, warm
 from triton_tied.dispatch import INTERPRETED
+from triton_tied.geometry import Geometry
 from triton_tied.packing import Layout
 
 # The 3x3 convolutions of ResNet-18 that keep their channels.
@@ -25,6 +26,16 @@ def test_layers_of_one_width_and_their_input_gradients_share_their_code():
     assert {(job.problem.kernel, job.problem.layout.channels) for job in jobs} == {
         (kernel, channels) for kernel in ("conv", "weight_grad") for channels in (64, 128, 256, 512)
     }
+
+
+def test_merged_columns_whose_kernel_differs_by_the_padding_do_not_share_their_code():
+    problems = []
+    for padding, side in ((0, 130), (1, 128), (2, 126)):
+        geometry = Geometry((1, 1), ((padding,) * 2,) * 2, (1, 1))
+        problems.append(Problem("conv", "bfloat16", Layout(8, (3, 3)), (64, side, side), geometry))
+    jobs = jobs_of(problems, "sm_90")
+    of_merged = {problem.as_read(job.config)[0].layout for job in jobs for problem in problems}
+    assert [job.config.merged for job in jobs] == [2, 2] and len(of_merged) == 2
 
 
 def test_a_job_is_what_is_taken_where_nothing_was_timed():

@@ -15,7 +15,7 @@ from triton_tied.autotune.candidates import list_of, read_file
 from triton_tied.autotune.cost_model import TERMS, predict
 from triton_tied.autotune.problem import Problem
 from triton_tied.geometry import resolve
-from triton_tied.kernels.configs import as_json
+from triton_tied.kernels.configs import as_json, as_listed
 from triton_tied.packing import Layout
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "cost_model.py"
@@ -130,7 +130,7 @@ def test_the_fit_finds_terms_that_explain_what_was_timed(tmp_path):
         listed = {c.config: c for c in list_of("conv", "sm_90", "bfloat16")}
         timed = [
             {"config": as_json(config), "predicted_us": 1.0, "median_us": predict(
-                problem, gpu, listed[replace(config, splits=1)]._replace(config=config), truth
+                problem, gpu, listed[as_listed(config)]._replace(config=config), truth
             ).total}
             for config, _ in shown.candidates
         ]  # fmt: skip

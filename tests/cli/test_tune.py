@@ -81,6 +81,7 @@ def test_images_of_rows_are_tried_as_they_are_and_copied(capsys):
     assert [(each["kernel"], each["memory"], each["output_memory"]) for each in problems] == [
         ("conv", "contiguous", "contiguous"),
         ("conv", "channels_last", "contiguous"),
+        ("conv", "channels_last", "channels_last"),
         ("weight_grad", "contiguous", "channels_last"),
         ("weight_grad", "channels_last", "channels_last"),
     ]

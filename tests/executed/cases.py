@@ -19,12 +19,16 @@ from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
 from triton_tied.kernels.configs import (
+    ClusteredConfig,
     Config,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    RowByRowConfig,
+    can_merge,
 )
+from triton_tied.kernels.merging import MERGES
 from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
@@ -269,6 +273,8 @@ def draw(
     kernel, target, list_name = key
     while True:
         config = replace(candidate.config, splits=chance.choice((1, 1, 2, 3)))
+        if can_merge(config) and chance.random() < 0.25:
+            config = replace(config, merged=chance.choice(MERGES))
         case = _propose(target, list_name, config, chance)
         if needs is not None:
             case = _asking_for(needs, case)
@@ -311,10 +317,17 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
     pairs = tuple((side // 2, side - side // 2) for side in sides)
     image = (chance.choice((1, 2, 3)), chance.choice((1, 4, 5, 7, 8)), chance.choice((2, 7, 8, 24)))
     if whole:
-        image = tuple(_whole(side, chance) for side in config.box)
+        image = config.box
+        if config.kind not in ("clustered", "row_by_row"):  # whose boxes are large
+            image = tuple(_whole(side, chance) for side in config.box)
     memory = chance.choice(_MEMORIES[config.loader])
     taps = kernel_size[0] * kernel_size[1]
     stored = chance.choice((0, 0, (taps + 1) // 2, *(() if config.kind == "halo" else (taps,))))
+    if config.merged > 1:
+        image = (*image[:2], image[2] * config.merged)
+        memory, stored = "channels_last", chance.choice((0, taps))
+    if config.kind == "clustered" and taps % 2:
+        stored = max(stored, (taps + 1) // 2)  # it does not gather the centre
     is_conv = config.kernel == "conv"
     return Case(
         target,
@@ -340,16 +353,22 @@ def _propose(target: str, list_name: str, config: Config, chance: random.Random)
 
 def _channels_and_groups(config: Config, chance: random.Random) -> tuple[int, int]:
     """Channels of a group, and groups."""
+    if config.merged > 1:
+        return max(1, chance.choice((8, 16, 24, 32, 48, 64)) // config.merged), 1
     if isinstance(config, DepthwiseConfig | DepthwiseGradConfig):
         block = config.BLOCK_C
         channels = chance.choice((1, 1, 2, 4))
         all_channels = chance.choice((block, block, 2 * block, block + 8, block - 4, 12, 24))
         return channels, all_channels // channels + chance.choice((0, 0, 0, 1))
+    if isinstance(config, RowByRowConfig):
+        return chance.choice((64, 64, 32, 96)), chance.choice((1, 1, 2))
     if isinstance(config, OnePassConfig):
         return max(8, config.BLOCK_C + chance.choice((0, 0, -8, 8))), chance.choice((1, 1, 2))
     if isinstance(config, HaloConfig):
-        channels = chance.choice((config.BLOCK_C, config.BLOCK_C, config.BLOCK_C - 8))
+        channels = chance.choice((8, 8, 7, 6)) * config.BLOCK_C // 8
         return channels, chance.choice((1, 1, 2)) if channels == config.BLOCK_C else 1
+    if isinstance(config, ClusteredConfig):
+        return chance.choice((128, 128, 136)), 1
     block = max(config.BLOCK_N, config.BLOCK_K)
     channels = chance.choice((block, block, block, 2 * block, block + 8, block - 8, 3, 13, 24, 40))
     return channels, chance.choice((1, 1, 1, 2)) if channels <= 80 else 1

@@ -13,8 +13,17 @@ from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 import triton_tied as tt
 from triton_tied import dispatch
-from triton_tied.autotune import first_use, gpus, tuned_configs
+from triton_tied.autotune import first_use, gpus, image_copy, tuned_configs
+from triton_tied.autotune.select import using
 from triton_tied.dispatch import INTERPRETED
+from triton_tied.kernels.configs import (
+    ConvConfig,
+    HaloConfig,
+    OnePassConfig,
+    RowByRowConfig,
+    WeightGradConfig,
+)
+from triton_tied.kernels.toolchain import why_no_clusters
 
 from .execution import KERNELS
 
@@ -106,12 +115,13 @@ CALLS = {
 
 def convolutions(gpu):
     """That were launched."""
-    return gpu.launches["conv_kernel"] + gpu.launches["halo_kernel"]
+    return sum(gpu.launches[f"{name}_kernel"] for name in ("conv", "halo", "clustered"))
 
 
 def gradients(gpu):
     """Packed ones that were launched."""
-    return gpu.launches["weight_grad_kernel"] + gpu.launches["one_pass_kernel"]
+    names = ("weight_grad", "one_pass", "one_pass_tf32", "row_by_row")
+    return sum(gpu.launches[f"{name}_kernel"] for name in names)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -146,16 +156,89 @@ def test_a_layer_of_bfloat16_copies_and_multiplies_as_its_gpu_does_best(gpu):
 
 @pytest.mark.parametrize("gpu", ["H100"], indirect=True)
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
-def test_few_channels_on_hopper_take_kernels_of_their_own(gpu, symmetry):
-    call = Call((2, 16, 32, 32), symmetry=symmetry)
+@pytest.mark.parametrize(
+    "dtype, precision, kernel",
+    [(torch.bfloat16, "ieee", "one_pass"), (torch.float32, "tf32", "one_pass_tf32")],
+)
+def test_few_channels_on_hopper_take_kernels_of_their_own(
+    gpu, symmetry, dtype, precision, kernel, convolution_precision
+):
+    convolution_precision.fp32_precision = precision
+    call = Call((2, 16, 32, 32), dtype, symmetry=symmetry, precision=precision)
+    leaves = [t.requires_grad_() for t in call.tensors()]
+    output = call(*leaves)
+    grad = torch.randint(-3, 4, output.shape).to(output.dtype)
+    results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
+    assert gpu.launches[f"{kernel}_kernel"] == gradients(gpu) == 1
+
+
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_gradients_row_by_row_on_hopper(gpu, convolution_precision):
+    """Only large problems take them of their own accord."""
+    convolution_precision.fp32_precision = "tf32"
+    call = Call((4, 64, 8, 8), torch.float32, "skew_adjoint", precision="tf32")
+    tensors = call.tensors()
+    leaves = [t.requires_grad_() for t in tensors]
+    with using(weight_grad=RowByRowConfig((4, 8, 8), 64, (3, 3), 8, 4, 2)):
+        output = call(*leaves)
+        grad = torch.randint(-3, 4, output.shape).float()
+        results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["row_by_row_kernel"] == gradients(gpu) == 1
+
+
+@pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_many_channels_on_hopper_are_shared_by_two_programs(gpu):
+    call = Call((2, 128, 16, 16), symmetry="skew_adjoint")
+    x, packed, bias = call.tensors()
+    output = call(x.requires_grad_(), packed, bias)
+    grad = torch.randn(output.shape).to(output.dtype)
+    results = [output.detach(), *torch.autograd.grad(output, x, grad)]
+    for actual, wanted in zip(results, call.expected([x, packed, bias], grad), strict=False):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["clustered_kernel"] == convolutions(gpu) == 2
+
+
+@pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
+def test_merged_columns(gpu, symmetry):
+    call = Call((2, 8, 6, 32), torch.float16, symmetry, alpha=-0.5)
+    conv = ConvConfig((1, 4, 8), 32, 32, splits=2, merged=4)
+    weight_grad = WeightGradConfig((1, 4, 8), 32, 32, 2, merged=4)
+    if gpu.capability == 90:
+        conv = HaloConfig((1, 8, 8), 32, roles="pixels_first", merged=4)
+        weight_grad = OnePassConfig((1, 4, 8), 16, (3, 3), 4, merged=2)
+    leaves = [t.requires_grad_() for t in call.tensors()]
+    with using(conv=conv, weight_grad=weight_grad):
+        output = call(*leaves)
+        grad = torch.randn(output.shape).to(output.dtype)
+        results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+        x, packed, *others = leaves
+        prepared = tt.prepare(packed, 8, 3, symmetry=symmetry, dtype=torch.float16)
+        assert torch.equal(call(x, prepared, *others), output)
+    for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
+        oracle.assert_within_bound(actual, wanted)
+    assert gpu.launches["merge_columns_kernel"] == convolutions(gpu) == 3
+    assert gpu.launches["sum_merged_kernel"] == gradients(gpu) == 1
+
+
+@pytest.mark.parametrize("gpu", ["H100"], indirect=True)
+def test_contiguous_images_take_the_kernels_of_channels_last_ones(gpu, monkeypatch):
+    monkeypatch.setattr(image_copy, "copy_us", lambda problem, gpu: 0.0)
+    call = Call((2, 32, 16, 16), torch.float16, "skew_adjoint", channels_last=False)
     leaves = [t.requires_grad_() for t in call.tensors()]
     output = call(*leaves)
     grad = torch.randn(output.shape).to(output.dtype)
     results = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
     for actual, wanted in zip(results, call.expected(leaves, grad), strict=True):
         oracle.assert_within_bound(actual, wanted)
-    assert gpu.launches["halo_kernel"] == 2 and not gpu.launches["conv_kernel"]
-    assert gpu.launches["one_pass_kernel"] == 1 and not gpu.launches["weight_grad_kernel"]
+        assert actual.is_contiguous()
+    assert gpu.launches["halo_kernel"] == convolutions(gpu) == 2
+    assert gradients(gpu) == 1
 
 
 def test_autocast_and_cached_weights(gpu):

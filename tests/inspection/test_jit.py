@@ -15,16 +15,21 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_tied.autotune.compile_ahead import Compilers, Job
 from triton_tied.autotune.problem import Problem
+from triton_tied.autotune.select import problem_of_call
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
+from triton_tied.inspection.requirements import form_of
 from triton_tied.kernels import launch, plans
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import ClusteredConfig, ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.matrices import matrices_kernel
+from triton_tied.kernels.merge_columns import merge_columns_kernel
 from triton_tied.kernels.plans import Convolution, WeightGradient, make_plan
 from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
+from triton_tied.kernels.sum_merged import sum_merged_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel
+from triton_tied.kernels.toolchain import why_no_clusters
 from triton_tied.kernels.weight_grad import weight_grad_kernel
 from triton_tied.packing import Layout
 
@@ -37,6 +42,20 @@ POINTER = ConvConfig((1, 8, 8), 32, 32, 4, 3)
 GRAD_POINTER = WeightGradConfig((1, 4, 8), 32, 32, 2, 4, 3)
 CONV_BULK = ConvConfig((1, 8, 16), 64, 64, 4, 3, "channels_last_descriptor", "weights_first")
 GRAD_BULK = WeightGradConfig((1, 1, 64), 64, 64, 2, 4, 4, "channels_last_descriptor")
+CLUSTERED = ClusteredConfig((1, 8, 8), 128, 3)
+KERNELS = [
+    conv_kernel, weight_grad_kernel, sum_splits_kernel, matrices_kernel, merge_columns_kernel,
+    sum_merged_kernel,
+]  # fmt: skip
+in_clusters = pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
+if why_no_clusters() is None:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+    from triton_tied.kernels.clustered import clustered_kernel
+
+    KERNELS.append(clustered_kernel)
+else:
+    GluonDescriptor = TensorDescriptor
 
 
 class Driver:
@@ -72,13 +91,12 @@ class Driver:
 def gpu(request, tmp_path, monkeypatch):
     """The driver of the target that the test names, and programs compiled anew."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernels = (conv_kernel, weight_grad_kernel, sum_splits_kernel, matrices_kernel)
     there = Driver(getattr(request, "param", "sm_90"))
     monkeypatch.setattr(driver, "_active", there)
-    for kernel in kernels:
+    for kernel in KERNELS:
         kernel.device_caches.clear()
     yield there
-    for kernel in kernels:
+    for kernel in KERNELS:
         kernel.device_caches.clear()
 
 
@@ -123,7 +141,7 @@ def launch_one(config, form, sides=(8, 64), geometry=SAME, **options):
     if form.scattered or form.scattered_output:  # no stride is a multiple of 16
         memory, sides = "scattered" if form.scattered else memory, (7, 5)
     convolution = convolution_of(form, memory, sides, geometry)
-    if isinstance(config, ConvConfig):
+    if config.kernel == "conv":
         return launch.conv(convolution._replace(**options), config)
     return launch.weight_grad(gradient_of(convolution, **options), config)
 
@@ -143,6 +161,10 @@ def launch_one(config, form, sides=(8, 64), geometry=SAME, **options):
         (replace(CONV_BULK, splits=3), compiled.Form(64, split=True)),
         (replace(CONV_BULK, BLOCK_K=32), compiled.Form(128)),
         (replace(CONV_BULK, loader="planar_descriptor"), compiled.Form(128, -1)),
+        pytest.param(CLUSTERED, compiled.Form(256, -1), marks=in_clusters),
+        pytest.param(
+            replace(CLUSTERED, splits=2), compiled.Form(128, split=True), marks=in_clusters
+        ),
         (GRAD_BULK, compiled.Form(128)),
         (replace(GRAD_BULK, BLOCK_K=32), compiled.Form(128)),
     ],
@@ -157,6 +179,20 @@ def test_what_is_launched_is_what_the_checks_compile(gpu, config, form):
     assert launched.resources == checked.resources
     assert len(gpu.launched) == len(gpu.loaded) == 1 + (config.splits > 1)
     assert len(sums) == (config.splits > 1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("config", [POINTER, GRAD_POINTER, CONV_BULK], ids=lambda c: c.kind)
+def test_of_merged_columns_too(gpu, config, sign):
+    config = replace(config, merged=4, splits=1)
+    convolution = convolution_of(compiled.Form(8, sign))
+    call = convolution if config.kernel == "conv" else gradient_of(convolution)
+    (launch.conv if config.kernel == "conv" else launch.weight_grad)(call, config)
+    codes = [code.resources for code in gpu.loaded]
+    form = form_of(problem_of_call(call), config)
+    assert (form.channels, form.kernel_size) == (32, (3, 3))
+    checked = compiled.compile_config(config, gpu.target, "bfloat16", form).resources
+    assert len(codes) == 2 and codes[config.kernel == "conv"] == checked
 
 
 def test_no_code_is_made_anew_for_other_sizes_and_paddings(gpu):
@@ -211,7 +247,7 @@ def test_matrices_of_all_layers_are_unpacked_by_one_code(gpu, symmetry):
 
 def shown(value):
     """What of an argument the GPU is told."""
-    if isinstance(value, TensorDescriptor):
+    if isinstance(value, TensorDescriptor | GluonDescriptor):
         return [shown(value.base), {**vars(value), "base": None}]
     if isinstance(value, LazyDict):  # for hooks
         return value.get()
@@ -219,11 +255,15 @@ def shown(value):
 
 
 @pytest.mark.parametrize("splits", [1, 2])
-@pytest.mark.parametrize("config", [POINTER, CONV_BULK, GRAD_POINTER, GRAD_BULK])
+@pytest.mark.parametrize(
+    "config",
+    [POINTER, CONV_BULK, pytest.param(CLUSTERED, marks=in_clusters), GRAD_POINTER, GRAD_BULK],
+)
 def test_what_is_launched_again_is_what_triton_would_launch(gpu, config, splits, monkeypatch):
     """The first call of a plan goes through Triton's JIT, the next ones to the compiled kernel."""
-    if isinstance(config, ConvConfig):
-        calls = [convolution_of(compiled.Form(64), alpha=a, beta=0.5) for a in (1.0, -0.3, 2.0)]
+    if config.kernel == "conv":
+        form = compiled.Form(128 if config is CLUSTERED else 64)
+        calls = [convolution_of(form, alpha=a, beta=0.5) for a in (1.0, -0.3, 2.0)]
     else:
         pairs = [[image(64, "channels_last") for _ in range(2)] for _ in range(3)]
         calls = [
@@ -243,7 +283,7 @@ def test_what_is_launched_again_is_what_triton_would_launch(gpu, config, splits,
     for call in calls[1:]:
         gpu.launched.clear()
         with monkeypatch.context() as patch:
-            for kernel in (conv_kernel, weight_grad_kernel, sum_splits_kernel):
+            for kernel in KERNELS:
                 patch.setattr(kernel, "run", None)
             launch.run(plan, call)
         again = gpu.launched[:]

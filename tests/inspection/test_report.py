@@ -16,6 +16,7 @@ from triton_tied.cli import main
 from triton_tied.inspection import compiled, regenerate_candidates, report, requirements
 from triton_tied.kernels.configs import (
     KINDS,
+    ClusteredConfig,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
@@ -23,6 +24,7 @@ from triton_tied.kernels.configs import (
     WeightGradConfig,
 )
 from triton_tied.kernels.launch import MATRICES_BLOCK
+from triton_tied.kernels.toolchain import why_no_clusters
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="interpreted kernels are not compiled")
 
@@ -144,6 +146,36 @@ def test_the_kernel_that_holds_the_weight_waits_once_for_each_column(dtype, kern
     loops = 2 if dtype == "bfloat16" and kernel_size[0] % 2 else 1
     assert holds.matrix_instructions == 2 * loops * kernel_size[0] * depth * 2
     assert holds.loop_waits == 1 and holds.loop_barriers <= 2
+
+
+@pytest.mark.parametrize("dtype, channels", [("bfloat16", 40), ("float32", 24)])
+def test_channels_that_a_tile_has_in_excess_are_not_multiplied(dtype, channels):
+    block = 64 if dtype == "bfloat16" else 32
+    config = HaloConfig((1, 16, 8), block, 4, 2, "weights_first" if block == 64 else "pixels_first")
+    code = compiled.compile_config(config, "sm_90", dtype, compiled.Form(channels))
+    assert code.instructions.redundancy == 0.75  # in units of 32 bytes 3 of 4
+
+
+def test_where_the_weight_is_streamed_it_waits_once_for_each_part_of_a_column(chance):
+    config = HaloConfig((1, 8, 8), 32, 4, 2, "pixels_first", chance.choice((2, 3, 5)))
+    rows = chance.choice((3, 5))
+    form = compiled.Form(32, chance.choice((1, -1)), kernel_size=(rows, 3))
+    holds = compiled.compile_config(config, "sm_90", "bfloat16", form).instructions
+    assert holds.loop_waits == -(-rows // config.streamed)
+    assert holds.redundancy == 1 and not holds.register_operands
+
+
+@pytest.mark.skipif(why_no_clusters() is not None, reason=str(why_no_clusters()))
+@pytest.mark.parametrize("symmetry", [1, -1])
+@pytest.mark.parametrize("shared", ["pixels", "weights"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_of_clusters_waits_once_a_step(dtype, shared, symmetry):
+    config = ClusteredConfig((1, 16, 16), 256 if shared == "pixels" else 128, 4, shared)
+    code = compiled.compile_config(config, "sm_90", dtype, compiled.Form(256, symmetry))
+    holds, loops = code.instructions, 1 if dtype == "float32" else 2
+    assert holds.matrix_instructions == loops * 4  # rows of 128 bytes in parts of 32
+    assert holds.loop_waits == 1 and holds.loop_barriers == 2 and holds.redundancy == 1
+    assert holds.register_operands == code.resources.spill_bytes == 0
 
 
 def test_sums_that_do_not_fit_into_registers_are_noticed():

@@ -45,7 +45,7 @@ def cases(draw, kind):
         config = replace(config, splits=draw(st.integers(1, 4)))
     dtype = draw(st.sampled_from(KERNEL_DTYPES))
     reading = Reading(
-        problem.layout, problem.geometry, "strided", 1, dtype.itemsize, True, "ieee", "strided"
+        problem.layout, problem.geometry, "strided", 1, dtype.itemsize, True, "ieee", "strided", 1
     )
     assume(config.why_unreadable(reading) is None)
     return {

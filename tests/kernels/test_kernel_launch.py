@@ -22,7 +22,7 @@ from problems import (
 
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.kernels import launch
-from triton_tied.kernels.configs import ConvConfig, HaloConfig, WeightGradConfig
+from triton_tied.kernels.configs import ClusteredConfig, ConvConfig, HaloConfig, WeightGradConfig
 from triton_tied.kernels.precision import input_precision
 from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from triton_tied.operators.definitions import read_weights
@@ -255,10 +255,12 @@ def test_result_has_the_dtype_and_device_of_the_input(device, dtype, kernel):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="where it is compiled, Gluon runs")
-def test_the_interpreter_refuses_a_kernel_in_gluon():
-    problem = make_problem((1, 16, 8, 8), (3, 3), SAME)
-    x = place(integers((1, 16, 8, 8), torch.float16, "cpu"), "channels_last")
+@pytest.mark.parametrize(
+    "c, config", [(16, HaloConfig((1, 8, 8), 16)), (128, ClusteredConfig((1, 8, 8), 128))]
+)
+def test_the_interpreter_refuses_a_kernel_in_gluon(c, config):
+    problem = make_problem((1, c, 8, 8), (3, 3), SAME)
+    x = place(integers((1, c, 8, 8), torch.float16, "cpu"), "channels_last")
     packed = integers((problem.layout.size,), torch.float16, "cpu")
-    config = HaloConfig((1, 8, 8), 16, 4, 2, "pixels_first")
     with pytest.raises(ValueError, match="interpreter does not run Gluon"):
         launch_conv(x, packed, problem, config)

@@ -411,6 +411,30 @@ def test_all_launches_read_channels_last_memory(name, gradient, device, memory_s
     assert y.is_contiguous() is along_x.is_contiguous() is (name != "channels-last")
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (1, 8, 1, 6), (8, 5, 6), (2, 8, 20)])
+def test_outputs_are_written_as_channels_last_and_copied(shape, device, copies_always, monkeypatch):
+    plans = []
+    run = launch.run
+    monkeypatch.setattr(launch, "run", lambda plan, call: plans.append(plan) or run(plan, call))
+    function = tt.tied_conv1d if shape == (2, 8, 20) else tt.tied_conv2d
+    dims = 1 if shape == (2, 8, 20) else 2
+    x, residual = randn(*shape, device=device), randn(*shape, device=device)
+    packed = randn(tt.packed_size(8, (3,) * dims), device=device)
+    reference = getattr(tt.reference, function.__name__)
+    for options, copies in (({}, True), ({"residual": residual}, False)):
+        leaves = [x.clone().requires_grad_(), packed.clone().requires_grad_()]
+        results = []
+        for convolve in (function, function, reference):  # the second is a repeated call
+            y = convolve(*leaves, kernel_size=3, padding=1, **options)
+            results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+        copied = [plan.copied is not None for plan in plans]
+        assert copied == 2 * [copies, True, False]  # of the forward, and both gradients
+        for actual, again, wanted in zip(*results, strict=True):
+            assert torch.equal(actual, again) and actual.stride() == wanted.stride()
+            assert oracle.relative_error(actual, wanted) < 1e-5  # float32, sums of 72
+        plans.clear()
+
+
 def test_rows_are_images_of_channels_last_memory(device, memory_seen, copies_always):
     x = randn(2, 8, 20, device=device).requires_grad_()
     y = tt.TiedConv1d(8, 3, padding=1, device=device)(x)

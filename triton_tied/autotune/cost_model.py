@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
+    swizzled_channels,
 )
 from ..kernels.stored_taps import most_splits, stored_taps
 from .candidates import Candidate
@@ -83,6 +87,7 @@ class Prediction(NamedTuple):
 
 def live_share(problem: Problem, config: Config) -> float:
     """Pixels of the output over pixels of all boxes."""
+    problem, config = problem.as_read(config)
     return math.prod(problem.output) / (config.count_boxes(problem.output) * config.BLOCK_M)
 
 
@@ -121,7 +126,8 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
     products = rounds * work.steps * work.step_flops / flops_a_cycle
     shared = rounds * work.steps * work.shared_bytes / terms.shared_bytes
     narrow = terms.narrow_share if "scattered" in problem.needs(config) else 1.0
-    through_one = (rounds * work.read_bytes + work.held_bytes) / (terms.cache_bytes * narrow)
+    through_one = rounds * (work.read_bytes + work.sent_bytes) + work.held_bytes
+    through_one /= terms.cache_bytes * narrow
     latency = terms.load_latency if config.loader == "pointer" else terms.bulk_latency
     step = latency / (work.ahead or max(config.num_stages - 1, 1))
     step += (candidate.barriers + candidate.waits) * terms.barrier
@@ -136,7 +142,7 @@ def predict(problem: Problem, gpu: GPU, candidate: Candidate, terms: Terms = TER
         cache_us + scratch_us,
         problem.least_bytes / (gpu.memory_gbs * 1e3),
         waves * work.steps * step * cycle_us,
-        (1 if work.held_bytes else waves) * start * cycle_us,
+        (1 if work.stays else waves) * start * cycle_us,
         scratch_us,
         work.launches * terms.launch_us,
     )
@@ -149,6 +155,7 @@ def count_programs(problem: Problem, config: Config) -> int:
 
 def limit_splits(problem: Problem, config: Config) -> int:
     """How many programs at most may share a sum."""
+    problem, config = problem.as_read(config)
     return _KINDS[type(config)].limit_splits(problem, config)
 
 
@@ -160,8 +167,9 @@ class _Work(NamedTuple):
     their own, all of which then count as operations; and how many steps are read at once, if
     stages do not say so.
 
-    A kernel may stay on a multiprocessor for all of its work there. What counts as a program is
-    then a box, and ``held_bytes`` are read once."""
+    A kernel that ``stays`` on a multiprocessor does all of its work there. What counts as a program
+    is then a box, or one of each consumer, and ``held_bytes`` are read once. ``sent_bytes``: that a
+    program gets and, on average, another of its cluster read."""
 
     programs: int
     steps: int
@@ -173,11 +181,20 @@ class _Work(NamedTuple):
     launches: int
     by_threads: bool = False
     ahead: int = 0
+    stays: bool = False
     held_bytes: int = 0
+    sent_bytes: float = 0.0
 
 
 def _work(problem: Problem, config: Config) -> _Work:
-    return _KINDS[type(config)].work(problem, config)
+    merges = config.merged > 1
+    problem, config = problem.as_read(config)
+    work = _KINDS[type(config)].work(problem, config)
+    if not merges:
+        return work
+    if problem.is_weight_grad:  # which always ends with a sum
+        return work._replace(launches=2)
+    return work._replace(launches=work.launches + 1, gathers=0)
 
 
 def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
@@ -230,7 +247,30 @@ def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
 
 
 def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
-    layout, c, m = problem.layout, config.BLOCK_C, config.BLOCK_M
+    c, m = config.BLOCK_C, config.BLOCK_M
+    rows, taps = config.taps_of(problem.layout.kernel_size)
+    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
+    products = rows * sum(
+        max(64, group if c * (taps - first) > group // 2 else group // 2)
+        for first in range(0, taps, group // c)
+    )
+    read = products * m * (1 + c / _WARP_GROUP_ROWS)
+    return _work_in_one_pass(problem, config, 2 * products * m * c, read)
+
+
+def _one_pass_tf32_work(problem: Problem, config: OnePassTf32Config) -> _Work:
+    """A warp has 16 channels of x and all of the output gradient."""
+    c, m = config.BLOCK_C, config.BLOCK_M
+    rows, columns = config.taps_of(problem.layout.kernel_size)
+    read = m * c * (columns * c / 16 + rows)
+    return _work_in_one_pass(problem, config, 2 * rows * columns * m * c * c, read)
+
+
+def _work_in_one_pass(
+    problem: Problem, config: OnePassConfig, step_flops: int, read: float
+) -> _Work:
+    """``read``: numbers, from shared memory in a step."""
+    layout, m = problem.layout, config.BLOCK_M
     (n, out_h, out_w), w = problem.output, problem.image[2]
     (_, dilation), (padding, _) = problem.geometry.dilation, problem.geometry.padding[1]
     _, columns = config.columns_of(out_w, w, layout.kernel_size[1], padding, dilation)
@@ -239,21 +279,35 @@ def _one_pass_work(problem: Problem, config: OnePassConfig) -> _Work:
     steps = math.ceil(boxes / config.splits)
     live = n * out_h * columns / (boxes * m)
     below = (rows - 1) * problem.geometry.dilation[0] / config.box[1]
-    copied = (taps + 1 + below) * m * c
-    group = 16 * config.num_warps  # rows of a first operand: columns of taps x channels
-    products = rows * sum(
-        max(64, group if c * (taps - first) > group // 2 else group // 2)
-        for first in range(0, taps, group // c)
-    )
+    copied = (taps + 1 + below) * m * config.BLOCK_C
     return _Work(
         config.tiles_of(layout) * config.splits,
         steps,
-        2 * products * m * c,
-        (copied + products * m * (1 + c / _WARP_GROUP_ROWS)) * problem.itemsize,
+        step_flops,
+        (copied + read) * problem.itemsize,
         steps * live * copied * problem.itemsize,
         0,
         2 * 4 * layout.size * config.splits,
         2,
+    )
+
+
+def _row_by_row_work(problem: Problem, config: RowByRowConfig) -> _Work:
+    """A step is a row, of a box or above it. Both warpgroups read grad of a column of taps, and x
+    of each tap; x is written twice, and read to be transposed."""
+    (_, rows, _), c = config.box, config.BLOCK_C
+    taps_h, taps_w = config.taps_of(problem.layout.kernel_size)
+    steps = rows + (taps_h - 1) * problem.geometry.dilation[0]
+    live = rows / steps  # rows of a box, which are multiplied
+    row = config.BLOCK_M // rows * c
+    read = row * (2 + live * (2 * taps_w + taps_h * taps_w))
+    found = _work_in_one_pass(
+        problem, config, round(2 * live * taps_h * taps_w * row * c), read * live
+    )
+    return found._replace(
+        steps=round(found.steps * steps),
+        shared_bytes=(row * (1 + live * taps_w) + read) * problem.itemsize,
+        ahead=config.num_stages - 2,
     )
 
 
@@ -325,20 +379,53 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     kernel_h, kernel_w = layout.kernel_size
     pixels = config.stage_pixels(kernel_h, problem.geometry.dilation[0])
     first, second = (m, c) if config.roles == "pixels_first" else (c, m)
+    channels = layout.group_channels  # of which products take 32 bytes at once
+    depth = math.ceil(channels * problem.itemsize / 32) * 32 // problem.itemsize
     reads = first + second * math.ceil(first / _WARP_GROUP_ROWS)  # of a tap and a channel
     is_tf32 = problem.dtype == "float32"
     held = layout.taps if is_tf32 else (layout.taps + 1) // 2
+    streamed = kernel_h if config.streamed else 0  # matrices
+    at_once = config.boxes_at_once
+    read = kernel_w * (at_once * live_share(problem, config) * pixels + streamed * channels)
     return _Work(
-        config.count_boxes(problem.output) * layout.groups,
+        math.ceil(config.count_boxes(problem.output) / at_once) * layout.groups,
         kernel_w,
-        2 * m * c * c * kernel_h,
-        (pixels + kernel_h * reads) * c * problem.itemsize,
-        kernel_w * live_share(problem, config) * pixels * c * problem.itemsize,
+        at_once * 2 * m * c * depth * kernel_h,
+        (at_once * (pixels * c + kernel_h * reads * depth) + streamed * c * c) * problem.itemsize,
+        read * channels * problem.itemsize,
         0 if is_tf32 else layout.taps % 2,
         0,
         1,
-        held_bytes=held * c * c * problem.itemsize,
+        stays=True,
+        held_bytes=0 if config.streamed else held * channels**2 * problem.itemsize,
     )
+
+
+def _clustered_work(problem: Problem, config: ClusteredConfig) -> _Work:
+    layout, (m, n) = problem.layout, config.program
+    k = swizzled_channels(problem.itemsize)
+    n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (config.BLOCK_N, k))
+    steps = math.ceil(layout.taps * k_blocks / config.splits)
+    pixels = live_share(problem, config) * m
+    sent = (pixels if config.shared == "pixels" else n) / 2
+    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
+    return _Work(
+        2 * config.count_boxes(problem.output) * n_blocks * layout.groups * config.splits,
+        steps,
+        2 * m * n * k,
+        _through_shared(n, m, k, config) * problem.itemsize,
+        steps * (pixels + n - sent) * k * problem.itemsize,
+        0,
+        scratch if config.splits > 1 else 0,
+        1 if config.splits == 1 else 2,
+        sent_bytes=steps * sent * k * problem.itemsize,
+    )
+
+
+def _clustered_splits(problem: Problem, config: ClusteredConfig) -> int:
+    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
+    depth = swizzled_channels(problem.itemsize)
+    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, depth))
 
 
 class _Kind(NamedTuple):
@@ -350,15 +437,18 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_conv_work, _conv_splits),
     WeightGradConfig: _Kind(_weight_grad_work, _weight_grad_splits),
     OnePassConfig: _Kind(_one_pass_work, _one_pass_splits),
+    OnePassTf32Config: _Kind(_one_pass_tf32_work, _one_pass_splits),
+    RowByRowConfig: _Kind(_row_by_row_work, _one_pass_splits),
     DepthwiseConfig: _Kind(_depthwise_work, lambda problem, config: 1),
     DepthwiseGradConfig: _Kind(_depthwise_grad_work, _depthwise_grad_splits),
     HaloConfig: _Kind(_halo_work, lambda problem, config: 1),
+    ClusteredConfig: _Kind(_clustered_work, _clustered_splits),
 }
 _WARP_GROUP_ROWS = 64  # of the first operand, for each of which wgmma reads the second anew
 
 
 def _through_shared(
-    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig
+    first: int, second: int, depth: int, config: ConvConfig | WeightGradConfig | ClusteredConfig
 ) -> float:
     """Numbers that a product of first x depth and depth x second writes into shared memory, and
     reads from it."""

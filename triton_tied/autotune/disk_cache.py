@@ -181,9 +181,11 @@ def _check(table: Any) -> None:
 def _read(row: dict[str, Any]) -> Entry:
     """An entry. Its numbers are checked, since what is taken from here is launched."""
     config = from_json(row["config"])
-    others = [getattr(config, each.name) for each in fields(config) if each.type == "int"]
-    if not all(type(size) is int and size > 0 for size in (*config.box, *others)):
-        raise ValueError(f"expected positive integers in {config}")
+    sizes = [(side, 1) for side in config.box]  # with the least that each may be
+    integers = (each for each in fields(config) if each.type == "int")
+    sizes += [(getattr(config, each.name), 0 if each.default == 0 else 1) for each in integers]
+    if not all(type(size) is int and size >= least for size, least in sizes):
+        raise ValueError(f"expected integers, positive where 0 is no default, in {config}")
     first_us = None if row["first_us"] is None else _microseconds(row["first_us"])
     median_us, predicted_us = map(_microseconds, (row["median_us"], row["predicted_us"]))
     return Entry(config, median_us, first_us, predicted_us)

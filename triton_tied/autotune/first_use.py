@@ -96,7 +96,7 @@ def _known_or(is_right: Callable[[], bool], code: str, device: torch.device) -> 
 
 def _code_of(problem: Problem, call: Convolution | WeightGradient, config: Config) -> str:
     """What the machine code depends on, in words."""
-    parts = [problem.code, *sorted(problem.needs(config))]
+    parts = [problem.code_of(config), *sorted(problem.needs(config))]
     for name, value in call._asdict().items():
         if isinstance(value, Tensor):
             dtype = "" if value.dtype == call.x.dtype else f"_{value.dtype}"

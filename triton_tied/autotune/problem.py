@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..geometry import Geometry
 from ..kernels.configs import Config, Kernel, Need, Reading
+from ..kernels.merging import merge
 from ..kernels.precision import input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
@@ -59,7 +61,7 @@ class Problem:
     def itemsize(self) -> int:
         return 4 if self.dtype.startswith("float32") else 2
 
-    @property
+    @cached_property
     def output(self) -> tuple[int, int, int]:
         """Images, rows and columns of the output."""
         rows, columns = self.geometry.output_size(self.image[1:], self.layout.kernel_size)
@@ -90,8 +92,15 @@ class Problem:
                 self.aligned,
                 "tf32" if self.dtype == "float32" else "ieee",
                 self.output_memory,
+                math.gcd(self.image[2], self.output[2]),
             )
         )
+
+    def as_read(self, config: Config) -> tuple[Problem, Any]:
+        """What the kernel of a config is given: where it merges columns, that of those."""
+        if config.merged == 1:
+            return self, config
+        return _merge(self, config.merged), replace(cast(Any, config), merged=1)
 
     @property
     def is_weight_grad(self) -> bool:
@@ -99,6 +108,9 @@ class Problem:
 
     def needs(self, config: Config) -> frozenset[Need]:
         """What the problem asks of the compiled code of a config; see :data:`.configs.Need`."""
+        if config.merged > 1:
+            problem, as_read = self.as_read(config)
+            return problem.needs(as_read)
         found: set[Need] = set()
         writes_at_once = not self.is_weight_grad and config.splits == 1
         if writes_at_once and self.output_memory != "channels_last":
@@ -141,6 +153,19 @@ class Problem:
             *([] if self.output_memory == "channels_last" else [f"to_{self.output_memory}"]),
         )
         return " ".join(parts)
+
+    def code_of(self, config: Config) -> str:
+        """:attr:`code`, and that of merged columns, whose kernel is wider by some paddings."""
+        if config.merged == 1:
+            return self.code
+        return f"{self.code} as {self.as_read(config)[0].code}"
+
+
+@lru_cache(maxsize=64)  # one is asked for with hundreds of configs
+def _merge(problem: Problem, merged: int) -> Problem:
+    layout, geometry = merge(problem.layout, problem.geometry, merged)
+    image = (*problem.image[:2], problem.image[2] // merged)
+    return replace(problem, layout=layout, geometry=geometry, image=image)
 
 
 def problem_of(

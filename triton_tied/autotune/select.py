@@ -17,9 +17,9 @@ import torch
 
 from ..kernels import launch
 from ..kernels.configs import Config, Kernel
-from ..kernels.plans import Convolution, Plan, WeightGradient, make_plan
+from ..kernels.plans import Convolution, Plan, WeightGradient, copied_to_output, make_plan
 from ..kernels.precision import InputPrecision, input_precision
-from . import first_use, gpus, tuning
+from . import first_use, gpus, image_copy, tuning
 from .choices import Known, remember, remembered
 from .problem import Problem, problem_of
 from .recording import is_recording, record
@@ -144,17 +144,31 @@ def _choice(
     choice: Any = remembered(key)
     if choice is None or not choice.is_careful(device):
         times, checks = times_on_first_use(device), first_use.checks(device)
-        problem = problem_of_call(call)
+        as_launched = _as_launched(call, device)
+        problem = problem_of_call(as_launched)
 
         def fault(config: Config) -> str | None:
-            return launch.fault(call, config) or first_use.why_wrong(problem, call, config)
+            found = launch.fault(as_launched, config)
+            return found or first_use.why_wrong(problem, as_launched, config)
 
         config = choose(problem, device, times, fault)
-        plan = None if config is None else make_plan(call, config)
+        plan = None if config is None else make_plan(as_launched, config)
+        if plan is not None and isinstance(call, Convolution) and as_launched is not call:
+            plan = copied_to_output(plan, call)
         choice = remember(key, Choice(plan, times, checks))
     if keeper is not None:
         keeper.choice = choice
     return choice
+
+
+def _as_launched(
+    call: Convolution | WeightGradient, device: torch.device
+) -> Convolution | WeightGradient:
+    """The call itself, or the same into channels-last memory, where a copy of that pays."""
+    if not isinstance(call, Convolution) or call.channels_last or call.residual is not None:
+        return call
+    pays = image_copy.output_copying_pays(problem_of_call(call), device)
+    return call._replace(channels_last=True) if pays else call
 
 
 def times_on_first_use(device: torch.device) -> bool:

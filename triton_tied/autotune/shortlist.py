@@ -6,9 +6,10 @@ Hard limits first, then the cost model's predictions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-from ..kernels.configs import Config
+from ..kernels.configs import Config, as_listed, can_merge
+from ..kernels.merging import MERGES
 from .candidates import Candidate, list_of
 from .cost_model import count_programs, floor_us, limit_splits, live_share, predict_us
 from .gpus import GPU
@@ -40,8 +41,9 @@ class Fallen(NamedTuple):
 @dataclass(frozen=True)
 class Shortlist:
     """What is left, best prediction first, why the others fell, the roofline's floor, and what may
-    be taken where nothing is timed, best prediction first. That reads no rows of (N, C, H, W)
-    memory by bulk copies: until a GPU has confirmed those, only a checked winner may."""
+    be taken where nothing is timed: the best prediction, then those that merge no columns, best
+    first, then the others. That reads no rows of (N, C, H, W) memory by bulk copies: until a GPU
+    has confirmed those, only a checked winner may."""
 
     candidates: tuple[Predicted, ...]
     fallen: tuple[Fallen, ...]
@@ -72,16 +74,32 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
             fallen.append(Fallen(candidate.config, reason))
         else:
             predicted.append(_best_split(problem, gpu, candidate))
+        predicted += _merging(problem, gpu, candidate)
     predicted.sort(key=lambda p: p.predicted_us)
     best = predicted[0].predicted_us
     kept = [p for p in predicted[:most] if p.predicted_us <= _HOPELESS_RATIO * best]
     safe = [p for p in predicted if p.config.loader != "planar_descriptor"]
-    if safe[0] not in kept:  # a winner has to beat what is taken without timing
-        kept = [*kept[: most - 1], safe[0]]
+    plain = [p for p in safe if p.config.merged == 1]
+    # A winner has to beat what is taken without timing, and the best that merges no columns.
+    missing = [p for p in dict.fromkeys((safe[0], plain[0])[:most]) if p not in kept]
+    kept = [*kept[: most - len(missing)], *missing]
+    # What is wrong with one that merges may be wrong with all of them.
+    safe = list(dict.fromkeys((safe[0], *plain, *safe)))
     fallen += [
         Fallen(p.config, _why_slow(problem, p, best, most)) for p in predicted if p not in kept
     ]
     return Shortlist(tuple(kept), tuple(fallen), floor_us(problem, gpu), tuple(safe))
+
+
+def _merging(problem: Problem, gpu: GPU, candidate: Candidate) -> list[Predicted]:
+    """The best of the candidate with columns merged, if that serves."""
+    if not can_merge(candidate.config):
+        return []
+    configs = (replace(cast(Any, candidate.config), merged=merged) for merged in MERGES)
+    merging = (candidate._replace(config=config) for config in configs)
+    fit = (each for each in merging if why_unfit(problem, gpu, each) is None)
+    found = [_best_split(problem, gpu, each) for each in fit]
+    return [min(found, key=lambda p: p.predicted_us)] if found else []
 
 
 def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:
@@ -109,10 +127,10 @@ def _why_slow(problem: Problem, p: Predicted, best_us: float, most: int) -> str:
 
 def serves(problem: Problem, gpu: GPU, config: Config) -> bool:
     """Whether a config, of any number of splits, is in the committed list and within the limits."""
-    plain = replace(config, splits=1)
+    plain = as_listed(config)
     listed = list_of(problem.kernel, gpu.target, problem.dtype)
     found = [candidate for candidate in listed if candidate.config == plain]
-    return bool(found) and why_unfit(problem, gpu, found[0]) is None
+    return bool(found) and why_unfit(problem, gpu, found[0]._replace(config=config)) is None
 
 
 def _best_split(problem: Problem, gpu: GPU, candidate: Candidate) -> Predicted:

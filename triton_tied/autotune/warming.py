@@ -9,7 +9,7 @@ import torch
 
 from . import gpus, tuned_configs
 from .compile_ahead import Compilers, Job, usable_cpus
-from .image_copy import as_copied
+from .image_copy import fastest
 from .problem import Problem
 from .recording import problems_of
 from .shortlist import make_shortlist
@@ -65,15 +65,18 @@ def jobs_of(problems: Iterable[Problem], target: str | None) -> list[Job]:
         raise ValueError(f"expected a target of {', '.join(CAPABILITIES)}, got {target!r}")
     if target is None and not torch.cuda.is_available():
         raise RuntimeError(f"there is no GPU here: name a target of {', '.join(CAPABILITIES)}")
-    jobs = (_job(as_copied(problem), target) for problem in problems)
+    jobs = (_job(problem, target) for problem in problems)
     return list({_code_of(job): job for job in jobs}.values())
 
 
 def _job(problem: Problem, target: str | None) -> Job:
     if target is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        _, problem = fastest(problem, gpus.of_device(device), device)
         major, minor = torch.cuda.get_device_capability()
         return Job(10 * major + minor, problem, tuned_configs.config_for(problem))
     gpu = gpus.KNOWN[gpus.MODEL_OF[target]]
+    _, problem = fastest(problem, gpu)
     return Job(CAPABILITIES[target], problem, make_shortlist(problem, gpu).untimed)
 
 
@@ -82,4 +85,5 @@ def _code_of(job: Job) -> tuple:
     splits = min(job.config.splits, 2)
     problem = job.problem
     dtypes = problem.parameters, problem.written
-    return problem.code, dtypes, problem.needs(job.config), replace(job.config, splits=splits)
+    code, needs = problem.code_of(job.config), problem.needs(job.config)
+    return code, dtypes, needs, replace(job.config, splits=splits)

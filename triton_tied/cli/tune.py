@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..autotune import disk_cache, gpus, tuned_configs, tuning
-from ..autotune.image_copy import as_copied
+from ..autotune.image_copy import ways
 from ..autotune.problem import Problem
 from ..autotune.shortlist import make_shortlist
 from .arguments import readable_file, seconds, writable_file
@@ -75,7 +75,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _problems(given: argparse.Namespace) -> list[Problem]:
     asked = problems_asked_for(given)
-    problems = [*dict.fromkeys(each for problem in asked for each in (problem, as_copied(problem)))]
+    problems = [*dict.fromkeys(each for problem in asked for _, each in ways(problem))]
     if not problems and (given.dry_run or not (given.import_ or given.export)):
         raise ValueError("expected --shape, --model, --import or --export")
     return problems

@@ -71,6 +71,7 @@ def _short(config: Config) -> str:
     fields = ", ".join(
         f"{name}={'x'.join(map(str, value)) if name == 'box' else value}"
         for name, value in asdict(config).items()
+        if name != "merged" or value > 1
     )
     return f"{config.kind} {fields}"
 

@@ -19,23 +19,28 @@ from triton.compiler import ASTSource
 
 from ..dispatch import INTERPRETED
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
     constants,
+    swizzled_channels,
 )
 from ..kernels.conv import conv_kernel
 from ..kernels.depthwise import depthwise_kernel
 from ..kernels.depthwise_grad import depthwise_grad_kernel
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
+from ..kernels.plans import halved_layout
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
-from ..kernels.toolchain import why_no_gluon
+from ..kernels.toolchain import why_no_clusters, why_no_gluon
 from ..kernels.weight_grad import weight_grad_kernel
 from ..packing import SIGNS, Layout, Symmetry
 from .loops import layout_changes, loops_of
@@ -71,6 +76,7 @@ class Form:
         split: convolution: sums in float32 are written, for another kernel to sum.
         ragged_boxes: weight gradient: boxes reach beyond the output.
         wide: offsets of 64 bits.
+        merged: convolution: of merged columns, whose centre is a matrix of any size.
     """
 
     channels: int
@@ -83,6 +89,7 @@ class Form:
     kernel_size: tuple[int, ...] = (3, 3)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,10 +199,11 @@ def compile_config(config: Config, target: str, dtype: str, form: Form) -> Compi
     """
     kind = _KINDS.get(type(config))
     if kind is None:
-        raise DoesNotCompile(why_no_gluon())
+        raise DoesNotCompile(why_no_clusters())
     options = config.compile_options(on_nvidia=target != "gfx942")
     compiled_in = _compiled_in(config, dtype, form)
-    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split)
+    described = kind.described and kind.described(config, compiled_in, dtype)
+    return _compile(kind.kernel, compiled_in, dtype, target, options, form.split, described)
 
 
 def compile_matrices(block: int, target: str, dtype: str, sign: int) -> Compiled:
@@ -216,13 +224,14 @@ def _compile(
     target: str,
     options: dict[str, int],
     split: bool = False,
+    described: dict[str, str] | None = None,
 ) -> Compiled:
     if INTERPRETED:
         raise RuntimeError(
             "nothing is compiled where TRITON_INTERPRET is set: "
             "expected it unset when triton_tied is imported"
         )
-    signature, attributes = _signature(kernel, compiled_in, dtype, split)
+    signature, attributes = _signature(kernel, compiled_in, dtype, split, described or {})
     make_source = GluonASTSource if kernel.is_gluon() else ASTSource
     source = make_source(kernel, signature, compiled_in, attributes)
     try:
@@ -231,14 +240,23 @@ def _compile(
     except Exception as error:
         words = str(error).strip().splitlines() or [""]
         raise DoesNotCompile(f"{type(error).__name__}: {words[-1][:200]}") from error
-    return Compiled(compiled, target, _products(compiled_in), options.get("num_warps", 4))
+    return Compiled(compiled, target, _products(compiled_in, dtype), options.get("num_warps", 4))
 
 
-def _products(compiled_in: dict[str, Any]) -> int:
+def _products(compiled_in: dict[str, Any], dtype: str) -> int:
     """Multiplications of one step of a kernel's loop; 1 of a kernel without products."""
     if "CONSUMERS" in compiled_in:  # a step is a column of the kernel
         sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
         return math.prod(sizes) * compiled_in["KERNEL_H"]
+    if "SHARED" in compiled_in:  # of one program of two
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWN"]
+        return math.prod(sizes) // 2 * swizzled_channels(4 if dtype == "float32" else 2)
+    if "TAPS_H" in compiled_in and dtype == "float32":  # of all taps of a block
+        taps = compiled_in["TAPS_H"] * compiled_in["TAPS_W"]
+        if "BLOCK_C" not in compiled_in:  # a step is a row
+            return 32 * 64 * 64 * taps
+        sizes = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWCC"]
+        return math.prod(sizes) * taps
     if "BLOCK_K" not in compiled_in:
         return 1
     blocks = [compiled_in[f"BLOCK_{axis}"] for axis in "IHWNK"]
@@ -264,7 +282,7 @@ def _compiled_in(config: Config, dtype: str, form: Form) -> dict[str, Any]:
 def _conv_compiled_in(
     config: ConvConfig, layout: Layout, precision: InputPrecision, form: Form
 ) -> dict[str, Any]:
-    stored = stored_taps(layout, precision)
+    stored = _stored(layout, precision, form)
     axes = "w" if form.scattered_output else "nchw"  # a result has no gaps
     absent = ["opposite_weights"] * (_has_one_tile(config) or stored == layout.taps)
     absent += ["triangles"] * (stored > layout.pairs)
@@ -291,7 +309,7 @@ def _weight_grad_compiled_in(
 def _halo_compiled_in(
     config: HaloConfig, layout: Layout, precision: InputPrecision, form: Form
 ) -> dict[str, Any]:
-    stored = stored_taps(layout, precision)
+    stored = _stored(layout, precision, form)
     absent = ["triangles"] * (stored > layout.pairs) + ["x_tail"] * (form.kernel_size[0] == 1)
     return {"STORED": stored, **dict.fromkeys(absent)}
 
@@ -323,6 +341,20 @@ def _depthwise_grad_compiled_in(
     return _strides_of_1("xg", _known_axes(config, form))
 
 
+def _clustered_compiled_in(
+    config: ClusteredConfig, layout: Layout, precision: InputPrecision, form: Form
+) -> dict[str, Any]:
+    stored = stored_taps(layout, precision)
+    absent = ["opposite_weights"] * (stored == layout.taps)
+    return {"STORED": stored, **dict.fromkeys(absent)}
+
+
+def _stored(layout: Layout, precision: InputPrecision, form: Form) -> int:
+    """How many taps are matrices."""
+    with_centre = layout.pairs + layout.taps % 2 if form.merged else 0
+    return max(stored_taps(layout, precision), with_centre)
+
+
 def _has_one_tile(config: ConvConfig | WeightGradConfig) -> bool:
     """Whether one descriptor serves both tiles, or none is needed."""
     return config.BLOCK_N == config.BLOCK_K or config.loader == "pointer"
@@ -339,12 +371,68 @@ def _strides_of_1(images: str, axes: str) -> dict[str, int]:
     return {f"stride_{image}{axis}": 1 for image in images for axis in axes}
 
 
+def _halo_descriptors(
+    config: HaloConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    """Types of descriptors; see :mod:`..kernels.plans`."""
+    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
+    block = min(channels, 1024 // bits)
+    boxes = {**_rows_of_boxes(compiled_in, "KERNEL_H", block), "weights": [1, channels, block]}
+    return _swizzled(boxes, bits, dtype)
+
+
+def _one_pass_descriptors(
+    config: OnePassConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    boxes = _rows_of_boxes(compiled_in, "TAPS_H", compiled_in["BLOCK_C"])
+    bits = 32 if dtype == "float32" else 16
+    return _swizzled({**boxes, "grad": boxes["x"]}, bits, dtype)
+
+
+def _row_by_row_descriptors(
+    config: RowByRowConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    images, _, columns = config.box
+    depth = swizzled_channels(4)
+    box = [1, config.BLOCK_C // depth, images, columns, depth]
+    return _swizzled({"x": box, "grad": box}, 32, dtype)
+
+
+def _rows_of_boxes(compiled_in: dict[str, Any], taps: str, channels: int) -> dict[str, list[int]]:
+    """Of a box its own rows, and those below it that so many rows of taps read, at once."""
+    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
+    below = (compiled_in[taps] - 1) * compiled_in["DILATION_H"]
+    boxes = {"x": rows, "x_tail": below & -below}
+    return {name: [rows, images, columns, channels] for name, rows in boxes.items()}
+
+
+def _swizzled(boxes: dict[str, list[int]], bits: int, dtype: str) -> dict[str, str]:
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{box},"
+        f"{NVMMASharedLayout(box[-1] * bits // 8, bits, len(box))!r}>"
+        for name, box in boxes.items()
+    }
+
+
+def _clustered_descriptors(
+    config: ClusteredConfig, compiled_in: dict[str, Any], dtype: str
+) -> dict[str, str]:
+    itemsize = 4 if dtype.startswith("float32") else 2
+    return {
+        name: f"tensordesc<{_TYPES[dtype]}{block},"
+        f"{halved_layout(8 * itemsize, len(block), axis)!r}>"
+        for name, (block, axis) in config.copied(itemsize).items()
+    }
+
+
 class _Kind(NamedTuple):
-    """The kernel of a kind of config; and what is compiled in, beside the constants of all kinds,
-    for a config, a layout, a precision of products and a form."""
+    """The kernel of a kind of config; what is compiled in, beside the constants of all kinds, for a
+    config, a layout, a precision of products and a form; and, of a kernel in Gluon, the types of
+    its descriptors for a config, what is compiled in, and a dtype."""
 
     kernel: Any
     compiled_in: Callable[[Any, Layout, InputPrecision, Form], dict[str, Any]]
+    described: Callable[[Any, dict[str, Any], str], dict[str, str]] | None = None
 
 
 _KINDS: dict[type[Config], _Kind] = {
@@ -359,19 +447,32 @@ if why_no_gluon() is None:
 
     from ..kernels.halo import halo_kernel
     from ..kernels.one_pass import one_pass_kernel
+    from ..kernels.one_pass_tf32 import one_pass_tf32_kernel
+    from ..kernels.row_by_row import row_by_row_kernel
 
-    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in)
-    _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in)
+    _KINDS[HaloConfig] = _Kind(halo_kernel, _halo_compiled_in, _halo_descriptors)
+    _KINDS[OnePassConfig] = _Kind(one_pass_kernel, _one_pass_compiled_in, _one_pass_descriptors)
+    _KINDS[OnePassTf32Config] = _Kind(
+        one_pass_tf32_kernel, _one_pass_compiled_in, _one_pass_descriptors
+    )
+    _KINDS[RowByRowConfig] = _Kind(
+        row_by_row_kernel, _one_pass_compiled_in, _row_by_row_descriptors
+    )
+if why_no_clusters() is None:
+    from ..kernels.clustered import clustered_kernel
+
+    _KINDS[ClusteredConfig] = _Kind(
+        clustered_kernel, _clustered_compiled_in, _clustered_descriptors
+    )
 
 
 def _signature(
-    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool
+    kernel: Any, compiled_in: dict[str, Any], dtype: str, split: bool, described: dict[str, str]
 ) -> tuple[dict[str, str], dict[tuple[int], list]]:
     """Types of the arguments, and which of them Triton would see to be divisible by 16."""
     signature, attributes = {}, {}
     by_pointer = compiled_in.get("LOADER", "pointer") == "pointer"
     sums = {"partial"} | ({"y"} if split else set())  # written in float32
-    described = _gluon_descriptors(compiled_in, dtype) if kernel.is_gluon() else {}
     for i, name in enumerate(kernel.arg_names):
         if name in compiled_in or kernel.params[i].is_constexpr:
             signature[name] = "constexpr"
@@ -398,23 +499,3 @@ def _box_of(name: str, compiled_in: dict[str, Any]) -> list[int]:
     if "planar" not in compiled_in["LOADER"]:
         return box
     return [box[axis] for axis in ((0, 1, 3, 2) if box[1] == 1 else (0, 3, 1, 2))]
-
-
-def _gluon_descriptors(compiled_in: dict[str, Any], dtype: str) -> dict[str, str]:
-    """Types of descriptors; see :mod:`..kernels.plans`."""
-    bits, channels = 8 * (4 if dtype.startswith("float32") else 2), compiled_in["BLOCK_C"]
-    images, rows, columns = (compiled_in[f"BLOCK_{axis}"] for axis in "IHW")
-    taps_h = compiled_in.get("TAPS_H", compiled_in["KERNEL_H"])
-    below = (taps_h - 1) * compiled_in["DILATION_H"]
-    block = min(channels, 1024 // bits)
-    boxes = {
-        "x": [rows, images, columns, block],
-        "grad": [rows, images, columns, block],
-        "weights": [1, channels, block],
-        "x_tail": [below & -below, images, columns, block],
-    }
-    return {
-        name: f"tensordesc<{_TYPES[dtype]}{box},"
-        f"{NVMMASharedLayout(block * bits // 8, bits, len(box))!r}>"
-        for name, box in boxes.items()
-    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
@@ -16,7 +17,10 @@ from ..kernels.configs import (
     HaloConfig,
     Loader,
     OnePassConfig,
+    OnePassTf32Config,
     Roles,
+    RowByRowConfig,
+    Shared,
     WeightGradConfig,
 )
 
@@ -219,6 +223,34 @@ _ONE_PASS: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ..
     ((1, 8, 16), 64, (4, 2), 8, 3),
     ((1, 1, 64), 64, (1, 9), 8, 2),
 )
+_ONE_PASS_TF32: tuple[tuple[tuple[int, int, int], int, tuple[int, int], int, int], ...] = (
+    ((1, 16, 16), 16, (3, 3), 8, 3),
+    ((1, 8, 32), 16, (3, 3), 4, 3),
+    ((1, 8, 16), 16, (3, 3), 4, 3),
+    ((2, 8, 8), 16, (3, 3), 4, 4),
+    ((1, 16, 16), 16, (5, 3), 8, 2),
+    ((1, 16, 8), 16, (7, 3), 8, 4),
+    ((1, 16, 16), 16, (7, 2), 8, 3),
+    ((1, 1, 128), 16, (1, 9), 8, 2),
+    ((1, 16, 8), 32, (3, 3), 8, 3),
+    ((1, 8, 16), 32, (3, 3), 8, 3),
+    ((1, 8, 8), 32, (3, 3), 4, 3),
+    ((2, 4, 8), 32, (3, 3), 4, 3),
+    ((1, 16, 8), 32, (7, 1), 8, 4),
+    ((1, 16, 8), 32, (5, 2), 8, 3),
+    ((1, 1, 64), 32, (1, 9), 8, 2),
+)
+_ROW_BY_ROW: tuple[tuple[tuple[int, int, int], tuple[int, int], int], ...] = (
+    ((1, 16, 32), (3, 3), 4),
+    ((2, 16, 16), (3, 3), 4),
+    ((4, 8, 8), (3, 3), 4),
+    ((8, 4, 4), (3, 3), 4),
+    ((16, 2, 2), (3, 3), 4),
+    ((1, 16, 32), (7, 1), 4),
+    ((4, 8, 8), (7, 1), 4),
+    ((1, 16, 32), (5, 2), 4),
+    ((1, 1, 32), (1, 5), 4),
+)
 
 # Rows and columns of a tile, BLOCK_C. On NVIDIA's GPUs a thread of 128 has 8 numbers of a row, or
 # fewer for larger kernels, of which it holds more weights or sums.
@@ -278,6 +310,40 @@ _HALO: dict[str, tuple[tuple[tuple[int, int, int], int, int, int], ...]] = {
         ((4, 8, 8), 16, 6, 2),
     ),
 }
+# The same where the weight is streamed, and so many matrices are copied at once: up to 9x9.
+_STREAMED: dict[str, tuple[tuple[tuple[int, int, int], int, int, int, int], ...]] = {
+    "half": (
+        ((1, 16, 8), 64, 4, 2, 5),
+        ((2, 8, 8), 64, 4, 2, 3),
+        ((1, 8, 8), 64, 4, 2, 4),
+        ((4, 4, 4), 64, 4, 2, 4),
+    ),
+    "float32": (
+        ((1, 16, 8), 64, 2, 1, 3),
+        ((2, 8, 8), 64, 2, 1, 2),
+        ((1, 8, 8), 64, 2, 1, 3),
+        ((1, 16, 8), 32, 4, 2, 4),
+        ((2, 8, 8), 32, 4, 2, 3),
+    ),
+}
+
+# Box and out-channels of two programs, stages, what both need.
+_CLUSTERED: tuple[tuple[tuple[int, int, int], int, int, Shared], ...] = (
+    ((1, 16, 16), 256, 4, "pixels"),
+    ((4, 8, 8), 256, 4, "pixels"),
+    ((16, 4, 4), 256, 4, "pixels"),
+    ((64, 2, 2), 256, 4, "pixels"),
+    ((1, 8, 16), 256, 6, "pixels"),
+    ((2, 8, 8), 256, 6, "pixels"),
+    ((8, 4, 4), 256, 6, "pixels"),
+    ((32, 2, 2), 256, 6, "pixels"),
+    ((2, 8, 8), 128, 4, "pixels"),
+    ((1, 32, 16), 128, 4, "weights"),
+    ((2, 16, 16), 128, 4, "weights"),
+    ((1, 16, 16), 128, 6, "weights"),
+    ((4, 8, 8), 128, 6, "weights"),
+    ((16, 4, 4), 128, 6, "weights"),
+)
 
 _BY_LIST = {
     "conv": {"half": _POINTER, "float32": _POINTER_FP32, "float32_ieee": _POINTER_IEEE},
@@ -326,6 +392,18 @@ def _one_pass(target: str, list_name: str) -> Iterator[OnePassConfig]:
             yield OnePassConfig(*tiles)
 
 
+def _one_pass_tf32(target: str, list_name: str) -> Iterator[OnePassTf32Config]:
+    if target == "sm_90" and list_name == "float32":
+        for tiles in _ONE_PASS_TF32:
+            yield OnePassTf32Config(*tiles)
+
+
+def _row_by_row(target: str, list_name: str) -> Iterator[RowByRowConfig]:
+    if target == "sm_90" and list_name == "float32":
+        for box, taps, stages in _ROW_BY_ROW:
+            yield RowByRowConfig(box, 64, taps, 8, stages)
+
+
 def _depthwise(target: str, list_name: str) -> Iterator[DepthwiseConfig]:
     for rows, columns, channels in _DEPTHWISE:
         yield DepthwiseConfig((1, rows, columns), channels)
@@ -337,9 +415,18 @@ def _depthwise_grad(target: str, list_name: str) -> Iterator[DepthwiseGradConfig
 
 
 def _halo(target: str, list_name: str) -> Iterator[HaloConfig]:
-    for box, channels, stages, consumers in _HALO.get(list_name, ()) if target == "sm_90" else ():
+    if target != "sm_90":
+        return
+    resident = [(*tiles, 0) for tiles in _HALO.get(list_name, ())]
+    for box, channels, stages, consumers, streamed in (*resident, *_STREAMED.get(list_name, ())):
         roles: Roles = "weights_first" if channels == 64 else "pixels_first"
-        yield HaloConfig(box, channels, stages, consumers, roles)
+        yield HaloConfig(box, channels, stages, consumers, roles, streamed)
+
+
+def _clustered(target: str, list_name: str) -> Iterator[ClusteredConfig]:
+    serves = target == "sm_90" and list_name != "float32_ieee"
+    for box, n, stages, shared in _CLUSTERED if serves else ():
+        yield ClusteredConfig(box, n, stages, shared)
 
 
 def _tiles_of(kind: str, target: str, list_name: str) -> tuple[tuple[_Tiles, ...], str, bool]:
@@ -368,7 +455,10 @@ _KINDS: dict[str, Callable[[str, str], Iterator[Config]]] = {
     "conv": _conv,
     "weight_grad": _weight_grad,
     "one_pass": _one_pass,
+    "one_pass_tf32": _one_pass_tf32,
+    "row_by_row": _row_by_row,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "halo": _halo,
+    "clustered": _clustered,
 }

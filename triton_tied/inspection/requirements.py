@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,12 +10,15 @@ from typing import Any, NamedTuple
 from ..autotune.gpus import KNOWN, MODEL_OF
 from ..autotune.problem import Problem
 from ..kernels.configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     WeightGradConfig,
 )
 from ..kernels.stored_taps import UNPACKED_FROM
@@ -85,14 +89,41 @@ def _one_pass_faults(
     return found
 
 
-def _loop_faults(holds: Instructions) -> list[str]:
-    """What keeps the matrix units waiting."""
+def _one_pass_tf32_faults(
+    config: OnePassTf32Config, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if holds.redundancy != 1:
+        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
+    if holds.layout_changes:
+        found.append(f"{holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _row_by_row_faults(
+    config: RowByRowConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    """Its loop has one wait for products, and one to move on."""
+    found = []
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    if not holds.register_operands:
+        found.append("no products of the output gradient in registers")
+    if holds.loop_waits != 1 or holds.layout_changes:
+        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _loop_faults(holds: Instructions, parts: int = 1) -> list[str]:
+    """What keeps the matrix units waiting, in a loop whose steps have so many parts."""
     found = []
     if holds.redundancy != 1:
         found.append(f"a loop multiplies {holds.redundancy} times what it needs")
-    if not 0 < holds.loop_waits <= MAX_LOOP_WAITS:
+    if not 0 < holds.loop_waits <= parts * MAX_LOOP_WAITS:
         found.append(f"{holds.loop_waits} waits in a loop")
-    if holds.loop_barriers > MAX_LOOP_BARRIERS:
+    if holds.loop_barriers > parts * MAX_LOOP_BARRIERS:
         found.append(f"{holds.loop_barriers} barriers in a loop")
     if holds.layout_changes:
         found.append(f"{holds.layout_changes} changes of layout in loops")
@@ -127,6 +158,8 @@ def _demanding(form: Form, needs: Collection[str]) -> Form:
 
 def form_of(problem: Problem, config: Config) -> Form:
     """What a config is compiled to for a problem."""
+    merges = config.merged > 1
+    problem, config = problem.as_read(config)
     layout, form = problem.layout, demanding_form(config, problem.needs(config))
     dense = problem.memory == "channels_last" and problem.aligned
     return replace(
@@ -138,6 +171,7 @@ def form_of(problem: Problem, config: Config) -> Form:
         kernel_size=layout.kernel_size,
         dilation=problem.geometry.dilation,
         groups=layout.groups,
+        merged=merges,
     )
 
 
@@ -210,7 +244,25 @@ def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instruction
         found.append("no products of two operands in shared memory")
     if not holds.bulk_copies:
         found.append("no bulk copies")
-    return found + _loop_faults(replace(holds, layout_changes=0))
+    rows = _plain_halo(config).kernel_size[0]
+    parts = math.ceil(rows / (config.streamed or rows))  # of a column of the kernel
+    return found + _loop_faults(replace(holds, layout_changes=0), parts)
+
+
+def _plain_halo(config: HaloConfig) -> Form:
+    """Streamed weights are for large kernels."""
+    return Form(config.BLOCK_C, kernel_size=(7, 7) if config.streamed else (3, 3))
+
+
+def _clustered_faults(
+    config: ClusteredConfig, target: str, dtype: str, holds: Instructions
+) -> list[str]:
+    found = []
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
+    if not holds.bulk_copies:
+        found.append("no bulk copies")
+    return found + _loop_faults(holds)
 
 
 class _Kind(NamedTuple):
@@ -235,11 +287,19 @@ _KINDS: dict[type[Config], _Kind] = {
     ConvConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_conv),
     WeightGradConfig: _Kind(_plain_form, _sizes, _product_faults, _is_large_weight_grad),
     OnePassConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_faults),
+    OnePassTf32Config: _Kind(_one_pass_plain_form, _one_pass_sizes, _one_pass_tf32_faults),
+    RowByRowConfig: _Kind(_one_pass_plain_form, _one_pass_sizes, _row_by_row_faults),
     DepthwiseConfig: _Kind(_plain_depthwise, _depthwise_sizes),
     DepthwiseGradConfig: _Kind(_plain_depthwise, _depthwise_sizes),
+    ClusteredConfig: _Kind(
+        lambda config: Form(max(2 * config.BLOCK_N, UNPACKED_FROM)),
+        lambda config, fewer: (Form(2 * config.BLOCK_N),),
+        _clustered_faults,
+        lambda config: True,
+    ),
     HaloConfig: _Kind(
-        lambda config: Form(config.BLOCK_C),
-        lambda config, fewer: (Form(config.BLOCK_C),),
+        _plain_halo,
+        lambda config, fewer: (_plain_halo(config),),
         _halo_faults,
         lambda config: False,
     ),

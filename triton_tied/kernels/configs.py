@@ -7,19 +7,22 @@ in its class; :data:`KINDS` names them all.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
+from .merging import merge, why_unmergeable
 from .precision import InputPrecision
-from .toolchain import why_no_gluon
+from .stored_taps import UNPACKED_FROM
+from .toolchain import why_no_clusters, why_no_gluon
 
 Kernel = Literal["conv", "weight_grad"]  # what a launch computes
 # Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
 Loader = Literal["pointer", "channels_last_descriptor", "planar_descriptor"]
 Roles = Literal["pixels_first", "weights_first"]
+Shared = Literal["pixels", "weights"]  # what both programs of a cluster need
 # What a problem may ask of the compiled code, beyond the plain one: images of channels-last
 # memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
 Need = Literal[
@@ -54,6 +57,7 @@ class Reading(NamedTuple):
         aligned: each image, and the weight, starts at a multiple of 16 bytes.
         precision: of products of float32.
         output: memory of what a convolution writes, and of its residual.
+        columns: the greatest common divisor of those of the input and of the output.
     """
 
     layout: Layout
@@ -64,6 +68,7 @@ class Reading(NamedTuple):
     aligned: bool
     precision: InputPrecision
     output: Memory
+    columns: int
 
 
 class _Kind:
@@ -75,6 +80,8 @@ class _Kind:
         box: images, rows and columns of a tile of pixels; powers of two.
         splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
             anew.
+        merged: so many columns of pixels are read as the channels of one, see :mod:`.merging`; 1 in
+            the committed list, since to the compiler that is another layer.
     """
 
     kind: ClassVar[str]
@@ -84,6 +91,7 @@ class _Kind:
     num_stages: int
     loader: Loader
     splits: int
+    merged: int
     _own_needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
@@ -119,6 +127,21 @@ class _Kind:
 
     def why_unreadable(self, reading: Reading) -> str | None:
         """What it asks of what is read and does not get, or None."""
+        if self.merged == 1:
+            return self._why_unreadable(reading)
+        if not reading.memory == reading.output == "channels_last":
+            return "columns are merged in channels-last memory"
+        layout, geometry = reading.layout, reading.geometry
+        reason = why_unmergeable(layout, geometry, reading.columns, self.merged)
+        if reason:
+            return reason
+        layout, geometry = merge(layout, geometry, self.merged)
+        innermost = self.merged * reading.innermost
+        as_read = reading._replace(layout=layout, geometry=geometry, innermost=innermost)
+        return self._why_unreadable(as_read)
+
+    def _why_unreadable(self, reading: Reading) -> str | None:
+        """The same of what the kernel itself is given."""
         raise NotImplementedError
 
 
@@ -133,6 +156,7 @@ class ConvConfig(_Kind):
         loader: how pixels are read, see :data:`Loader`.
         roles: the first operand of the matrix product: "pixels_first" or "weights_first".
         splits: so many programs share the sum of one tile of the output.
+        merged: see :class:`_Kind`.
     """
 
     kind = "conv"
@@ -147,12 +171,13 @@ class ConvConfig(_Kind):
     loader: Loader = "pointer"
     roles: Roles = "pixels_first"
     splits: int = 1
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
         return {**_tile(self), "ROLES": self.roles}
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         return _why_unloadable(self, reading, self.BLOCK_K)
 
 
@@ -172,18 +197,19 @@ class WeightGradConfig(_Kind):
     num_warps: int = 4
     num_stages: int = 3
     loader: Loader = "pointer"
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
         return _tile(self)
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         return _why_unloadable(self, reading, self.BLOCK_K, self.BLOCK_N)
 
 
 @dataclass(frozen=True)
 class HaloConfig(_Kind):
-    """Tiles of the convolution of few channels on sm_90, with the weight in shared memory.
+    """Tiles of the convolution of few channels on sm_90.
 
     Args:
         box: images, rows and columns of a tile of pixels; powers of two, images times columns a
@@ -193,7 +219,10 @@ class HaloConfig(_Kind):
             ``consumers``, more than one for each.
         consumers: warpgroups that multiply, 1 or 2, each with a ring of its own.
         roles: as in :class:`ConvConfig`. The first operand has 64 rows or a multiple.
+        streamed: of a column of taps so many matrices are copied at once, for a box of each
+            consumer, into two stages of their own; 0: the whole weight stays in shared memory.
         splits: 1: a sum is not shared.
+        merged: see :class:`_Kind`.
     """
 
     kind = "halo"
@@ -206,7 +235,9 @@ class HaloConfig(_Kind):
     num_stages: int = 4
     consumers: int = 2
     roles: Roles = "weights_first"
+    streamed: int = 0
     splits: int = 1
+    merged: int = 1
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -216,11 +247,17 @@ class HaloConfig(_Kind):
             "STAGES": self.num_stages // self.consumers,
             "CONSUMERS": self.consumers,
             "ROLES": self.roles,
+            "STREAMED": self.streamed,
         }
 
     def compile_options(self, on_nvidia: bool) -> dict[str, int]:
         """The kernel itself shares the registers out among its warps."""
         return {"num_warps": self.num_warps}
+
+    @property
+    def boxes_at_once(self) -> int:
+        """For which matrices are streamed."""
+        return self.consumers if self.streamed else 1
 
     def stage_pixels(self, kernel_rows: int, dilation: int) -> int:
         """That a stage holds: of a box, and of the rows below it."""
@@ -231,11 +268,13 @@ class HaloConfig(_Kind):
         """The most that a program takes: stages, matrices, results on their way out, barriers."""
         pixels = self.stage_pixels(layout.kernel_size[0], geometry.dilation[0])
         held = layout.taps if itemsize == 4 else (layout.taps + 1) // 2
+        if self.streamed:  # and a centre that is gathered
+            held = 2 * min(self.streamed, layout.kernel_size[0]) + (itemsize == 2)
         rows = self.num_stages * pixels + held * self.BLOCK_C
         results = min(4 * self.BLOCK_M * self.BLOCK_C, _MOST_RESULT_BYTES)
         return rows * self.BLOCK_C * itemsize + self.consumers * results + _BARRIER_BYTES
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         layout, channels = reading.layout, reading.layout.group_channels
         if layout.taps == 1:
             return "a kernel of one tap reads each pixel once anyway"
@@ -252,6 +291,80 @@ class HaloConfig(_Kind):
 
 
 @dataclass(frozen=True)
+class ClusteredConfig(_Kind):
+    """Tiles of the convolution of many channels on sm_90, each of two programs.
+
+    Args:
+        box: images, rows and columns of a tile of pixels; powers of two.
+        BLOCK_N: out-channels of a tile; of one program 64 or 128.
+        num_stages: of the ring for operands.
+        shared: what both programs need: "pixels", and each has half of the out-channels, or
+            "weights", and each has half of the box, at most 256 pixels.
+        splits: so many clusters share the sum of one tile of the output.
+    """
+
+    kind = "clustered"
+    kernel = "conv"
+    loader: ClassVar[Loader] = "channels_last_descriptor"
+    merged: ClassVar[int] = 1
+
+    box: tuple[int, int, int]
+    BLOCK_N: int
+    num_stages: int = 4
+    shared: Shared = "pixels"
+    splits: int = 1
+
+    @property
+    def program(self) -> tuple[int, int]:
+        """Pixels and out-channels of one program."""
+        if self.shared == "pixels":
+            return self.BLOCK_M, self.BLOCK_N // 2
+        return self.BLOCK_M // 2, self.BLOCK_N
+
+    @property
+    def num_warps(self) -> int:  # type: ignore[override]
+        """Of a program, that multiply; four more have operands copied."""
+        return self.program[1] // 16
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            **_sides(self.box),
+            "BLOCK_N": self.BLOCK_N,
+            "STAGES": self.num_stages,
+            "SHARED": self.shared,
+        }
+
+    def copied(self, itemsize: int) -> dict[str, tuple[list[int], int | None]]:
+        """By the kernel's descriptors: the block that is copied at once, and along which axis each
+        program has half of it; None where both have all."""
+        depth, is_cut = swizzled_channels(itemsize), self.shared == "pixels"
+        side = next((axis for axis in range(3) if self.box[axis] > 1), 2)
+        return {
+            "x": ([*self.box, depth], None if is_cut else side),
+            "weights": ([1, self.BLOCK_N, depth], 1 if is_cut else None),
+            "opposite_weights": ([1, depth, self.BLOCK_N], 2 if is_cut else None),
+        }
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """Of four warps that multiply, two programs share a multiprocessor. The kernel itself
+        shares the registers out among its warps."""
+        most = 128 if self.num_warps == 4 else 168
+        return {"num_warps": self.num_warps, "num_ctas": 2, "maxnreg": most}
+
+    def _why_unreadable(self, reading: Reading) -> str | None:
+        channels = reading.layout.group_channels
+        if channels < UNPACKED_FROM:
+            return f"of {channels} channels a group the centre is not unpacked"
+        if reading.itemsize == 4 and reading.precision == "ieee":
+            return "its products of float32 are TF32"
+        if reading.output != "channels_last":
+            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        blocks = self.BLOCK_N, swizzled_channels(reading.itemsize)
+        return _why_unloadable(self, reading, *blocks) or why_no_clusters()
+
+
+@dataclass(frozen=True)
 class OnePassConfig(_Kind):
     """Tiles of the packed weight gradient by blocks of taps: see :mod:`.one_pass`.
 
@@ -264,6 +377,7 @@ class OnePassConfig(_Kind):
         num_warps: 4 or 8.
         num_stages: boxes in shared memory.
         splits: so many programs share the pixels of one block of taps.
+        merged: see :class:`_Kind`.
     """
 
     kind = "one_pass"
@@ -276,6 +390,7 @@ class OnePassConfig(_Kind):
     num_warps: int = 8
     num_stages: int = 3
     splits: int = 1
+    merged: int = 1
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -310,15 +425,22 @@ class OnePassConfig(_Kind):
         end = max(min(w, out_w + (kernel_w - 1) * dilation_w - padding_w), middle + out_w)
         return first, end - first
 
-    def why_unreadable(self, reading: Reading) -> str | None:
-        if reading.itemsize != 2:
-            return "it multiplies half precision only"
-        if self.BLOCK_M > _MOST_MATRIX_ROWS:
-            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+    def _why_unreadable(self, reading: Reading) -> str | None:
+        reason = self._why_other_products(reading)
+        if reason:
+            return reason
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
         if needed > _HOPPER_SHARED_BYTES:
             return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
         return _why_unloadable(self, reading) or why_no_gluon()
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        """Why its products are not those of an image, or None."""
+        if reading.itemsize != 2:
+            return "it multiplies half precision only"
+        if self.BLOCK_M > _MOST_MATRIX_ROWS:
+            return f"a box of {self.BLOCK_M} pixels is no matrix in shared memory"
+        return None
 
     def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
         """Of its boxes."""
@@ -329,12 +451,68 @@ class OnePassConfig(_Kind):
         return self.num_stages * max(copied, read) * images * columns * self.BLOCK_C * 2
 
 
+@dataclass(frozen=True)
+class OnePassTf32Config(OnePassConfig):
+    """Tiles of the packed weight gradient of float32 by blocks of taps: see
+    :mod:`.one_pass_tf32`.
+
+    Args:
+        box: images, rows and columns that one step of the sum reads; powers of two, at least 8
+            columns, a multiple of 16 pixels for each of the warps that share them.
+        BLOCK_C: channels of a tile: 16 or 32.
+    """
+
+    kind = "one_pass_tf32"
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        if reading.itemsize != 4 or reading.precision != "tf32":
+            return "it multiplies float32 in TF32 only"
+        return None
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        (images, rows, columns), (taps_h, taps_w) = self.box, self.taps_of(kernel_size)
+        copied = (taps_w + 1) * rows + (taps_h - 1) * dilation[0]
+        return self.num_stages * copied * images * columns * self.BLOCK_C * 4
+
+
+@dataclass(frozen=True)
+class RowByRowConfig(OnePassTf32Config):
+    """Tiles of the packed weight gradient of float32 of 64 channels, row by row: see
+    :mod:`.row_by_row`.
+
+    Args:
+        box: images, rows and columns; images times columns 32. A program goes down its rows.
+        BLOCK_C: 64.
+        num_warps: 8, that multiply.
+        num_stages: rows in shared memory that are copied; at least 3.
+    """
+
+    kind = "row_by_row"
+
+    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
+        """Four more warps prepare rows. The kernel itself shares the registers out among them."""
+        return {"num_warps": self.num_warps, "maxnreg": 168}
+
+    def _why_other_products(self, reading: Reading) -> str | None:
+        depth = swizzled_channels(reading.itemsize)
+        if reading.layout.group_channels % depth:
+            return f"it copies {depth} channels at once"
+        return super()._why_other_products(reading)
+
+    def shared_bytes(self, kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> int:
+        """Of copied rows, and of the ring of transposed ones."""
+        taps_h, taps_w = self.taps_of(kernel_size)
+        rows = self.num_stages * (taps_w + 1) + (taps_h - 1) * dilation[0] + 2
+        return rows * self.BLOCK_M // self.box[1] * self.BLOCK_C * 4 + _BARRIER_BYTES
+
+
 class _Depthwise(_Kind):
     """What both kinds for groups of few channels have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
 
     loader: ClassVar[Loader] = "pointer"
     num_stages: ClassVar[int] = 1
+    merged: ClassVar[int] = 1
     BLOCK_C: int
 
     @property
@@ -361,7 +539,7 @@ class _Depthwise(_Kind):
     def neighbours(self, layout: Layout) -> int:
         return layout.channels
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         channels = reading.layout.group_channels
         if channels not in (1, 2, 4):
             return f"it is for groups of 1, 2 or 4 channels, and these have {channels}"
@@ -406,10 +584,10 @@ class DepthwiseConfig(_Depthwise):
     num_warps: int = 4
     splits: int = 1
 
-    def why_unreadable(self, reading: Reading) -> str | None:
+    def _why_unreadable(self, reading: Reading) -> str | None:
         if self.splits > 1:
             return "its sums are too short to be shared"
-        return super().why_unreadable(reading)
+        return super()._why_unreadable(reading)
 
     def _held(self, reading: Reading) -> int:
         """The weights of the channels that it reads at once; sums, as many as the kernel has rows;
@@ -447,7 +625,10 @@ Config = (
     ConvConfig
     | WeightGradConfig
     | HaloConfig
+    | ClusteredConfig
     | OnePassConfig
+    | OnePassTf32Config
+    | RowByRowConfig
     | DepthwiseConfig
     | DepthwiseGradConfig
 )
@@ -455,7 +636,10 @@ _ALL = (
     ConvConfig,
     WeightGradConfig,
     HaloConfig,
+    ClusteredConfig,
     OnePassConfig,
+    OnePassTf32Config,
+    RowByRowConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
 )
@@ -466,6 +650,16 @@ def _numbers_of_group(layout: Layout) -> int:
     """Free ones, as if the weight were symmetric."""
     c = layout.group_channels
     return layout.pairs * c * c + layout.taps % 2 * c * (c + 1) // 2
+
+
+def can_merge(config: Config) -> bool:
+    """Whether it is of a kind that may merge columns."""
+    return "merged" in (each.name for each in fields(config))
+
+
+def as_listed(config: Any) -> Config:
+    """As it stands in the committed list."""
+    return replace(config, splits=1, **({"merged": 1} if can_merge(config) else {}))
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -479,8 +673,8 @@ def from_json(row: dict[str, Any]) -> Config:
     Raises:
         KeyError, TypeError: it did not make this.
     """
-    fields = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
-    return KINDS[fields.pop("kind")](**fields)
+    found = {name: tuple(of) if isinstance(of, list) else of for name, of in row.items()}
+    return KINDS[found.pop("kind")](**found)
 
 
 def constants(
@@ -506,6 +700,11 @@ def constants(
         "WIDE": wide,
         **config.constants,
     }
+
+
+def swizzled_channels(itemsize: int) -> int:
+    """In the 128 bytes of a row of shared memory."""
+    return 128 // itemsize
 
 
 def _sides(box: tuple[int, int, int]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from ..dispatch import INTERPRETED
 from ..packing import Layout
 from .configs import Config
 from .matrices import matrices_kernel
-from .plans import Convolution, Description, Launch, Plan, WeightGradient, make_plan
+from .plans import Convolution, Description, Launch, Merging, Plan, WeightGradient, make_plan
 from .precision import InputPrecision, rounds_operands
 from .toolchain import explain
 
@@ -56,22 +56,23 @@ def run(plan: Plan, call: Convolution | WeightGradient) -> Tensor:
         ToolchainError: Triton can compile nothing on this machine.
     """
     output, calls = _bind(plan, call, call.x.device)
-    return _run(output, calls)
+    return _run(plan, output, calls)
 
 
 def prepared(plan: Plan, call: Convolution | WeightGradient) -> Callable[[], Tensor]:
     """All but the launches; what is returned may be called again, and then writes the same memory
     anew."""
     output, calls = _bind(plan, call, call.x.device)
-    return lambda: _run(output, calls)
+    return lambda: _run(plan, output, calls)
 
 
-def _run(output: Tensor, calls: list[_Call]) -> Tensor:
-    if not calls[0].launch.programs:
-        return output.zero_()  # the gradient of no image
-    for each in calls:
-        each.run()
-    return output
+def _run(plan: Plan, output: Tensor, calls: list[_Call]) -> Tensor:
+    if not plan.main.programs:
+        output.zero_()  # the gradient of no image
+    else:
+        for each in calls:
+            each.run()
+    return output if plan.copied is None else plan.copied.make(output.device).copy_(output)
 
 
 def fault(call: Convolution | WeightGradient, config: Config) -> str | None:
@@ -190,6 +191,7 @@ def _bind(
     output = plan.output.make(device)
     partial = output if plan.partial is None else plan.partial.make(device)
     scales: tuple[float, ...]
+    before: list[_Call] = []
     if type(call) is Convolution:
         x, packed, weights, bias, residual, *_ = call
         if residual is None:
@@ -198,6 +200,9 @@ def _bind(
             scales = (call.alpha, call.beta)
         if bias is None:
             bias = packed  # never read: any pointer of the dtype that it would have serves
+        if plan.merging:
+            weights, bias, merges = _bind_merging(plan.merging, weights, bias, device)
+            before = [merges]
         triangles = weights if weights.dim() == 1 else None
         tensors = (None, x, weights, triangles, bias, residual, partial)  # CONV_TENSORS
     else:
@@ -207,12 +212,23 @@ def _bind(
     if plan.descriptors:
         arguments = _described(plan.descriptors, arguments)
     if plan.sum is None:
-        return output, [_call(plan.main, arguments, scales, x.device)]
+        return output, [*before, _call(plan.main, arguments, scales, x.device)]
     first = _call(plan.main, arguments, _PLAIN[: plan.main.scales], x.device)
     scales = (scales + _PLAIN[len(scales) :])[: plan.sum.scales]
     tensors = (None, partial, bias, residual, output)  # SUM_TENSORS
     last = _call(plan.sum, plan.sum.arrange(tensors), scales, x.device)
-    return output, [first, last]
+    return output, [*before, first, last]
+
+
+def _bind_merging(
+    merging: Merging, weights: Tensor, bias: Tensor, device: torch.device | str
+) -> tuple[Tensor, Tensor, _Call]:
+    """The weight and the bias of merged columns, and the launch that fills them."""
+    merged_weights = merging.weights.make(device)
+    merged_bias = bias if merging.bias is None else merging.bias.make(device)
+    tensors = (None, weights, bias, merged_weights, merged_bias)  # MERGE_TENSORS
+    call = _call(merging.launch, merging.launch.arrange(tensors), (), weights.device)
+    return merged_weights, merged_bias, call
 
 
 def _is_watched(launch: Launch) -> bool:

@@ -23,14 +23,15 @@ def copy_box(
 ):  # fmt: skip
     """Starts to copy a box of x into a stage, with EXTRA rows below it, and before it what each
     column of taps multiplies it with: boxes of grad. What lies beyond the images is zero."""
-    layout: gl.constexpr = gl.NVMMASharedLayout(2 * BLOCK_C, 16, 4)
+    BITS: gl.constexpr = x.dtype.primitive_bitwidth
+    layout: gl.constexpr = gl.NVMMASharedLayout(BLOCK_C * BITS // 8, BITS, 4)
     TAIL: gl.constexpr = EXTRA & -EXTRA  # rows of a copy: a power of two
     PIXELS: gl.constexpr = ((TAPS_W + 1) * BLOCK_H + EXTRA) * BLOCK_I * BLOCK_W
     shape: gl.constexpr = [BLOCK_H, BLOCK_I, BLOCK_W, BLOCK_C]
     image, row, column = box_start(box, rows, columns, BLOCK_I, BLOCK_H, BLOCK_W)
     column += first_column
     here = landed.index(stage)
-    mbarrier.expect(here, PIXELS * BLOCK_C * 2, pred=is_wanted)
+    mbarrier.expect(here, PIXELS * BLOCK_C * BITS // 8, pred=is_wanted)
     for tap in gl.static_range(TAPS_W):
         tma.async_copy_global_to_shared(
             grad, [row, image, column + right - tap * DILATION_W, grad_channel], here,

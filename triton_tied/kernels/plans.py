@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,20 +18,27 @@ from ..memory_format import Memory, empty_image, extent, memory_of
 from ..packing import Layout
 from . import configs
 from .configs import (
+    ClusteredConfig,
     Config,
     ConvConfig,
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
     OnePassConfig,
+    OnePassTf32Config,
     Reading,
+    RowByRowConfig,
     WeightGradConfig,
+    swizzled_channels,
 )
 from .conv import conv_kernel
 from .depthwise import depthwise_kernel
 from .depthwise_grad import depthwise_grad_kernel
+from .merge_columns import merge_columns_kernel
+from .merging import merge
 from .precision import InputPrecision, input_precision, rounds_operands
 from .stored_taps import most_splits
+from .sum_merged import sum_merged_kernel
 from .sum_rows import sum_rows_kernel
 from .sum_splits import sum_splits_kernel
 from .weight_grad import weight_grad_kernel
@@ -41,10 +48,13 @@ _SUM_TILE = (32, 64)  # pixels and channels that a program sums
 _SUM_VECTOR = (1, 1024)  # and of a vector
 _EXECUTED_ON = 3  # multiprocessors of a CPU, where tests execute what is compiled for a GPU
 _SUM_ROWS = {"BLOCK_ROWS": 32, "BLOCK": 128}  # rows and numbers that a program sums at once
+_SUM_MERGED = {"BLOCK_ROWS": 64, "BLOCK": 32}  # the same, of merged columns
+_MERGED_BLOCK = 1024  # numbers of a weight that a program merges
 # The tensors that a launch may take, by the names of a kernel's arguments, and their order.
 CONV_TENSORS = ("x", "weights", "triangles", "bias", "residual", "y")
 GRAD_TENSORS = ("x", "grad", "partial")
 SUM_TENSORS = ("partial", "bias", "residual", "y")
+MERGE_TENSORS = ("weights", "bias", "matrices", "merged_bias")
 
 
 class Convolution(NamedTuple):
@@ -106,6 +116,11 @@ class WeightGradient(NamedTuple):
     precision: InputPrecision | None = None
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of the convolution."""
+        return tuple(self.grad.shape)
+
+    @property
     def bias_channels(self) -> int:
         return self.layout.channels if self.has_bias else 0
 
@@ -117,11 +132,11 @@ class WeightGradient(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """A kernel, the number of its programs, and what stays the same from call to call: of its
-    arguments ``numbers``, which follow the tensors, and ``constants``, which follow the scale
-    factors, of which it takes so many; how it is compiled, and what came of it when it was launched
-    first. ``arrange`` makes the kernel's tensors of None and those of the call; what is None may be
-    described."""
+    """A kernel, the number of its programs, or of clusters of them, and what stays the same
+    from call to call: of its arguments ``numbers``, which follow the tensors, and
+    ``constants``, which follow the scale factors, of which it takes so many; how it is
+    compiled, and what came of it when it was launched first. ``arrange`` makes the kernel's
+    tensors of None and those of the call; what is None may be described."""
 
     kernel: Any
     programs: int
@@ -154,11 +169,21 @@ class Written(NamedTuple):
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
 
 
+class Merging(NamedTuple):
+    """What is launched before a convolution of merged columns: it writes the weights and the bias
+    (None: there is none) that the convolution reads."""
+
+    launch: Launch
+    weights: Written
+    bias: Written | None
+
+
 class Plan(NamedTuple):
     """A config made ready for all calls of one description: what is left are the tensors themselves
     and scale factors.
 
     ``output``: what comes out, and ``partial``: what the splits write that ``sum`` reads, or None.
+    ``merging``: what comes before, or None. ``copied``: what the output is copied to, or None.
     """
 
     main: Launch
@@ -167,6 +192,8 @@ class Plan(NamedTuple):
     output: Written
     partial: Written | None
     config: Config
+    merging: Merging | None = None
+    copied: Written | None = None
 
 
 def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
@@ -178,7 +205,13 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
     if reason:
         sizes = ", ".join(str(list(x.shape)) for x in _images(call))
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
-    return _PLANS[type(config)](call, config)
+    return (_plan if config.merged == 1 else _plan_merged)(call, config)
+
+
+def copied_to_output(plan: Plan, call: Convolution) -> Plan:
+    """The plan of the same call into channels-last memory, with its output copied to that of this
+    call."""
+    return plan._replace(copied=_written(call.empty_output()))
 
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
@@ -186,6 +219,7 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
     images = _images(call)
     tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
+    shapes = [*(x.shape for x in images), call.output_shape]
     return config.why_unreadable(
         Reading(
             call.layout,
@@ -196,6 +230,7 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             not any(tensor.data_ptr() % 16 for tensor in tensors),
             call.precision or input_precision(call.x.dtype),
             call.output_memory,
+            math.gcd(*(shape[3] for shape in shapes)),
         )
     )
 
@@ -211,11 +246,8 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     n, _, h, w = x.shape
     *_, out_h, out_w = y.shape
     pixels = n * out_h * out_w
-    partial = None
     splits = min(config.splits, most_splits(layout, call.stored, config.BLOCK_K))
-    if splits > 1:
-        shape = (splits, pixels, layout.channels)
-        partial = torch.empty(shape, dtype=torch.float32, device="meta")
+    partial = _partial_sums(splits, pixels, layout)
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
     (padding_h, _), (padding_w, _) = call.geometry.padding
@@ -242,6 +274,13 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
     total = _sum((out_h, out_w), partial, _SUM_TILE, written)
     return Plan(main, total, descriptors, _written(y), _written(partial), config)
+
+
+def _partial_sums(splits: int, pixels: int, layout: Layout) -> Tensor | None:
+    """What the splits of a convolution write, if there are several."""
+    if splits == 1:
+        return None
+    return torch.empty((splits, pixels, layout.channels), dtype=torch.float32, device="meta")
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -298,10 +337,44 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     }  # fmt: skip
     boxes = config.count_boxes((n, out_h, out_w))
     # A program has all registers of a multiprocessor, and goes on until no box is left.
-    programs = layout.groups * min(boxes, max(1, _multiprocessors(x.device) // layout.groups))
+    turns = triton.cdiv(boxes, config.boxes_at_once)
+    programs = layout.groups * min(turns, max(1, _multiprocessors(x.device) // layout.groups))
     main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
     descriptors = _describe_halo(call, config) if programs else []
     return Plan(main, None, descriptors, _written(y), None, config)
+
+
+def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
+    from .clustered import clustered_kernel  # not every Triton has clusters
+
+    x, layout, residual = call.x, call.layout, call.residual
+    if call.stored < (layout.taps + 1) // 2:
+        raise ValueError(f"{config} reads the centre as a matrix: expected it unpacked")
+    y = call.empty_output()
+    n, *_ = x.shape
+    *_, out_h, out_w = y.shape
+    pixels = n * out_h * out_w
+    depth = swizzled_channels(x.element_size())
+    splits = min(config.splits, most_splits(layout, call.stored, depth))
+    partial = _partial_sums(splits, pixels, layout)
+    (padding_h, _), (padding_w, _) = call.geometry.padding
+    bias_channels = 0 if call.bias is None else layout.channels
+    arguments = {
+        "n": n, "out_h": out_h, "out_w": out_w, "stride_split": pixels * layout.channels,
+        "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
+        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
+        **_constants(call, config, [y, call.weights, residual]), "STORED": call.stored,
+    }  # fmt: skip
+    blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
+    clusters = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
+    descriptors = _describe_clustered(call, config) if clusters else []
+    main = _launch(clustered_kernel, clusters, CONV_TENSORS, arguments, _options(config))
+    if partial is None:
+        return Plan(main, None, descriptors, _written(y), None, config)
+    r = y if residual is None else residual
+    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
+    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
+    return Plan(main, total, descriptors, _written(y), _written(partial), config)
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -310,9 +383,23 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
-    from .one_pass import one_pass_kernel  # not every Triton has Gluon
+def _one_pass_kernel(config: OnePassConfig) -> Any:
+    # not every Triton has Gluon
+    if isinstance(config, RowByRowConfig):
+        from .row_by_row import row_by_row_kernel
 
+        return row_by_row_kernel
+    if isinstance(config, OnePassTf32Config):
+        from .one_pass_tf32 import one_pass_tf32_kernel
+
+        return one_pass_tf32_kernel
+    from .one_pass import one_pass_kernel
+
+    return one_pass_kernel
+
+
+def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
+    kernel = _one_pass_kernel(config)
     x, grad, layout, geometry = call.x, call.grad, call.layout, call.geometry
     n, _, h, w = x.shape
     *_, out_h, out_w = grad.shape
@@ -337,12 +424,16 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
     if programs:
         # What no tap sees is not read: it might be infinite.
         seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
-        extra = (taps_h - 1) * dilation_h
-        descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
-        if extra:
-            descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
-        descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
-    main = _launch(one_pass_kernel, programs, GRAD_TENSORS, arguments, _options(config))
+        if isinstance(config, RowByRowConfig):
+            descriptors = [_describe_row(config, 0, x, seen)]
+            descriptors.append(_describe_row(config, 1, grad, (out_h, out_w)))
+        else:
+            extra = (taps_h - 1) * dilation_h
+            descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+            if extra:
+                descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
+            descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+    main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
     total = _launch(sum_rows_kernel, programs, SUM_TENSORS, arguments, {})
@@ -402,9 +493,100 @@ _PLANS: dict[type[Config], Callable[[Any, Any], Plan]] = {
     WeightGradConfig: _plan_weight_grad,
     HaloConfig: _plan_halo,
     OnePassConfig: _plan_one_pass,
+    OnePassTf32Config: _plan_one_pass,
+    RowByRowConfig: _plan_one_pass,
     DepthwiseConfig: _plan_depthwise,
     DepthwiseGradConfig: _plan_depthwise_grad,
+    ClusteredConfig: _plan_clustered,
 }
+
+
+def _plan(call: Convolution | WeightGradient, config: Config) -> Plan:
+    return _PLANS[type(config)](call, config)
+
+
+def _plan_merged(call: Convolution | WeightGradient, config: Any) -> Plan:
+    """That of the same memory, of which so many columns are one."""
+    of_merged = replace(config, merged=1)
+    if isinstance(call, Convolution):
+        return _plan_merged_conv(call, config, of_merged)
+    return _plan_merged_grad(call, config, of_merged)
+
+
+def _plan_merged_conv(call: Convolution, config: Config, of_merged: Config) -> Plan:
+    m, precision = config.merged, call.precision or input_precision(call.x.dtype)
+    layout, geometry = merge(call.layout, call.geometry, m)
+    is_packed = call.weights.dim() == 1
+    if not is_packed and call.stored < call.layout.taps:
+        raise ValueError(f"{config} merges packed weights, or matrices of all taps")
+    stored = layout.taps if precision == "tf32" else (layout.taps + 1) // 2
+    shape = 1, stored, layout.channels, layout.channels
+    matrices = torch.empty(shape, dtype=call.x.dtype, device="meta")
+    merged_call = call._replace(
+        x=_merge_columns(call.x, m), weights=matrices, layout=layout, geometry=geometry,
+        residual=None if call.residual is None else _merge_columns(call.residual, m),
+    )  # fmt: skip
+    plan = _plan(merged_call, of_merged)
+    bias = None
+    if call.bias is not None:
+        bias = Written((layout.channels,), (1,), call.bias.dtype)
+    arguments = {
+        **_merged_numbers(call, layout, geometry, m), "stored": stored,
+        "bias_channels": 0 if bias is None else layout.channels,
+        "SIGN": layout.sign, "IS_PACKED": is_packed, "BLOCK": _MERGED_BLOCK,
+    }  # fmt: skip
+    programs = triton.cdiv(matrices.numel(), _MERGED_BLOCK)
+    launch = _launch(merge_columns_kernel, programs, MERGE_TENSORS, arguments, {})
+    return plan._replace(
+        output=_written(call.empty_output()),
+        config=config,
+        merging=Merging(launch, _written(matrices), bias),
+    )
+
+
+def _plan_merged_grad(call: WeightGradient, config: Config, of_merged: Config) -> Plan:
+    m = config.merged
+    layout, geometry = merge(call.layout, call.geometry, m)
+    plan = _plan(
+        call._replace(
+            x=_merge_columns(call.x, m), grad=_merge_columns(call.grad, m), layout=layout,
+            geometry=geometry, dtype=torch.float32,
+        ),
+        of_merged,
+    )  # fmt: skip
+    partial = plan.partial or plan.output
+    merged_size = plan.output.shape[0]
+    output = torch.empty(call.layout.size + call.bias_channels, dtype=call.dtype, device="meta")
+    arguments = {
+        **_merged_numbers(call, layout, geometry, m), "merged_taps": layout.taps,
+        "rows": math.prod(partial.shape) // max(merged_size, 1),
+        "size": output.numel(), "merged_size": merged_size, "bias_channels": call.bias_channels,
+        "SIGN": layout.sign, **_SUM_MERGED,
+    }  # fmt: skip
+    places = (call.layout.taps + 1) // 2 * call.layout.channels**2 + call.bias_channels
+    programs = triton.cdiv(places, _SUM_MERGED["BLOCK"])
+    total = _launch(sum_merged_kernel, programs, SUM_TENSORS, arguments, {})
+    return plan._replace(sum=total, output=_written(output), partial=partial, config=config)
+
+
+def _merged_numbers(
+    call: Convolution | WeightGradient, layout: Layout, geometry: Geometry, merged: int
+) -> dict[str, int]:
+    """Of a convolution, and of that of merged columns."""
+    return {
+        "channels": call.layout.channels, "kernel_w": call.layout.kernel_size[1],
+        "taps": call.layout.taps, "dilation": call.geometry.dilation[1],
+        "padding": call.geometry.padding[1][0], "merged": merged,
+        "merged_w": layout.kernel_size[1], "merged_padding": geometry.padding[1][0],
+    }  # fmt: skip
+
+
+def _merge_columns(image: Tensor, merged: int) -> Tensor:
+    """The same channels-last memory, without gaps."""
+    n, c, h, w = image.shape
+    return image.as_strided(
+        (n, merged * c, h, w // merged), (h * w * c, 1, w * c, merged * c), image.storage_offset()
+    )
 
 
 def _written(tensor: Tensor) -> Written:
@@ -477,36 +659,28 @@ def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     x, layout = call.x, call.layout
-    n, c, h, w = x.shape
-    images, rows, columns = config.box
-    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
-    bits = 8 * x.element_size()
+    sides, of_group, bits = x.shape[2:], layout.group_channels, 8 * x.element_size()
     block = min(config.BLOCK_C, 1024 // bits)
-
-    def describe(argument: int, tensor: Tensor, sizes: list[int], strides: list[int], *box: int):
-        shared = NVMMASharedLayout(block * bits // 8, bits, len(sizes))
-        descriptor = TensorDescriptor(tensor, sizes, strides, [*box, block], shared)
-        return _description(argument, 1 if argument == 1 else 0, descriptor)
-
-    image, strides = [h, n, w, c], [w * c, h * w * c, c, 1]
-    of_group = layout.group_channels
-    matrices = [layout.groups * call.stored, of_group, of_group]
+    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
+    shared = NVMMASharedLayout(block * bits // 8, bits, 3)
+    matrix = [1, config.BLOCK_C, block]
     found = [
-        describe(0, x, image, strides, rows, images, columns),
-        describe(1, call.weights, matrices, [of_group**2, of_group, 1], 1, config.BLOCK_C),
+        _describe_rows(config, 0, 0, config.box[1], x, sides),
+        _description(1, 1, TensorDescriptor(call.weights, sizes, strides, matrix, shared)),
     ]
+    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
     if below:
-        found.append(describe(2, x, image, strides, below & -below, images, columns))
+        found.append(_describe_rows(config, 2, 0, below & -below, x, sides))
     return found
 
 
 def _describe_rows(
-    config: OnePassConfig,
+    config: HaloConfig | OnePassConfig,
     argument: int,
     tensor: int,
     rows: int,
     image: Tensor,
-    sides: tuple[int, int],
+    sides: Sequence[int],
 ) -> Description:
     """Of the first rows and columns of an image in channels-last memory without gaps so many rows
     of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
@@ -515,12 +689,31 @@ def _describe_rows(
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     n, c, h, w = image.shape
+    bits = 8 * image.element_size()
     images, _, columns = config.box
+    block = [rows, images, columns, min(config.BLOCK_C, 1024 // bits)]
     shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
-    layout = NVMMASharedLayout(2 * config.BLOCK_C, 16, 4)
-    block = [rows, images, columns, config.BLOCK_C]
-    found = TensorDescriptor(image, shape, strides, block, layout)
+    shared = NVMMASharedLayout(block[-1] * bits // 8, bits, 4)
+    found = TensorDescriptor(image, shape, strides, block, shared)
     return _description(argument, tensor, found)
+
+
+def _describe_row(
+    config: RowByRowConfig, argument: int, image: Tensor, sides: tuple[int, int]
+) -> Description:
+    """The same of one row, cut into parts of as many channels as can be swizzled. The axes are
+    H, parts, N, W, C."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    n, c, h, w = image.shape
+    images, _, columns = config.box
+    depth = swizzled_channels(image.element_size())
+    shape = [sides[0], c // depth, n, sides[1], depth]
+    strides = [w * c, depth, h * w * c, c, 1]
+    block = [1, config.BLOCK_C // depth, images, columns, depth]
+    found = TensorDescriptor(image, shape, strides, block, NVMMASharedLayout(128, 32, 5))
+    return _description(argument, argument, found)
 
 
 def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
@@ -536,6 +729,33 @@ def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list
         described = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
         found.append(_description(2, 1, described))
     return found
+
+
+def _describe_clustered(call: Convolution, config: ClusteredConfig) -> list[Description]:
+    """A box, and tiles of matrices as they stand and to be transposed; see clustered_kernel."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x, layout = call.x, call.layout
+    n, c, h, w = x.shape
+    of_group, itemsize = layout.group_channels, x.element_size()
+    image = x, [n, h, w, c], [h * w * c, w * c, c, 1]
+    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
+    matrices = call.weights, sizes, strides
+    found = []
+    for argument, (block, axis) in enumerate(config.copied(itemsize).values()):
+        if argument < 2 or call.stored < layout.taps:
+            shared = halved_layout(8 * itemsize, len(block), axis)
+            descriptor = TensorDescriptor(*(matrices if argument else image), block, shared)
+            found.append(_description(argument, min(argument, 1), descriptor))
+    return found
+
+
+def halved_layout(bits: int, rank: int, axis: int | None) -> Any:
+    """Of a block in the shared memory of a cluster; see :meth:`.ClusteredConfig.copied`."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    halves = [int(place == axis) for place in range(rank)]
+    return NVMMASharedLayout(128, bits, rank, cga_layout=[halves])
 
 
 def _description(argument: int, tensor: int, descriptor: Any) -> Description:

@@ -8,7 +8,9 @@ import subprocess
 
 from ..dispatch import INTERPRETED
 
-_GLUON = ("3.6.", "3.7.")  # versions that were tried: it is experimental, and changes
+# Versions that were tried: Gluon is experimental, and changes.
+_GLUON = ("3.6.", "3.7.")
+_CLUSTERS = "3.7."
 
 
 class ToolchainError(RuntimeError):
@@ -27,6 +29,18 @@ def why_no_gluon() -> str | None:
     if not version.startswith(_GLUON):
         return f"it is written in the Gluon of Triton 3.6 and 3.7, and this is {version}"
     return None
+
+
+@functools.cache
+def why_no_clusters() -> str | None:
+    """The same of a kernel whose programs form clusters."""
+    why = why_no_gluon()
+    if why is None:
+        from triton import __version__ as version
+
+        if not version.startswith(_CLUSTERS):
+            why = f"its clusters need Triton {_CLUSTERS}x, and this is {version}"
+    return why
 
 
 def explain(error: Exception) -> ToolchainError | None:

@@ -52,7 +52,9 @@ def convolve(
 
     output_memory: Memory = "channels_last" if channels_last else "contiguous"
     like = images if images.dtype == dtype else torch.empty_like(images, dtype=dtype)
-    copies = image_copy.copying_pays(like, call.layout, call.geometry, output_memory)
+    copies = image_copy.copying_pays(
+        like, call.layout, call.geometry, output_memory, may_copy_output=residual is None
+    )
     call = call._replace(copies=copies)
     if key is not None and why_reference(input.device, dtype) is None:
         reads_packed = _reads_itself(packed, call.layout, call.dtype)
