@@ -33,7 +33,7 @@ def store(config, folder=None, problem=PROBLEM):
 
 def convolution_of(x, layout, geometry, channels_last=True):
     """What the kernel is given for an image."""
-    from triton_tied.kernels.plans import Convolution
+    from triton_tied.kernels.calls import Convolution
 
     packed = torch.zeros(layout.size, dtype=x.dtype, device=x.device)
     return Convolution(x, packed, packed, None, None, layout, geometry, 1.0, 1.0, channels_last)
@@ -41,7 +41,7 @@ def convolution_of(x, layout, geometry, channels_last=True):
 
 def gradient_of(x, grad, layout, geometry, **options):
     """What the kernel of the weight gradient is given."""
-    from triton_tied.kernels.plans import WeightGradient
+    from triton_tied.kernels.calls import WeightGradient
 
     gradient = WeightGradient(x, grad, layout, geometry, 1.0, x.dtype, False)
     return gradient._replace(**options)
@@ -50,7 +50,7 @@ def gradient_of(x, grad, layout, geometry, **options):
 def config_of(call):
     """The config that a convolution or a weight gradient is launched with, or None."""
     from triton_tied.autotune import select
-    from triton_tied.kernels.plans import Convolution
+    from triton_tied.kernels.calls import Convolution
 
     plan = (select.conv_plan if isinstance(call, Convolution) else select.weight_grad_plan)(call)
     return plan and plan.config

@@ -13,9 +13,9 @@ from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.verdict import excess_of
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch
+from triton_tied.kernels.calls import Convolution, WeightGradient
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.merging import merge
-from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.kernels.toolchain import ToolchainError
 from triton_tied.operators import definitions

@@ -1,16 +1,16 @@
+from dataclasses import replace
+
 """Which problems share an entry of a table."""
 
 from stand_ins import PROBLEM
 
-from triton_tied.autotune.problem import Problem
 from triton_tied.geometry import Geometry
 from triton_tied.packing import Layout
 
 
 def test_neighbours_share_an_entry_and_strangers_do_not():
     def key(**changes):
-        values = vars(PROBLEM) | changes
-        return Problem(**values).key
+        return replace(PROBLEM, **changes).key
 
     assert key(image=(8, 31, 33)) == PROBLEM.key
     assert key(image=(9, 32, 32)) == PROBLEM.key

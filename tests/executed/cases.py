@@ -18,6 +18,7 @@ from triton_tied.autotune.problem import Problem
 from triton_tied.autotune.select import problem_of_call
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch, plans
+from triton_tied.kernels.calls import Convolution, WeightGradient
 from triton_tied.kernels.configs import (
     ClusteredConfig,
     Config,
@@ -29,7 +30,6 @@ from triton_tied.kernels.configs import (
     can_merge,
 )
 from triton_tied.kernels.merging import MERGES
-from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.kernels.stored_taps import expand_matrices
 from triton_tied.packing import Layout
 

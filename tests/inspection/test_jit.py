@@ -21,11 +21,12 @@ from triton_tied.geometry import Geometry
 from triton_tied.inspection import compiled
 from triton_tied.inspection.requirements import form_of
 from triton_tied.kernels import launch, plans
+from triton_tied.kernels.calls import Convolution, WeightGradient
 from triton_tied.kernels.configs import ClusteredConfig, ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.matrices import matrices_kernel
 from triton_tied.kernels.merge_columns import merge_columns_kernel
-from triton_tied.kernels.plans import Convolution, WeightGradient, make_plan
+from triton_tied.kernels.plans import make_plan
 from triton_tied.kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from triton_tied.kernels.sum_merged import sum_merged_kernel
 from triton_tied.kernels.sum_splits import sum_splits_kernel

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import launch
+from triton_tied.kernels.calls import Convolution, WeightGradient
 from triton_tied.kernels.configs import WeightGradConfig
-from triton_tied.kernels.plans import Convolution, WeightGradient
 from triton_tied.packing import Layout
 
 # The interpreter reads bfloat16 as integers in a matrix product.

@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import triton_tied as tt
 from triton_tied.autotune import image_copy, select
 from triton_tied.kernels import launch, stored_taps
+from triton_tied.kernels.calls import Convolution
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.kernels.conv import conv_kernel
 from triton_tied.kernels.depthwise import depthwise_kernel
 from triton_tied.kernels.depthwise_grad import depthwise_grad_kernel
 from triton_tied.kernels.matrices import matrices_kernel
-from triton_tied.kernels.plans import Convolution
 from triton_tied.kernels.sum_splits import sum_splits_kernel
 from triton_tied.kernels.weight_grad import weight_grad_kernel
 from triton_tied.memory_format import memory_of

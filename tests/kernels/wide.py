@@ -20,8 +20,8 @@ from problems import (
 
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.kernels import launch, plans
+from triton_tied.kernels.calls import Convolution, WeightGradient
 from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
-from triton_tied.kernels.plans import Convolution, WeightGradient
 
 FAR = 1_200_000_000  # elements from one to the next of three: a stride that fits 32 bits itself
 CONV = ConvConfig((4, 4, 4), 16, 16)

@@ -132,7 +132,7 @@ def _compile(job: Job) -> str | None:
     from triton.runtime import driver
 
     from ..kernels import launch
-    from ..kernels.plans import Convolution
+    from ..kernels.calls import Convolution
     from .trial import make_call
 
     def numbers(size: int, dtype: torch.dtype) -> torch.Tensor:

@@ -201,7 +201,7 @@ def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
     layout, m, n, k = problem.layout, config.BLOCK_M, config.BLOCK_N, config.BLOCK_K
     n_blocks, k_blocks = (math.ceil(layout.group_channels / b) for b in (n, k))
     boxes, live = config.count_boxes(problem.output), live_share(problem, config)
-    stored = stored_taps(layout, "tf32" if problem.dtype == "float32" else "ieee")
+    stored = stored_taps(layout, problem.precision)
     gathers = k_blocks if layout.taps % 2 and stored == layout.pairs else 0
     steps = math.ceil(layout.taps * k_blocks / config.splits)
     first, second = (m, n) if config.roles == "pixels_first" else (n, m)
@@ -219,8 +219,13 @@ def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
 
 
 def _conv_splits(problem: Problem, config: ConvConfig) -> int:
-    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
-    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, config.BLOCK_K))
+    return _splits_of_taps(problem, config.BLOCK_K)
+
+
+def _splits_of_taps(problem: Problem, block_k: int) -> int:
+    """Over the steps of a convolution."""
+    stored = stored_taps(problem.layout, problem.precision)
+    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, block_k))
 
 
 def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
@@ -423,9 +428,7 @@ def _clustered_work(problem: Problem, config: ClusteredConfig) -> _Work:
 
 
 def _clustered_splits(problem: Problem, config: ClusteredConfig) -> int:
-    stored = stored_taps(problem.layout, "tf32" if problem.dtype == "float32" else "ieee")
-    depth = swizzled_channels(problem.itemsize)
-    return min(MAX_CONV_SPLITS, most_splits(problem.layout, stored, depth))
+    return _splits_of_taps(problem, swizzled_channels(problem.itemsize))
 
 
 class _Kind(NamedTuple):

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import launch
+from ..kernels.calls import Convolution, WeightGradient
 from ..kernels.configs import Config
-from ..kernels.plans import Convolution, WeightGradient, make_plan
+from ..kernels.plans import make_plan
 from ..kernels.precision import input_precision
 from ..kernels.stored_taps import expand_matrices, stored_taps
 from ..kernels.toolchain import ToolchainError

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry import Geometry
 from ..kernels.configs import Config, Kernel, Need, Reading
 from ..kernels.merging import merge
-from ..kernels.precision import input_precision
+from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, extent, memory_of
 from ..packing import Layout
 
@@ -61,6 +61,10 @@ class Problem:
     def itemsize(self) -> int:
         return 4 if self.dtype.startswith("float32") else 2
 
+    @property
+    def precision(self) -> InputPrecision:
+        return "tf32" if self.dtype == "float32" else "ieee"
+
     @cached_property
     def output(self) -> tuple[int, int, int]:
         """Images, rows and columns of the output."""
@@ -90,7 +94,7 @@ class Problem:
                 inner,
                 self.itemsize,
                 self.aligned,
-                "tf32" if self.dtype == "float32" else "ieee",
+                self.precision,
                 self.output_memory,
                 math.gcd(self.image[2], self.output[2]),
             )

@@ -92,14 +92,14 @@ def make_shortlist(problem: Problem, gpu: GPU, most: int = MAX_TIMED) -> Shortli
 
 
 def _merging(problem: Problem, gpu: GPU, candidate: Candidate) -> list[Predicted]:
-    """The best of the candidate with columns merged, if that serves."""
-    if not can_merge(candidate.config):
+    """The candidate with as many columns merged as fill its tile, if that serves."""
+    channels = problem.layout.channels
+    merges = [merged for merged in MERGES if merged * channels <= candidate.config.tile_channels]
+    if not can_merge(candidate.config) or not merges:
         return []
-    configs = (replace(cast(Any, candidate.config), merged=merged) for merged in MERGES)
-    merging = (candidate._replace(config=config) for config in configs)
-    fit = (each for each in merging if why_unfit(problem, gpu, each) is None)
-    found = [_best_split(problem, gpu, each) for each in fit]
-    return [min(found, key=lambda p: p.predicted_us)] if found else []
+    config = replace(cast(Any, candidate.config), merged=merges[-1])
+    merging = candidate._replace(config=config)
+    return [_best_split(problem, gpu, merging)] if why_unfit(problem, gpu, merging) is None else []
 
 
 def why_unfit(problem: Problem, gpu: GPU, candidate: Candidate) -> str | None:

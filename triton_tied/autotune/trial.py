@@ -9,9 +9,9 @@ import triton.testing
 from torch import Tensor
 
 from ..kernels import launch
+from ..kernels.calls import Convolution, WeightGradient
 from ..kernels.configs import Config
-from ..kernels.plans import Convolution, WeightGradient, make_plan
-from ..kernels.precision import InputPrecision
+from ..kernels.plans import make_plan
 from ..kernels.stored_taps import are_matrices, expand_matrices, stored_taps
 from .problem import Problem
 from .race import Outcome, race
@@ -80,7 +80,7 @@ def make_call(
     layout, geometry = problem.layout, problem.geometry
     dtype = getattr(torch, problem.dtype.removesuffix("_ieee"))
     written = getattr(torch, problem.written) if problem.written else None
-    precision: InputPrecision = "tf32" if problem.dtype == "float32" else "ieee"
+    precision = problem.precision
     x = _image(problem, problem.image, dtype, numbers)
     if problem.is_weight_grad:
         grad = _image(problem, problem.output, dtype, numbers)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference, rounding
-from ..kernels.plans import Convolution, WeightGradient
+from ..kernels.calls import Convolution, WeightGradient
 from ..kernels.precision import input_precision
 from ..packing import expand, fold
 

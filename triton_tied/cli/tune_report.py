@@ -67,11 +67,14 @@ def name_of(problem: Problem) -> str:
     return f"{problem.kernel} {image} k{kernel}{padding}{groups}{sign}{output} {problem.dtype}"
 
 
+_USUAL = {"merged": 1, "streamed": 0}  # is not shown
+
+
 def _short(config: Config) -> str:
     fields = ", ".join(
         f"{name}={'x'.join(map(str, value)) if name == 'box' else value}"
         for name, value in asdict(config).items()
-        if name != "merged" or value > 1
+        if _USUAL.get(name) != value
     )
     return f"{config.kind} {fields}"
 

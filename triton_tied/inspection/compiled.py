@@ -35,9 +35,9 @@ from ..kernels.configs import (
 from ..kernels.conv import conv_kernel
 from ..kernels.depthwise import depthwise_kernel
 from ..kernels.depthwise_grad import depthwise_grad_kernel
+from ..kernels.descriptors import halved_layout
 from ..kernels.launch import matrices_options
 from ..kernels.matrices import matrices_kernel
-from ..kernels.plans import halved_layout
 from ..kernels.precision import InputPrecision
 from ..kernels.stored_taps import stored_taps
 from ..kernels.toolchain import why_no_clusters, why_no_gluon

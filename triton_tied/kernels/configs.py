@@ -98,6 +98,12 @@ class _Kind:
     def BLOCK_M(self) -> int:
         return math.prod(self.box)
 
+    @property
+    def tile_channels(self) -> int:
+        """Of a tile; where its sides differ, of the shorter."""
+        names = ("BLOCK_C", "BLOCK_N", "BLOCK_K")
+        return min(self.constants[name] for name in names if name in self.constants)
+
     def count_boxes(self, sizes: tuple[int, ...]) -> int:
         """How many boxes cover so many images, rows and columns."""
         pairs = zip(sizes, self.box, strict=True)

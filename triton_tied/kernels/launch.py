@@ -15,9 +15,11 @@ from triton.compiler import CompiledKernel
 
 from ..dispatch import INTERPRETED
 from ..packing import Layout
+from .calls import Convolution, WeightGradient
 from .configs import Config
+from .descriptors import Description
 from .matrices import matrices_kernel
-from .plans import Convolution, Description, Launch, Merging, Plan, WeightGradient, make_plan
+from .plans import Launch, Merging, Plan, make_plan
 from .precision import InputPrecision, rounds_operands
 from .toolchain import explain
 

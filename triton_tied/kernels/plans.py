@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..geometry import Geometry
-from ..memory_format import Memory, empty_image, extent, memory_of
+from ..memory_format import extent, memory_of
 from ..packing import Layout
 from . import configs
+from .calls import Convolution, WeightGradient, images_of
 from .configs import (
     ClusteredConfig,
     Config,
@@ -34,9 +34,18 @@ from .configs import (
 from .conv import conv_kernel
 from .depthwise import depthwise_kernel
 from .depthwise_grad import depthwise_grad_kernel
+from .descriptors import (
+    Description,
+    describe,
+    describe_clustered,
+    describe_halo,
+    describe_row,
+    describe_rows,
+    describe_weights,
+)
 from .merge_columns import merge_columns_kernel
 from .merging import merge
-from .precision import InputPrecision, input_precision, rounds_operands
+from .precision import input_precision, rounds_operands
 from .stored_taps import most_splits
 from .sum_merged import sum_merged_kernel
 from .sum_rows import sum_rows_kernel
@@ -57,79 +66,6 @@ SUM_TENSORS = ("partial", "bias", "residual", "y")
 MERGE_TENSORS = ("weights", "bias", "matrices", "merged_bias")
 
 
-class Convolution(NamedTuple):
-    """``alpha * (conv(x, packed) + bias) + beta * residual`` over ``(N, C, H, W)`` of any strides.
-
-    ``weights`` is what is read of the weight: what :func:`.launch.unpack_matrices` makes of
-    ``packed``, or ``packed`` itself in the dtype of ``x``. ``channels_last`` is the memory format
-    of the output, ``dtype`` its dtype; None: that of ``x``. ``precision`` is that of products of
-    float32; None: as PyTorch's setting says when the kernel is launched.
-    """
-
-    x: Tensor
-    packed: Tensor
-    weights: Tensor
-    bias: Tensor | None
-    residual: Tensor | None
-    layout: Layout
-    geometry: Geometry
-    alpha: float
-    beta: float
-    channels_last: bool
-    precision: InputPrecision | None = None
-    dtype: torch.dtype | None = None
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        n, channels, *image = self.x.shape
-        return (n, channels, *self.geometry.output_size(image, self.layout.kernel_size))
-
-    def empty_output(self) -> Tensor:
-        """Without memory."""
-        return empty_image(self.output_shape, self.x, self.channels_last, "meta", self.dtype)
-
-    @property
-    def stored(self) -> int:
-        """How many taps of ``weights`` are matrices."""
-        return self.layout.pairs if self.weights.dim() == 1 else self.weights.shape[1]
-
-    @property
-    def output_memory(self) -> Memory:
-        """Of the output, and of the residual."""
-        output: Memory = "channels_last" if self.channels_last else "contiguous"
-        strange = self.residual is not None and memory_of(self.residual) != output
-        return "strided" if strange else output
-
-
-class WeightGradient(NamedTuple):
-    """``alpha`` times the gradient of the packed vector, for the output gradient ``grad``, in
-    ``dtype``; with ``has_bias`` followed by that of a bias. ``precision``: as in
-    :class:`Convolution`."""
-
-    x: Tensor
-    grad: Tensor
-    layout: Layout
-    geometry: Geometry
-    alpha: float
-    dtype: torch.dtype
-    has_bias: bool
-    precision: InputPrecision | None = None
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Of the convolution."""
-        return tuple(self.grad.shape)
-
-    @property
-    def bias_channels(self) -> int:
-        return self.layout.channels if self.has_bias else 0
-
-    @property
-    def output_memory(self) -> Memory:
-        """A packed gradient has none of its own."""
-        return "channels_last"
-
-
 @dataclass(eq=False, slots=True)
 class Launch:
     """A kernel, the number of its programs, or of clusters of them, and what stays the same
@@ -146,16 +82,6 @@ class Launch:
     options: dict[str, Any]
     scales: int = 0
     compiled: Any = None
-
-
-class Description(NamedTuple):
-    """An argument that is a descriptor of the tensor of an argument, by their places; its class,
-    and all fields of it but the tensor."""
-
-    argument: int
-    tensor: int
-    kind: type
-    fields: dict[str, Any]
 
 
 class Written(NamedTuple):
@@ -203,7 +129,7 @@ def make_plan(call: Convolution | WeightGradient, config: Config) -> Plan:
     """
     reason = why_unreadable(call, config)
     if reason:
-        sizes = ", ".join(str(list(x.shape)) for x in _images(call))
+        sizes = ", ".join(str(list(x.shape)) for x in images_of(call))
         raise ValueError(f"{config} cannot read an image of size {sizes}: {reason}")
     return (_plan if config.merged == 1 else _plan_merged)(call, config)
 
@@ -216,7 +142,7 @@ def copied_to_output(plan: Plan, call: Convolution) -> Plan:
 
 def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | None:
     """What the config asks of what is read and does not get, or None."""
-    images = _images(call)
+    images = images_of(call)
     tensors = [*images, call.weights] if isinstance(call, Convolution) else images
     memory = memory_of(*images)
     shapes = [*(x.shape for x in images), call.output_shape]
@@ -233,11 +159,6 @@ def why_unreadable(call: Convolution | WeightGradient, config: Config) -> str | 
             math.gcd(*(shape[3] for shape in shapes)),
         )
     )
-
-
-def _images(call: Convolution | WeightGradient) -> list[Tensor]:
-    """That are read."""
-    return [call.x] if isinstance(call, Convolution) else [call.x, call.grad]
 
 
 def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
@@ -266,8 +187,8 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     programs = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
     descriptors = []
     if config.loader != "pointer" and programs:
-        descriptors = [_describe(config, 0, 0, config.BLOCK_K, x)]
-        descriptors += _describe_weights(config, layout, call)
+        descriptors = [describe(config, 0, 0, config.BLOCK_K, x)]
+        descriptors += describe_weights(config, layout, call)
     main = _launch(conv_kernel, programs, CONV_TENSORS, arguments, _options(config))
     if partial is None:
         return Plan(main, None, descriptors, _written(y), None, config)
@@ -310,11 +231,11 @@ def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
     programs = (programs + triton.cdiv(call.bias_channels, config.BLOCK_N)) * splits if size else 0
     descriptors = []
     if config.loader != "pointer" and programs:
-        descriptors.append(_describe(config, 0, 0, config.BLOCK_K, x))
-        descriptors.append(_describe(config, 2, 2, config.BLOCK_N, grad))
+        descriptors.append(describe(config, 0, 0, config.BLOCK_K, x))
+        descriptors.append(describe(config, 2, 2, config.BLOCK_N, grad))
         if config.BLOCK_N != config.BLOCK_K:
-            descriptors.append(_describe(config, 1, 0, config.BLOCK_N, x))
-            descriptors.append(_describe(config, 3, 2, config.BLOCK_K, grad))
+            descriptors.append(describe(config, 1, 0, config.BLOCK_N, x))
+            descriptors.append(describe(config, 3, 2, config.BLOCK_K, grad))
     main = _launch(weight_grad_kernel, programs, GRAD_TENSORS, arguments, _options(config))
     if partial is None:
         return Plan(main, None, descriptors, _written(output), None, config)
@@ -340,7 +261,7 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     turns = triton.cdiv(boxes, config.boxes_at_once)
     programs = layout.groups * min(turns, max(1, _multiprocessors(x.device) // layout.groups))
     main = _launch(halo_kernel, programs, CONV_TENSORS, arguments, _options(config))
-    descriptors = _describe_halo(call, config) if programs else []
+    descriptors = describe_halo(call, config) if programs else []
     return Plan(main, None, descriptors, _written(y), None, config)
 
 
@@ -367,7 +288,7 @@ def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
     clusters = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
-    descriptors = _describe_clustered(call, config) if clusters else []
+    descriptors = describe_clustered(call, config) if clusters else []
     main = _launch(clustered_kernel, clusters, CONV_TENSORS, arguments, _options(config))
     if partial is None:
         return Plan(main, None, descriptors, _written(y), None, config)
@@ -425,14 +346,14 @@ def _plan_one_pass(call: WeightGradient, config: OnePassConfig) -> Plan:
         # What no tap sees is not read: it might be infinite.
         seen = max(1, h + min(0, bottom)), max(1, w + min(0, right))
         if isinstance(config, RowByRowConfig):
-            descriptors = [_describe_row(config, 0, x, seen)]
-            descriptors.append(_describe_row(config, 1, grad, (out_h, out_w)))
+            descriptors = [describe_row(config, 0, x, seen)]
+            descriptors.append(describe_row(config, 1, grad, (out_h, out_w)))
         else:
             extra = (taps_h - 1) * dilation_h
-            descriptors = [_describe_rows(config, 0, 0, config.box[1], x, seen)]
+            descriptors = [describe_rows(config, 0, 0, config.box[1], x, seen)]
             if extra:
-                descriptors.append(_describe_rows(config, 1, 0, extra & -extra, x, seen))
-            descriptors.append(_describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
+                descriptors.append(describe_rows(config, 1, 0, extra & -extra, x, seen))
+            descriptors.append(describe_rows(config, 2, 2, config.box[1], grad, (out_h, out_w)))
     main = _launch(kernel, programs, GRAD_TENSORS, arguments, _options(config))
     arguments = {"size": size, "rows": 2 * splits, **_SUM_ROWS}
     programs = triton.cdiv(size, _SUM_ROWS["BLOCK"])
@@ -637,134 +558,6 @@ def _options(config: Config) -> dict[str, int]:
     return config.compile_options(on_nvidia=torch.version.hip is None)
 
 
-def _describe(
-    config: Config, argument: int, tensor: int, channels: int, image: Tensor
-) -> Description:
-    """Memory without gaps in its format, and a box of pixels and so many channels."""
-    sizes, block = dict(zip("nchw", image.shape, strict=True)), {"c": channels}
-    block |= dict(zip("nhw", config.box, strict=True))
-    n, c, h, w = image.shape
-    if config.loader == "channels_last_descriptor":
-        axes, strides = "nhwc", {"n": h * w * c, "h": w * c, "w": c, "c": 1}
-    else:  # see load_pixels
-        axes = "nhcw" if block["h"] == 1 else "nchw"
-        strides = {"n": c * h * w, "c": h * w, "h": w, "w": 1}
-    found = ([of[axis] for axis in axes] for of in (sizes, strides, block))
-    return _description(argument, tensor, TensorDescriptor(image, *found))
-
-
-def _describe_halo(call: Convolution, config: HaloConfig) -> list[Description]:
-    """The rows of a box, whole matrices, and the rows below a box; see halo_kernel."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    x, layout = call.x, call.layout
-    sides, of_group, bits = x.shape[2:], layout.group_channels, 8 * x.element_size()
-    block = min(config.BLOCK_C, 1024 // bits)
-    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
-    shared = NVMMASharedLayout(block * bits // 8, bits, 3)
-    matrix = [1, config.BLOCK_C, block]
-    found = [
-        _describe_rows(config, 0, 0, config.box[1], x, sides),
-        _description(1, 1, TensorDescriptor(call.weights, sizes, strides, matrix, shared)),
-    ]
-    below = (layout.kernel_size[0] - 1) * call.geometry.dilation[0]
-    if below:
-        found.append(_describe_rows(config, 2, 0, below & -below, x, sides))
-    return found
-
-
-def _describe_rows(
-    config: HaloConfig | OnePassConfig,
-    argument: int,
-    tensor: int,
-    rows: int,
-    image: Tensor,
-    sides: Sequence[int],
-) -> Description:
-    """Of the first rows and columns of an image in channels-last memory without gaps so many rows
-    of a box. The axes are H, N, W, C: what lies some rows below starts some rows of pixels later,
-    for all images of a box."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    n, c, h, w = image.shape
-    bits = 8 * image.element_size()
-    images, _, columns = config.box
-    block = [rows, images, columns, min(config.BLOCK_C, 1024 // bits)]
-    shape, strides = [sides[0], n, sides[1], c], [w * c, h * w * c, c, 1]
-    shared = NVMMASharedLayout(block[-1] * bits // 8, bits, 4)
-    found = TensorDescriptor(image, shape, strides, block, shared)
-    return _description(argument, tensor, found)
-
-
-def _describe_row(
-    config: RowByRowConfig, argument: int, image: Tensor, sides: tuple[int, int]
-) -> Description:
-    """The same of one row, cut into parts of as many channels as can be swizzled. The axes are
-    H, parts, N, W, C."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    n, c, h, w = image.shape
-    images, _, columns = config.box
-    depth = swizzled_channels(image.element_size())
-    shape = [sides[0], c // depth, n, sides[1], depth]
-    strides = [w * c, depth, h * w * c, c, 1]
-    block = [1, config.BLOCK_C // depth, images, columns, depth]
-    found = TensorDescriptor(image, shape, strides, block, NVMMASharedLayout(128, 32, 5))
-    return _description(argument, argument, found)
-
-
-def _describe_weights(config: Config, layout: Layout, call: Convolution) -> list[Description]:
-    """Matrices without gaps, if there are any, and a tile of one; and one for transposes, if it is
-    another."""
-    c, n, k, stored = layout.group_channels, config.BLOCK_N, config.BLOCK_K, call.stored
-    if not stored:
-        return []
-    sizes, strides = [layout.groups * stored, c, c], [c * c, c, 1]
-    described = TensorDescriptor(call.weights, sizes, strides, [1, n, k])
-    found = [_description(1, 1, described)]
-    if n != k and stored < layout.taps:
-        described = TensorDescriptor(call.weights, sizes, strides, [1, k, n])
-        found.append(_description(2, 1, described))
-    return found
-
-
-def _describe_clustered(call: Convolution, config: ClusteredConfig) -> list[Description]:
-    """A box, and tiles of matrices as they stand and to be transposed; see clustered_kernel."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    x, layout = call.x, call.layout
-    n, c, h, w = x.shape
-    of_group, itemsize = layout.group_channels, x.element_size()
-    image = x, [n, h, w, c], [h * w * c, w * c, c, 1]
-    sizes, strides = [layout.groups * call.stored, of_group, of_group], [of_group**2, of_group, 1]
-    matrices = call.weights, sizes, strides
-    found = []
-    for argument, (block, axis) in enumerate(config.copied(itemsize).values()):
-        if argument < 2 or call.stored < layout.taps:
-            shared = halved_layout(8 * itemsize, len(block), axis)
-            descriptor = TensorDescriptor(*(matrices if argument else image), block, shared)
-            found.append(_description(argument, min(argument, 1), descriptor))
-    return found
-
-
-def halved_layout(bits: int, rank: int, axis: int | None) -> Any:
-    """Of a block in the shared memory of a cluster; see :meth:`.ClusteredConfig.copied`."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-
-    halves = [int(place == axis) for place in range(rank)]
-    return NVMMASharedLayout(128, bits, rank, cga_layout=[halves])
-
-
-def _description(argument: int, tensor: int, descriptor: Any) -> Description:
-    """Checked by Triton, once for all tensors that lie in memory like this one."""
-    fields = dict(vars(descriptor))
-    del fields["base"]
-    return Description(argument, tensor, type(descriptor), fields)
-
-
 def _strides(dense: bool, **images: Tensor) -> dict[str, int]:
     """Four for each image. Of dense ones the kernel knows them; any number serves that is the same
     for all images, so that none makes code anew."""
@@ -780,7 +573,7 @@ def _constants(
 ) -> dict[str, Any]:
     """What a kernel is compiled for, by the images that it reads and whatever else it reads or
     writes."""
-    read = _images(call)
+    read = images_of(call)
     tensors = [*read, *(tensor for tensor in others or () if tensor is not None)]
     return configs.constants(
         config,

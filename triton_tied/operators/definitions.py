@@ -99,10 +99,10 @@ def compute_known(
     if circular:
         x, geometry = _wrap(x, geometry)
     if known is not None or why_reference(x.device, x.dtype) is None:
-        select, launch, plans = _kernels()
+        select, launch, calls = _kernels()
         weights = weights_for(x.dtype, packed, layout, weights)
         bias = None if bias is None else bias.contiguous()
-        convolution = plans.Convolution(
+        convolution = calls.Convolution(
             x, packed, weights, bias, residual, layout, geometry, alpha, beta, channels_last,
             dtype=dtype,
         )  # fmt: skip
@@ -166,8 +166,8 @@ def compute_known_gradient(
     if circular:
         x, geometry = _wrap(x, geometry)
     if known is not None or why_reference(x.device, x.dtype) is None:
-        select, launch, plans = _kernels()
-        gradient = plans.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
+        select, launch, calls = _kernels()
+        gradient = calls.WeightGradient(x, grad, layout, geometry, alpha, dtype, has_bias)
         plan = select.weight_grad_plan(gradient, known)
         if plan is not None:
             return launch.run(plan, gradient)
@@ -183,9 +183,9 @@ def compute_known_gradient(
 def _kernels() -> tuple[Any, Any, Any]:
     """What imports Triton. (An import statement costs more than a call of this.)"""
     from ..autotune import select
-    from ..kernels import launch, plans
+    from ..kernels import calls, launch
 
-    return select, launch, plans
+    return select, launch, calls
 
 
 def read_weights(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
