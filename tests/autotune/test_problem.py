@@ -1,6 +1,6 @@
-from dataclasses import replace
-
 """Which problems share an entry of a table."""
+
+from dataclasses import replace
 
 from stand_ins import PROBLEM
 
