@@ -15,9 +15,12 @@ collect_ignore = (
     [] if HAS_TRITON else ["autotune", "inspection", "kernels", "operators", "cli/test_tune.py"]
 )
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
+# Interpreted kernels take tenths of a second.
+hypothesis.settings.register_profile("interpreted", deadline=None, max_examples=25, print_blob=True)
 # On a GPU each example of another shape may compile kernels, which takes seconds.
 hypothesis.settings.register_profile("gpu", deadline=None, max_examples=10, print_blob=True)
-hypothesis.settings.load_profile("gpu" if torch.cuda.is_available() else "ci")
+_PROFILE = "interpreted" if INTERPRETED else "gpu" if torch.cuda.is_available() else "ci"
+hypothesis.settings.load_profile(_PROFILE)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +124,8 @@ def convolution_precision():
     setting.fp32_precision = before
 
 
-@pytest.fixture(params=["gathered", "written", "in blocks"])
+# The interpreted kernels expand none: there one serves.
+@pytest.fixture(params=["gathered", "written", "in blocks"][: 1 if INTERPRETED else 3])
 def expansion(request, monkeypatch):
     """All ways in which a weight is expanded, whatever its size."""
     if request.param != "gathered":
