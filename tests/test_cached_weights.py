@@ -372,7 +372,8 @@ class ByHand:
             parameter.data.sub_(parameter.grad, alpha=0.01)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# The first and the last where each takes long.
+@pytest.mark.parametrize("name", list(OPTIMIZERS)[:: 4 if dispatch.INTERPRETED else 1])
 def test_training_inside_one_block_is_training(name, kernels_layer):
     x, start = images(kernels_layer), {n: p.clone() for n, p in kernels_layer.state_dict().items()}
 
@@ -395,7 +396,7 @@ def test_training_inside_one_block_is_training(name, kernels_layer):
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("use_reentrant", [False, True][: 1 if dispatch.INTERPRETED else 2])
 @pytest.mark.parametrize("place", ["around", "forward", "inside", "inside and around"])
 def test_checkpoints(place, use_reentrant, kernels_layer, any_size):
     layer = kernels_layer
