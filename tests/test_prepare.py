@@ -116,7 +116,7 @@ def test_backwards_add_up(packed, x):
     assert_same([gradient(lambda: train(prepared(packed)), packed)], [expected])
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True][: 1 if INTERPRETED else 2])
+@pytest.mark.parametrize("use_reentrant", [False, True][: 1 if dispatch.INTERPRETED else 2])
 @pytest.mark.parametrize("made", ["outside", "inside", "passed"])
 def test_checkpoints(use_reentrant, made, packed, x):
     x.requires_grad_()
