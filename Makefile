@@ -24,7 +24,7 @@ demo: .venv/installed  ## check this machine against float64, then run the examp
 
 # Two processes of one thread each, the longest first: most tests are small.
 test: .venv/installed  ## all tests, in two processes
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_launches test_way test_here
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_here test_launches test_way
 
 test_here: .venv/installed  ## tests of what runs on this machine
 	$(BIN)/python -m pytest -q
