@@ -1,12 +1,8 @@
 """The kernel that reads a pixel once for each column of taps: as compiled for sm_90, executed with
 its copies and products early and late, and with faults planted in it."""
 
-import importlib.util
-import itertools
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 from executed.cases import Case, inputs_of, run
 from executed.execution import execute
+from executed.planted import plant
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import halo
@@ -225,22 +222,6 @@ PLANTED_STREAMED = {
     "the centre is not waited for": ({"mbarrier.wait(ready, 0)": "pass"}, "race", 3),
     "no fence behind the centre": ({"    fence_async_shared()\n": ""}, "fence.proxy.async", 3),
 }  # fmt: skip
-NUMBERS = itertools.count()
-
-
-def plant(edits, folder):
-    """The kernel of an edited source."""
-    text = Path(halo.__file__).read_text().replace("from .tiles", "from triton_tied.kernels.tiles")
-    for old, new in edits.items():
-        assert old in text, old
-        text = text.replace(old, new)
-    name = f"planted_{next(NUMBERS)}"
-    path = folder / f"{name}.py"
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.halo_kernel
 
 
 def fault_of(kernel, case, timing):
@@ -273,7 +254,7 @@ def faults_of(kernel, case):
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_fault_is_found(compiler, monkeypatch, tmp_path, what):
     edits, message, stages = PLANTED[what]
-    kernel = plant(edits, tmp_path)
+    kernel = plant(halo, edits, tmp_path)
     monkeypatch.setattr(halo, "halo_kernel", kernel)
     found = faults_of(kernel, planted_case(stages))
     assert found and any(word in found for word in message.split("|")), found
@@ -282,14 +263,14 @@ def test_a_planted_fault_is_found(compiler, monkeypatch, tmp_path, what):
 @pytest.mark.parametrize("what", PLANTED_STREAMED)
 def test_a_planted_fault_of_streamed_weights_is_found(compiler, monkeypatch, tmp_path, what):
     edits, message, streamed = PLANTED_STREAMED[what]
-    kernel = plant(edits, tmp_path)
+    kernel = plant(halo, edits, tmp_path)
     monkeypatch.setattr(halo, "halo_kernel", kernel)
     found = faults_of(kernel, planted_case(4, streamed))
     assert found and any(word in found for word in message.split("|")), found
 
 
 def test_with_nothing_planted_no_fault_is_found(compiler, monkeypatch, tmp_path):
-    kernel = plant({}, tmp_path)
+    kernel = plant(halo, {}, tmp_path)
     monkeypatch.setattr(halo, "halo_kernel", kernel)
     for case in (planted_case(4), planted_case(6), planted_case(4, streamed=2)):
         assert not faults_of(kernel, case)
