@@ -96,6 +96,14 @@ def test_an_output_is_copied_where_other_kernels_are_faster_by_more(monkeypatch)
     assert not image_copy.output_copying_pays(replace(problem, memory="contiguous"), x.device)
 
 
+def test_a_weight_gradient_reads_the_copies_that_convolutions_made():
+    x = torch.empty(1, 64, 4, 4, dtype=torch.float16)  # too small for a copy of its own
+    conv = problem_of("conv", Layout(64, (3, 3)), GEOMETRY, [x], "contiguous")
+    gradient = replace(conv, kernel="weight_grad", output_memory="channels_last")
+    assert image_copy.fastest(conv, GPU)[0] == (False, False)
+    assert image_copy.fastest(gradient, GPU)[0] == (True, False)
+
+
 def test_a_copy_is_a_launch_and_its_bytes():
     x = torch.randn(4, 64, 16, 16).half()
     problem = problem_of("conv", Layout(64, (3, 3)), GEOMETRY, [x], "contiguous")
