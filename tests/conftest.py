@@ -23,6 +23,18 @@ _PROFILE = "interpreted" if INTERPRETED else "gpu" if torch.cuda.is_available() 
 hypothesis.settings.load_profile(_PROFILE)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter():
+    if not INTERPRETED:
+        yield
+        return
+    import interpreter_shortcuts
+
+    with pytest.MonkeyPatch.context() as patch:
+        interpreter_shortcuts.take(patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_random_data():
     """Another seed each time; a failure names it, and TRITON_TIED_SEED repeats it."""
