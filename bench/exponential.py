@@ -1,8 +1,8 @@
-"""What skew orthogonal convolutions cost on a CPU: this package against the published formula and
-against the best that is written by hand, in time and in what is kept for the backward.
+"""What skew orthogonal convolutions cost on a CPU, in time and in what the backward needs.
 
     python bench/exponential.py [--batch 128] [--seconds 20] [--out FILE]
 
+This package stands against the published formula and against the best that is written by hand.
 A training step is a forward and a backward with 5 terms, from the parameters on; an evaluation is a
 forward without gradients, with 12. Medians of calls in turns, on one thread, in float32; the CPU's
 time, which other processes disturb less than the time on the wall. Before they are timed, all are

@@ -1,10 +1,10 @@
-"""What it costs in Python to find the config of a known call: this package's look-up against that
-of ``triton.autotune``, each in turn, without a launch. Needs Triton, but no GPU.
+"""What it costs in Python to find the config of a known call, here and in ``triton.autotune``.
 
     python bench/lookup.py [--rounds 100]
 
-Both are given one call of the convolution kernel; ``triton.autotune``'s key are the sizes and the
-constants that tell our problems apart. Figures are medians over the rounds, in microseconds.
+They take turns, without a launch. Needs Triton, but no GPU. Both are given one call of the
+convolution kernel; ``triton.autotune``'s key are the sizes and the constants that tell our problems
+apart. Figures are medians over the rounds, in microseconds.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--dilation", type=int, default=1, help="between taps (default: 1)")
     what.add_argument("--groups", type=int, default=1, help="of channels (default: 1)")
     what.add_argument(
-        "--symmetry", choices=sorted(SIGNS), default="self_adjoint", help="of the layer's weight"
+        "--symmetry",
+        choices=sorted(SIGNS),
+        default="self_adjoint",
+        help="of the layer's weight (default: self_adjoint)",
     )
     what.add_argument(
         "--dtype", choices=_DTYPE_NAMES, default="bf16", help="of the tensors (default: bf16)"
@@ -54,7 +57,7 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         choices=("channels_last", "contiguous"),
         default="channels_last",
-        help="how images lie in memory",
+        help="how images lie in memory (default: channels_last)",
     )
     what.add_argument("--model", metavar="MODULE:FACTORY", help="a function that makes the model")
     what.add_argument("--input", type=_sizes, metavar="N,C,H,W", help="what the model takes")
