@@ -119,6 +119,11 @@ class AntisymmetricResidual2d(nn.Module):
         check_odd(name, self.conv.kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
+        """One step: ``(N, C, H, W)`` or ``(C, H, W)`` to the same size.
+
+        Raises:
+            RuntimeError: images of another number of channels or axes; as ``tied_conv2d``.
+        """
         check_image(type(self).__name__, input, self.channels)
         if self.method == "euler":
             return input.add(self._force(input), alpha=self.step)
@@ -128,7 +133,11 @@ class AntisymmetricResidual2d(nn.Module):
         return torch.cat([y, z], -3)
 
     def inverse(self, output: Tensor) -> Tensor:
-        """The input of which "verlet" makes this output, up to rounding."""
+        """The input of which "verlet" makes this output, up to rounding; sizes as in ``forward``.
+
+        Raises:
+            RuntimeError: another method than "verlet"; as ``forward``.
+        """
         name = type(self).__name__
         if self.method != "verlet":
             raise RuntimeError(f"{name}.inverse needs method='verlet', got {self.method!r}")

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .tracing import PLAIN_TENSORS
+
 _Parts = TypeVar("_Parts", bound=tuple[Any, ...])
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -158,7 +160,7 @@ def _made_of(packed: Tensor) -> _Derived | None:
     if block is None or not _is_open(block) or block.capturing != _is_capturing():
         return None
     if (
-        type(packed) not in (Tensor, torch.nn.Parameter)
+        type(packed) not in PLAIN_TENSORS
         or packed.is_inference()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()

@@ -93,7 +93,7 @@ def tied_conv(
     if isinstance(packed, PreparedWeight):
         packed.checked(layout)
     check_padding_mode(padding_mode)
-    alpha, beta = _check_alpha(alpha), _check_beta(beta)
+    alpha, beta = check_scalar("alpha", alpha), _check_beta(beta)
     channels_last = is_channels_last(dims, input)
     residual = None if residual is None else residual.to(dtype)
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
@@ -306,18 +306,18 @@ def check_padding_mode(padding_mode: str) -> None:
         )
 
 
-def _check_alpha(alpha: Any) -> float | Tensor:
+def check_scalar(name: str, given: Any) -> float | Tensor:
     """A number, or a tensor of no dimension, to which a gradient goes.
 
     Raises:
         TypeError: anything else.
     """
-    if _is_real_scalar(alpha):
-        return alpha
-    number = _as_number(alpha)
+    if _is_real_scalar(given):
+        return given
+    number = _as_number(given)
     if number is None:
         raise TypeError(
-            f"alpha must be a real number or a real tensor of no dimension, got {_named(alpha)}"
+            f"{name} must be a real number or a real tensor of no dimension, got {_named(given)}"
         )
     return number
 

@@ -19,9 +19,8 @@ from .packing import (
     tied_matrix,
     transposed_matrix,
 )
-from .tracing import is_plain_here, overridable, sizes_of
+from .tracing import PLAIN_TENSORS, is_plain_here, overridable, sizes_of
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _MAX_PASSED = 4096  # descriptions that are kept; inputs of ever new sizes must not fill the memory
 _passed: dict[tuple, Layout] = {}
 
@@ -95,9 +94,9 @@ def _key_of(
     options are of unusual types, or its dtypes differ, which autocast may allow."""
     if not (
         is_plain_here()  # first, since the compiler cannot look at the rest
-        and type(input) in _PLAIN
-        and type(packed) in _PLAIN
-        and (bias is None or type(bias) in _PLAIN)
+        and type(input) in PLAIN_TENSORS
+        and type(packed) in PLAIN_TENSORS
+        and (bias is None or type(bias) in PLAIN_TENSORS)
         and type(groups) is int  # True is equal to 1
         and type(symmetry) is str
         and not is_legacy_batchedtensor(packed)

@@ -162,7 +162,16 @@ class _TiedConv(nn.Module):
 
     def project_(self: _Layer, weight: Tensor) -> _Layer:
         """Stores the tied weight nearest to a dense one, ``(W + s * flip(W)^T) / 2``, and returns
-        the layer. No gradient goes through it."""
+        the layer. No gradient goes through it.
+
+        Args:
+            weight: ``(channels, channels // groups, *kernel_size)``, any floating dtype.
+
+        Raises:
+            TypeError, NotImplementedError: no tensor, or one that is not supported.
+            ValueError: another size.
+            RuntimeError: ``packed_weight`` is computed from other parameters.
+        """
         if isinstance(weight, Tensor) and weight.shape != self._layout.weight_shape:
             raise ValueError(
                 f"expected weight of size {list(self._layout.weight_shape)}, "
@@ -173,7 +182,12 @@ class _TiedConv(nn.Module):
 
     def inner(self, other: _TiedConv) -> Tensor:
         """The Frobenius inner product of the dense weight with that of another layer of the same
-        channels, kernel size, groups and symmetry; as ``triton_tied.inner``."""
+        channels, kernel size, groups and symmetry; as ``triton_tied.inner``.
+
+        Raises:
+            TypeError: ``other`` is no tied layer.
+            ValueError: it is one of another shape or symmetry.
+        """
         if not isinstance(other, _TiedConv):
             raise TypeError(f"other must be a tied layer, not {type(other).__name__}")
         if other._layout != self._layout:

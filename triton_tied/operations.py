@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .functional import check_scalar
 from .packing import (
     Layout,
     Symmetry,
+    check_packed,
     check_supported,
     diagonal_places,
-    expected_length,
     make_layout,
     single_or_wider,
     split_parts,
@@ -50,8 +48,8 @@ def inner(
         RuntimeError: p and q of different dtype or device.
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
-    _check_packed("inner", "p", p, layout)
-    _check_packed("inner", "q", q, layout)
+    check_packed("inner", "p", p, layout)
+    check_packed("inner", "q", q, layout)
     _check_alike("p", p, "q", q)
     wide = single_or_wider(p.dtype)
     return (_places(p, layout) * p.to(wide) * q.to(wide)).sum().to(p.dtype)
@@ -80,7 +78,7 @@ def norm(
         TypeError, ValueError, NotImplementedError: as ``unpack``.
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
-    _check_packed("norm", "packed", packed, layout)
+    check_packed("norm", "packed", packed, layout)
     scaled = packed.to(single_or_wider(packed.dtype)) * _places(packed, layout).sqrt()
     return torch.linalg.vector_norm(scaled).to(packed.dtype)
 
@@ -162,8 +160,8 @@ def shift_diagonal(
             weight; a gamma that is no number.
     """
     layout = make_layout(channels, kernel_size, groups, symmetry)
-    _check_packed("shift_diagonal", "packed", packed, layout)
-    gamma = _check_gamma(gamma)
+    check_packed("shift_diagonal", "packed", packed, layout)
+    gamma = check_scalar("gamma", gamma)
     if layout.sign < 0:
         raise ValueError(
             "the centre of a skew-adjoint weight has a zero diagonal, so that nothing can be added "
@@ -194,16 +192,10 @@ def _scale(packed: Tensor, by: Tensor, layout: Layout) -> Tensor:
     return scaled.to(packed.dtype)
 
 
-def _check_packed(function: str, name: str, packed: Tensor, layout: Layout) -> None:
-    check_supported(function, name, packed)
-    if packed.shape != (layout.size,):
-        raise ValueError(expected_length(layout, packed.shape, name))
-
-
 def _check_factors(
     function: str, packed: Tensor, factors: Tensor, layout: Layout, size: int, what: str
 ) -> None:
-    _check_packed(function, "packed", packed, layout)
+    check_packed(function, "packed", packed, layout)
     check_supported(function, "factors", factors)
     if factors.shape != (size,):
         raise ValueError(
@@ -223,15 +215,3 @@ def _check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
         raise RuntimeError(
             f"{name} type ({tensor.dtype}) and {other_name} type ({other.dtype}) should be the same"
         )
-
-
-def _check_gamma(gamma: Any) -> float | Tensor:
-    if isinstance(gamma, Tensor):
-        if not gamma.dim() and not gamma.is_complex() and gamma.dtype != torch.bool:
-            return gamma
-        given = f"a tensor of size {list(gamma.shape)} and dtype {gamma.dtype}"
-    else:
-        if isinstance(gamma, Real) and not isinstance(gamma, bool):
-            return float(gamma)
-        given = reprlib.repr(gamma)
-    raise TypeError(f"gamma must be a real number or a real tensor of no dimension, got {given}")

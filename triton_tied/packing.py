@@ -32,7 +32,7 @@ from torch import Tensor
 from .cached_weights import derived_from, is_caching
 from .geometry import as_integer
 from .memory_format import CHANNELS_LAST
-from .tracing import overridable, untraced
+from .tracing import PLAIN_TENSORS, overridable, untraced
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Symmetry = Literal["self_adjoint", "skew_adjoint"]
@@ -296,10 +296,15 @@ def numbers_of(function: str, packed: Tensor | PreparedWeight, layout: Layout) -
     """The packed vector of ``layout``, prepared or not; raises as :func:`unpack`."""
     if isinstance(packed, PreparedWeight):
         return packed.checked(layout).packed
-    check_supported(function, "packed", packed)
-    if packed.shape != (layout.size,):
-        raise ValueError(expected_length(layout, packed.shape))
+    check_packed(function, "packed", packed, layout)
     return packed
+
+
+def check_packed(function: str, name: str, packed: Tensor, layout: Layout) -> None:
+    """Raises as :func:`unpack` unless ``packed`` is a packed vector of ``layout``."""
+    check_supported(function, name, packed)
+    if packed.shape != (layout.size,):
+        raise ValueError(expected_length(layout, packed.shape, name))
 
 
 def wants_channels_last(layout: Layout, memory_format: torch.memory_format) -> bool:
@@ -429,11 +434,6 @@ def fold(dense: Tensor, layout: Layout, channels_last: bool = False) -> Tensor:
     return _FoldFunction.apply(dense, layout, channels_last)
 
 
-def expand_centre(packed: Tensor, layout: Layout) -> Tensor:
-    """The centre tap alone: ``(groups, C, C)`` of C = channels/groups."""
-    return _expand_centre(split_parts(packed, layout)[1], layout)
-
-
 class _ExpandFunction(torch.autograd.Function):
     """packed -> W. Linear: the derivative of each of the two maps is the other.
 
@@ -495,7 +495,7 @@ def _expand_plainly(packed: Tensor, layout: Layout, channels_last: bool) -> Tens
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether it is a DTensor, as a parameter of ``fully_shard`` is outside of the forward."""
-    if type(tensor) in (Tensor, torch.nn.Parameter):
+    if type(tensor) in PLAIN_TENSORS:
         return False
     module = sys.modules.get("torch.distributed.tensor")  # slow to import
     return module is not None and isinstance(tensor, module.DTensor)
@@ -674,7 +674,7 @@ def _table(like: Tensor, build: Callable[..., Tensor], *key: Any) -> Tensor:
         with untraced():  # a constant of the graph
             return build(*place[1:])
     # One that is made for a fake or traced tensor must not outlive that, nor a real one meet them.
-    plain = type(like) in (Tensor, torch.nn.Parameter) and not _is_transformed(like)
+    plain = type(like) in PLAIN_TENSORS and not _is_transformed(like)
     once = not like.is_floating_point()  # it serves to build a table
     if once or not plain or torch._C._len_torch_dispatch_stack():
         return build(*place[1:])
@@ -734,6 +734,6 @@ def _build_gather_index(device: torch.device, layout: Layout, channels_last: boo
     ``[packed, -packed, 0]`` (s = -1): what becomes of the packed vector 1, 2, 3, ..."""
     packed = torch.arange(1, layout.size + 1, dtype=torch.int32, device=device)
     dense = _expand_by_stacking(packed, layout, channels_last)
-    signed = (dense.movedim(1, -1) if channels_last else dense).flatten()
+    signed = _in_memory_order(dense, channels_last)
     place = torch.where(signed < 0, layout.size - signed, signed) - 1
     return place.masked_fill_(signed == 0, 2 * layout.size)

@@ -151,6 +151,13 @@ class SkewOrthogonalConv2d(nn.Module):
         self._restart()
 
     def forward(self, input: Tensor) -> Tensor:
+        """From ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``; N may
+        be absent.
+
+        Raises:
+            RuntimeError: images of another number of channels or axes, or with sides that stride
+                does not divide; as ``tied_conv2d``.
+        """
         output = tied_exp(
             _widened(
                 input, type(self).__name__, self.in_channels, self._layout.channels, self.stride

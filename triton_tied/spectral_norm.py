@@ -348,9 +348,10 @@ def _check_steps(tolerance: float, max_steps: int) -> int:
         raise TypeError(f"tolerance must be a real number, got {tolerance!r}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance should not be negative, got {tolerance}")
-    if as_integer("max_steps", max_steps) < 1:
+    steps = as_integer("max_steps", max_steps)
+    if steps < 1:
         raise ValueError(f"max_steps should be positive, got {max_steps}")
-    return as_integer("max_steps", max_steps)
+    return steps
 
 
 def _check_vector(

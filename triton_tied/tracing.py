@@ -10,8 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
+
+# Any other class may stand for something else than the numbers in its memory, or have no memory.
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -72,6 +76,16 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     if known and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its memory holds its numbers: it is of no other class, does not stand for the many of
+    ``autograd.grad(is_grads_batched=True)``, and is no view that negates."""
+    return (
+        type(tensor) in PLAIN_TENSORS
+        and not is_legacy_batchedtensor(tensor)
+        and not tensor.is_neg()
+    )
 
 
 def is_plain_here() -> bool:

@@ -17,11 +17,12 @@ from torch import Tensor
 from ..geometry import Geometry
 from ..memory_format import Memory, memory_of
 from ..packing import Layout
+from ..tracing import PLAIN_TENSORS
 from . import gpus
 from .choices import remember, remembered
 from .cost_model import copy_us
 from .gpus import GPU
-from .problem import WITH_MEMORY, Problem, key_of, problem_of
+from .problem import Problem, key_of, problem_of
 from .shortlist import make_shortlist
 from .tuned_configs import entry_for
 
@@ -45,7 +46,7 @@ def copying_pays(
         return False
     if not _helps(memory_of(x), x.shape[1] * x.element_size()):
         return False
-    if torch.compiler.is_compiling() or type(x) not in WITH_MEMORY:
+    if torch.compiler.is_compiling() or type(x) not in PLAIN_TENSORS:
         return True
     call = ("copy", layout, geometry, output, may_copy_output, *key_of(x))
     known = remembered(call)

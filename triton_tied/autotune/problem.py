@@ -20,9 +20,6 @@ from ..packing import Layout
 if TYPE_CHECKING:  # slow to import
     from .candidates import Dtype
 
-# Others may be stand-ins, of a tracer say, whose memory cannot be asked for.
-WITH_MEMORY = (Tensor, torch.nn.Parameter)
-
 _NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float16: "float16",

@@ -79,54 +79,65 @@ def _product_faults(config: Config, target: str, dtype: str, holds: Instructions
 def _one_pass_faults(
     config: OnePassConfig, target: str, dtype: str, holds: Instructions
 ) -> list[str]:
-    found = []
-    if not holds.bulk_copies:
-        found.append("no bulk copies")
+    found = _copy_faults(holds) + _one_wait_faults(holds)
     if holds.register_operands:
         found.append(f"{holds.register_operands} products read registers")
-    if holds.loop_waits != 1 or holds.layout_changes:
-        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
     return found
 
 
 def _one_pass_tf32_faults(
     config: OnePassTf32Config, target: str, dtype: str, holds: Instructions
 ) -> list[str]:
-    found = []
-    if not holds.bulk_copies:
-        found.append("no bulk copies")
-    if holds.redundancy != 1:
-        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
-    if holds.layout_changes:
-        found.append(f"{holds.layout_changes} changes of layout in loops")
-    return found
+    """Its products have nothing to wait for."""
+    return _copy_faults(holds) + _redundancy_faults(holds) + _layout_faults(holds)
 
 
 def _row_by_row_faults(
     config: RowByRowConfig, target: str, dtype: str, holds: Instructions
 ) -> list[str]:
-    """Its loop has one wait for products, and one to move on."""
-    found = []
-    if not holds.bulk_copies:
-        found.append("no bulk copies")
+    found = _copy_faults(holds) + _one_wait_faults(holds)
     if not holds.register_operands:
         found.append("no products of the output gradient in registers")
-    if holds.loop_waits != 1 or holds.layout_changes:
-        found.append(f"{holds.loop_waits} waits, {holds.layout_changes} changes of layout in loops")
+    return found
+
+
+def _copy_faults(holds: Instructions) -> list[str]:
+    return [] if holds.bulk_copies else ["no bulk copies"]
+
+
+def _one_wait_faults(holds: Instructions) -> list[str]:
+    """Of a loop that waits for its products once, together."""
+    waits = [] if holds.loop_waits == 1 else [f"{holds.loop_waits} waits in a loop"]
+    return waits + _layout_faults(holds)
+
+
+def _redundancy_faults(holds: Instructions) -> list[str]:
+    if holds.redundancy == 1:
+        return []
+    return [f"a loop multiplies {holds.redundancy} times what it needs"]
+
+
+def _layout_faults(holds: Instructions) -> list[str]:
+    if not holds.layout_changes:
+        return []
+    return [f"{holds.layout_changes} changes of layout in loops"]
+
+
+def _shared_operand_faults(holds: Instructions) -> list[str]:
+    """Of a kernel whose products read both operands in shared memory, where copies put them."""
+    found = _copy_faults(holds)
+    if not holds.matrix_instructions or holds.register_operands:
+        found.append("no products of two operands in shared memory")
     return found
 
 
 def _loop_faults(holds: Instructions, parts: int = 1) -> list[str]:
     """What keeps the matrix units waiting, in a loop whose steps have so many parts."""
-    found = []
-    if holds.redundancy != 1:
-        found.append(f"a loop multiplies {holds.redundancy} times what it needs")
+    found = _redundancy_faults(holds) + _layout_faults(holds)
     if not 0 < holds.loop_waits <= parts * MAX_LOOP_WAITS:
         found.append(f"{holds.loop_waits} waits in a loop")
     if holds.loop_barriers > parts * MAX_LOOP_BARRIERS:
         found.append(f"{holds.loop_barriers} barriers in a loop")
-    if holds.layout_changes:
-        found.append(f"{holds.layout_changes} changes of layout in loops")
     if holds.narrow_accesses or holds.loop_fences:
         found.append(
             f"{holds.narrow_accesses} narrow accesses, {holds.loop_fences} fences in a loop"
@@ -239,14 +250,10 @@ def _depthwise_sizes(
 
 def _halo_faults(config: HaloConfig, target: str, dtype: str, holds: Instructions) -> list[str]:
     """A box's result changes its layout, in the outer loop."""
-    found = []
-    if not holds.matrix_instructions or holds.register_operands:
-        found.append("no products of two operands in shared memory")
-    if not holds.bulk_copies:
-        found.append("no bulk copies")
     rows = _plain_halo(config).kernel_size[0]
     parts = math.ceil(rows / (config.streamed or rows))  # of a column of the kernel
-    return found + _loop_faults(replace(holds, layout_changes=0), parts)
+    in_loop = replace(holds, layout_changes=0)
+    return _shared_operand_faults(holds) + _loop_faults(in_loop, parts)
 
 
 def _plain_halo(config: HaloConfig) -> Form:
@@ -257,12 +264,7 @@ def _plain_halo(config: HaloConfig) -> Form:
 def _clustered_faults(
     config: ClusteredConfig, target: str, dtype: str, holds: Instructions
 ) -> list[str]:
-    found = []
-    if not holds.matrix_instructions or holds.register_operands:
-        found.append("no products of two operands in shared memory")
-    if not holds.bulk_copies:
-        found.append("no bulk copies")
-    return found + _loop_faults(holds)
+    return _shared_operand_faults(holds) + _loop_faults(holds)
 
 
 class _Kind(NamedTuple):
@@ -301,6 +303,5 @@ _KINDS: dict[type[Config], _Kind] = {
         _plain_halo,
         lambda config, fewer: (_plain_halo(config),),
         _halo_faults,
-        lambda config: False,
     ),
 }

@@ -50,6 +50,10 @@ class Convolution(NamedTuple):
         return self.layout.pairs if self.weights.dim() == 1 else self.weights.shape[1]
 
     @property
+    def bias_channels(self) -> int:
+        return 0 if self.bias is None else self.layout.channels
+
+    @property
     def output_memory(self) -> Memory:
         """Of the output, and of the residual."""
         output: Memory = "channels_last" if self.channels_last else "contiguous"

@@ -172,12 +172,11 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
     written = [y] if residual is None else [y, residual]
     dense_output = partial is not None or memory_of(*written) == "channels_last"
     (padding_h, _), (padding_w, _) = call.geometry.padding
-    bias_channels = 0 if call.bias is None else layout.channels
     r = y if residual is None else residual
     arguments = {
         "n": n, "h": h, "w": w, "out_h": out_h, "out_w": out_w,
         **_strides(memory_of(x) == "channels_last", x=x), **_strides(dense_output, r=r, y=y),
-        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
+        "bias_channels": call.bias_channels if partial is None else 0,  # else the sum adds it
         "stride_split": pixels * layout.channels, "padding_h": padding_h, "padding_w": padding_w,
         "splits": splits,
         **_constants(call, config, [y, call.weights, residual]),
@@ -190,11 +189,7 @@ def _plan_conv(call: Convolution, config: ConvConfig) -> Plan:
         descriptors = [describe(config, 0, 0, config.BLOCK_K, x)]
         descriptors += describe_weights(config, layout, call)
     main = _launch(conv_kernel, programs, CONV_TENSORS, arguments, _options(config))
-    if partial is None:
-        return Plan(main, None, descriptors, _written(y), None, config)
-    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
-    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
-    return Plan(main, total, descriptors, _written(y), _written(partial), config)
+    return _with_sum(Plan(main, None, descriptors, _written(y), None, config), call, partial)
 
 
 def _partial_sums(splits: int, pixels: int, layout: Layout) -> Tensor | None:
@@ -202,6 +197,18 @@ def _partial_sums(splits: int, pixels: int, layout: Layout) -> Tensor | None:
     if splits == 1:
         return None
     return torch.empty((splits, pixels, layout.channels), dtype=torch.float32, device="meta")
+
+
+def _with_sum(plan: Plan, call: Convolution, partial: Tensor | None) -> Plan:
+    """With the end of a convolution that several splits share, where they do."""
+    if partial is None:
+        return plan
+    y = call.empty_output()
+    r = y if call.residual is None else call.residual
+    written = {"bias_channels": call.bias_channels, **_strides(False, r=r, y=y)}
+    _, _, out_h, out_w = y.shape
+    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
+    return plan._replace(sum=total, partial=_written(partial))
 
 
 def _plan_weight_grad(call: WeightGradient, config: WeightGradConfig) -> Plan:
@@ -253,7 +260,7 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
     (padding_h, _), (padding_w, _) = geometry.padding
     arguments = {
         "n": n, "out_h": out_h, "out_w": out_w, "padding_h": padding_h, "padding_w": padding_w,
-        "bias_channels": 0 if call.bias is None else layout.channels,
+        "bias_channels": call.bias_channels,
         **_constants(call, config, [y, call.weights, call.residual]), "STORED": call.stored,
     }  # fmt: skip
     boxes = config.count_boxes((n, out_h, out_w))
@@ -268,7 +275,7 @@ def _plan_halo(call: Convolution, config: HaloConfig) -> Plan:
 def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
     from .clustered import clustered_kernel  # not every Triton has clusters
 
-    x, layout, residual = call.x, call.layout, call.residual
+    x, layout = call.x, call.layout
     if call.stored < (layout.taps + 1) // 2:
         raise ValueError(f"{config} reads the centre as a matrix: expected it unpacked")
     y = call.empty_output()
@@ -279,23 +286,17 @@ def _plan_clustered(call: Convolution, config: ClusteredConfig) -> Plan:
     splits = min(config.splits, most_splits(layout, call.stored, depth))
     partial = _partial_sums(splits, pixels, layout)
     (padding_h, _), (padding_w, _) = call.geometry.padding
-    bias_channels = 0 if call.bias is None else layout.channels
     arguments = {
         "n": n, "out_h": out_h, "out_w": out_w, "stride_split": pixels * layout.channels,
         "padding_h": padding_h, "padding_w": padding_w, "splits": splits,
-        "bias_channels": bias_channels if partial is None else 0,  # else the sum adds it
-        **_constants(call, config, [y, call.weights, residual]), "STORED": call.stored,
+        "bias_channels": call.bias_channels if partial is None else 0,  # else the sum adds it
+        **_constants(call, config, [y, call.weights, call.residual]), "STORED": call.stored,
     }  # fmt: skip
     blocks = triton.cdiv(layout.group_channels, config.BLOCK_N)
     clusters = config.count_boxes((n, out_h, out_w)) * blocks * layout.groups * splits
     descriptors = describe_clustered(call, config) if clusters else []
     main = _launch(clustered_kernel, clusters, CONV_TENSORS, arguments, _options(config))
-    if partial is None:
-        return Plan(main, None, descriptors, _written(y), None, config)
-    r = y if residual is None else residual
-    written = {"bias_channels": bias_channels, **_strides(False, r=r, y=y)}
-    total = _sum((out_h, out_w), partial, _SUM_TILE, written)
-    return Plan(main, total, descriptors, _written(y), _written(partial), config)
+    return _with_sum(Plan(main, None, descriptors, _written(y), None, config), call, partial)
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -374,7 +375,7 @@ def _plan_depthwise(call: Convolution, config: DepthwiseConfig) -> Plan:
         **_strides(constants["DENSE"], x=x),
         **_strides(dense_output, r=y if residual is None else residual, y=y),
         "padding_h": padding_h, "padding_w": padding_w,
-        "bias_channels": 0 if call.bias is None else call.layout.channels, **constants,
+        "bias_channels": call.bias_channels, **constants,
         "STORED": call.stored, "DENSE_OUTPUT": dense_output,
     }  # fmt: skip
     tiles = config.count_tiles((n, out_h, out_w), call.geometry.dilation[0])

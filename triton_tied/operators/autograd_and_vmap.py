@@ -19,13 +19,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from ..autotune.choices import Known, remember, remembered
 from ..kernels.precision import input_precision
 from ..memory_format import is_channels_last, memory_of
 from ..packing import SIGNS
-from ..tracing import is_plain_here
+from ..tracing import is_plain, is_plain_here
 from .definitions import (
     compute_known,
     compute_known_gradient,
@@ -34,7 +35,6 @@ from .definitions import (
     weight_grad,
 )
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _TENSORS: dict[Callable, int] = {conv: 5, weight_grad: 2}  # so many first arguments, or None
 
 
@@ -46,7 +46,7 @@ def apply(operator: Callable, *arguments: Any) -> Tensor:
     if torch._C._are_functorch_transforms_active() or _have_tangents(arguments):
         return _FUNCTIONS[operator].apply(*arguments)
     tensors, options = arguments[: _TENSORS[operator]], arguments[_TENSORS[operator] :]
-    if _somebody_listens() or not all(t is None or _is_plain(t) for t in tensors):
+    if _somebody_listens() or not all(t is None or is_plain(t) for t in tensors):
         return operator(*arguments)
     return (apply_known if operator is conv else _apply_known_gradient)(tensors, options, None)
 
@@ -74,17 +74,6 @@ def _apply_known_gradient(
         return TiedConvWeightGrad.apply(*tensors, options, known)
     arguments: tuple[Any, ...] = (*tensors, *options, known)
     return compute_known_gradient(*arguments)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether its memory holds its numbers, which the dispatcher need not see to."""
-    return type(tensor) in _PLAIN and not _is_many(tensor) and not tensor.is_neg()
-
-
-def _is_many(tensor: Tensor) -> bool:
-    """Whether it stands for the many of ``autograd.grad(is_grads_batched=True)``, which have no
-    memory to be asked about."""
-    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _somebody_listens() -> bool:
@@ -136,7 +125,7 @@ def _adjoint(
 
 def _as_in_memory(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient in the memory format of x, in which the kernels read both."""
-    if torch._C._are_functorch_transforms_active() or _is_many(grad):
+    if torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(grad):
         return grad  # of several images no memory is known
     memory = memory_of(x)
     if memory == "channels_last":
@@ -354,7 +343,7 @@ class TiedConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
         known = None
-        if ctx.known is not None and grad is not None and _is_plain(grad) and is_plain_here():
+        if ctx.known is not None and grad is not None and is_plain(grad) and is_plain_here():
             known = _known_backward(ctx, grad)
         along_x, *others = _conv_backward(ctx, grad, known)[:5]
         if ctx.image_dtype is None:

@@ -14,15 +14,11 @@ from __future__ import annotations
 import marshal
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from ..kernels.precision import input_precision
 from ..packing import PreparedWeight
-from ..tracing import autocast_dtype, is_plain_here
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+from ..tracing import autocast_dtype, is_plain, is_plain_here
 
 
 def key_of(
@@ -45,10 +41,8 @@ def key_of(
             return None
         prepared = (packed.layout, weights.shape, weights.dtype, weights.data_ptr() % 16)
     for tensor in (input, numbers, bias, residual):
-        if tensor is not None and not (
-            type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor) and not tensor.is_neg()
-        ):
-            return None  # another's class, one that stands for many, or holds others' negatives
+        if tensor is not None and not is_plain(tensor):
+            return None
     try:
         autocast = autocast_dtype(input.device.type)
         return (

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..cached_weights import derived_from, is_caching, is_open
 from ..dispatch import why_reference
 from ..packing import Layout, PreparedWeight
+from ..tracing import is_plain
 from .definitions import read_weights
 
 
@@ -32,21 +33,18 @@ def prepare(
 def weights_of(packed: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor | None:
     """What the kernels read in a convolution in ``dtype``; None where the operator makes it. It is
     derived from packed, so that no gradient goes through it; saved, it serves the backward too."""
-    if not _is_plain(packed) or why_reference(packed.device, dtype):
+    if not _has_numbers(packed) or why_reference(packed.device, dtype):
         return None
     return read_weights(packed.detach(), layout, dtype)
 
 
-def _is_plain(packed: Tensor) -> bool:
+def _has_numbers(packed: Tensor) -> bool:
     """Whether there are numbers to read: the compiler, a mode, a transform have none."""
     return not (
-        torch.compiler.is_compiling()
-        or type(packed) not in (Tensor, torch.nn.Parameter)
+        torch.compiler.is_compiling()  # first: it cannot trace the others
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.is_legacy_batchedtensor(packed)
-        or packed.is_neg()
-    )
+    ) and is_plain(packed)
 
 
 def _setting(dtype: torch.dtype) -> tuple:
