@@ -8,18 +8,18 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from ptx_machine import EARLY, LATE
 from ptx_machine.mbarriers import MemoryBarriers
 from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 from executed.cases import Case, inputs_of, run
+from executed.checks import assert_exact_of_small_integers
 from executed.execution import KERNELS, compiled, execute
-from executed.planted import plant
+from executed.planted import fault_of, plant
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import toolchain
 from triton_tied.kernels.configs import ClusteredConfig
-from triton_tied.packing import Layout, expand
+from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.skipif(
     toolchain.why_no_clusters() is not None, reason=str(toolchain.why_no_clusters())
@@ -88,14 +88,7 @@ def test_small_integers_are_exact(compiler, config, symmetry):
         "sm_90", "float16", config, layout, (2, 9, 11), SAME, stored=5, residual=True, alpha=0.5,
         beta=-2.0,
     )  # fmt: skip
-    inputs = inputs_of(case)
-    for tensor in (inputs.x, inputs.packed, inputs.bias, inputs.residual):
-        tensor.copy_(torch.randint(-1, 2, tensor.shape))
-    weight = expand(inputs.packed.double(), case.layout)
-    truth = F.conv2d(inputs.x.double(), weight, inputs.bias.double(), padding=1)
-    truth = case.alpha * truth + case.beta * inputs.residual.double()
-    with emulated(EmulatedGpu(90), *KERNELS):
-        assert torch.equal(run(case, inputs).double(), truth)
+    assert_exact_of_small_integers(case, largest=1)
 
 
 @pytest.mark.parametrize("config", CONFIGS[:4:3] + CONFIGS[5:6], ids=str)
@@ -179,20 +172,6 @@ def planted_case(shared, symmetry="self_adjoint"):
     return Case("sm_90", "bfloat16", config, layout, (1, 9, 8), SAME, stored=5)
 
 
-def fault_of(kernel, case, timing, rewrite=None):
-    """What the machine finds, or "error" where the numbers are wrong, or ""."""
-    inputs = inputs_of(case)
-    gpu = EmulatedGpu(90, timing, rewrite=rewrite)
-    with emulated(gpu, kernel, *KERNELS):
-        try:
-            result = run(case, inputs)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    weight = expand(inputs.packed.double(), case.layout)
-    truth = F.conv2d(inputs.x.double(), weight, inputs.bias.double(), padding=1)
-    return "" if (result - truth).abs().max() < 1 else "error"
-
-
 def to_one_program(text):
     """Of a multicast to both."""
     return re.sub(r"(mov\.b16\s+%rs\d+), 3;", r"\1, 1;", text)
@@ -201,8 +180,7 @@ def to_one_program(text):
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_fault_is_found(compiler, monkeypatch, tmp_path, what):
     edits, message = PLANTED[what]
-    kernel = plant(clustered, edits, tmp_path)
-    monkeypatch.setattr(clustered, "clustered_kernel", kernel)
+    kernel = plant(clustered, edits, tmp_path, monkeypatch)
     case = planted_case(SHARED[int(torch.randint(2, ()))])
     rewrite = None if edits else to_one_program
     found = fault_of(kernel, case, LATE, rewrite) or fault_of(kernel, case, EARLY, rewrite)
@@ -211,7 +189,6 @@ def test_a_planted_fault_is_found(compiler, monkeypatch, tmp_path, what):
 
 @pytest.mark.parametrize("shared", SHARED)
 def test_with_nothing_planted_no_fault_is_found(compiler, monkeypatch, tmp_path, shared):
-    kernel = plant(clustered, {}, tmp_path)
-    monkeypatch.setattr(clustered, "clustered_kernel", kernel)
+    kernel = plant(clustered, {}, tmp_path, monkeypatch)
     for timing, symmetry in itertools.product((EARLY, LATE), SYMMETRIES):
         assert not fault_of(kernel, planted_case(shared, symmetry), timing)

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from ptx_machine import EARLY, LATE
 from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 from executed.cases import Case, inputs_of, run
+from executed.checks import assert_exact_of_small_integers
 from executed.execution import execute
-from executed.planted import plant
+from executed.planted import fault_of, plant
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.kernels import halo
 from triton_tied.kernels.configs import HaloConfig
-from triton_tied.packing import Layout, expand
+from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 SAME = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -127,14 +127,7 @@ def test_small_integers_are_exact(compiler, config, symmetry):
         "sm_90", "float16", config, Layout(config.BLOCK_C, (3, 3), symmetry=symmetry), (2, 17, 19),
         SAME, residual=True, alpha=0.5, beta=-2.0,
     )  # fmt: skip
-    inputs = inputs_of(case)
-    for tensor in (inputs.x, inputs.packed, inputs.bias, inputs.residual):
-        tensor.copy_(torch.randint(-1, 2, tensor.shape))
-    weight = expand(inputs.packed.double(), case.layout)
-    truth = F.conv2d(inputs.x.double(), weight, inputs.bias.double(), padding=1)
-    truth = case.alpha * truth + case.beta * inputs.residual.double()
-    with emulated(EmulatedGpu(90), halo.halo_kernel):
-        assert torch.equal(run(case, inputs).double(), truth)
+    assert_exact_of_small_integers(case, largest=1)
 
 
 # What is planted: edits of the source, the fault that is found, and the number of stages. A program
@@ -224,20 +217,6 @@ PLANTED_STREAMED = {
 }  # fmt: skip
 
 
-def fault_of(kernel, case, timing):
-    """What the machine finds, or "error" where the numbers are wrong, or ""."""
-    inputs = inputs_of(case)
-    gpu = EmulatedGpu(90, timing)
-    with emulated(gpu, kernel):
-        try:
-            result = run(case, inputs)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    weight = expand(inputs.packed.double(), case.layout)
-    truth = F.conv2d(inputs.x.double(), weight, inputs.bias.double(), padding=1)
-    return "" if (result - truth).abs().max() < 0.5 else "error"
-
-
 def planted_case(stages, streamed=0):
     config = HaloConfig((1, 8, 8), 16, stages, 2, FIRST, streamed)
     layout = Layout(16, (3, 3), symmetry=random.choice(SYMMETRIES))
@@ -254,24 +233,19 @@ def faults_of(kernel, case):
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_fault_is_found(compiler, monkeypatch, tmp_path, what):
     edits, message, stages = PLANTED[what]
-    kernel = plant(halo, edits, tmp_path)
-    monkeypatch.setattr(halo, "halo_kernel", kernel)
-    found = faults_of(kernel, planted_case(stages))
+    found = faults_of(plant(halo, edits, tmp_path, monkeypatch), planted_case(stages))
     assert found and any(word in found for word in message.split("|")), found
 
 
 @pytest.mark.parametrize("what", PLANTED_STREAMED)
 def test_a_planted_fault_of_streamed_weights_is_found(compiler, monkeypatch, tmp_path, what):
     edits, message, streamed = PLANTED_STREAMED[what]
-    kernel = plant(halo, edits, tmp_path)
-    monkeypatch.setattr(halo, "halo_kernel", kernel)
-    found = faults_of(kernel, planted_case(4, streamed))
+    found = faults_of(plant(halo, edits, tmp_path, monkeypatch), planted_case(4, streamed))
     assert found and any(word in found for word in message.split("|")), found
 
 
 def test_with_nothing_planted_no_fault_is_found(compiler, monkeypatch, tmp_path):
-    kernel = plant(halo, {}, tmp_path)
-    monkeypatch.setattr(halo, "halo_kernel", kernel)
+    kernel = plant(halo, {}, tmp_path, monkeypatch)
     for case in (planted_case(4), planted_case(6), planted_case(4, streamed=2)):
         assert not faults_of(kernel, case)
 

@@ -5,7 +5,8 @@ import torch
 
 from triton_tied.dispatch import INTERPRETED
 
-from .execution import compiled, execute
+from .checks import assert_found_out_without_waits
+from .execution import compiled
 from .mutants import PROGRAMS, mutants
 from .redundancy import logs_of, verdict_on
 
@@ -15,11 +16,7 @@ DRAWN = 6
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_lacks_all_of_its_waits_of_a_kind_is_found_out(program, compiler):
-    case = PROGRAMS[program]
-    assert not execute(case).faults
-    for mutant in mutants(compiled(case)):
-        if mutant.number is None:
-            assert execute(case, rewrite=mutant, to_first_fault=True).faults, mutant
+    assert_found_out_without_waits(PROGRAMS[program])
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -10,8 +10,8 @@ import torch
 from ptx_machine.triton_gpu import EmulatedGpu, emulated
 
 from executed.cases import Case, expected_of, inputs_of, run
-from executed.execution import KERNELS, TIMINGS, compiled, execute
-from executed.mutants import mutants
+from executed.checks import assert_exact_of_small_integers, assert_found_out_without_waits
+from executed.execution import KERNELS, execute
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
 from triton_tied.kernels.configs import OnePassConfig
@@ -68,15 +68,7 @@ def test_drawn_problems(compiler, number):
 
 @pytest.mark.parametrize("number", range(4))
 def test_small_integers_give_equality(compiler, number):
-    case = draw(widens=True, alpha=1.0)
-    inputs = inputs_of(case)
-    for image in (inputs.x, inputs.grad):
-        image.copy_(torch.randint(-3, 4, image.shape))
-    with emulated(EmulatedGpu(90, random.choice(list(TIMINGS.values()))), *KERNELS):
-        actual = run(case, inputs)
-        again = run(case, inputs)
-    assert torch.equal(actual.double(), expected_of(case, inputs).truth), case
-    assert torch.equal(actual, again)
+    assert_exact_of_small_integers(draw(widens=True, alpha=1.0), largest=3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -113,9 +105,4 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_lacks_all_of_its_waits_of_a_kind_is_found_out(program, compiler):
-    case = PROGRAMS[program]
-    assert not execute(case).faults
-    lacking = [mutant for mutant in mutants(compiled(case)) if mutant.number is None]
-    assert len(lacking) >= 5
-    for mutant in lacking:
-        assert execute(case, rewrite=mutant, to_first_fault=True).faults, mutant
+    assert_found_out_without_waits(PROGRAMS[program], least=5)
