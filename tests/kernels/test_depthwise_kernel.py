@@ -27,7 +27,8 @@ from problems import (
 
 import triton_tied
 from triton_tied.autotune import select
-from triton_tied.kernels.configs import DepthwiseConfig, DepthwiseGradConfig, Reading
+from triton_tied.kernels.base_config import Reading
+from triton_tied.kernels.configs import DepthwiseConfig, DepthwiseGradConfig
 
 SIDES = [1, 2, 4, 8, 16, 32]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..kernels import configs
-from ..kernels.configs import KINDS, Config, Kernel
+from ..kernels.base_config import Kernel
+from ..kernels.configs import KINDS, Config
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 # "float32" is TF32, where the target has it; "float32_ieee" is exact.

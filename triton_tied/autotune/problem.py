@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry
-from ..kernels.configs import Config, Kernel, Need, Reading
+from ..kernels.base_config import Kernel, Need, Reading
+from ..kernels.configs import Config
 from ..kernels.merging import merge
 from ..kernels.precision import InputPrecision, input_precision
 from ..memory_format import Memory, extent, memory_of
@@ -108,7 +109,7 @@ class Problem:
         return self.kernel == "weight_grad"
 
     def needs(self, config: Config) -> frozenset[Need]:
-        """What the problem asks of the compiled code of a config; see :data:`.configs.Need`."""
+        """What the problem asks of the compiled code of a config; see :data:`.base_config.Need`."""
         if config.merged > 1:
             problem, as_read = self.as_read(config)
             return problem.needs(as_read)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..kernels import launch
+from ..kernels.base_config import Kernel
 from ..kernels.calls import Convolution, WeightGradient
-from ..kernels.configs import Config, Kernel
+from ..kernels.configs import Config
 from ..kernels.plans import Plan, copied_to_output, make_plan
 from ..kernels.precision import InputPrecision, input_precision
 from . import first_use, gpus, image_copy, tuning

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..kernels.base_config import Loader, Roles, Shared
 from ..kernels.configs import (
     ClusteredConfig,
     Config,
@@ -15,12 +16,9 @@ from ..kernels.configs import (
     DepthwiseConfig,
     DepthwiseGradConfig,
     HaloConfig,
-    Loader,
     OnePassConfig,
     OnePassTf32Config,
-    Roles,
     RowByRowConfig,
-    Shared,
     WeightGradConfig,
 )
 

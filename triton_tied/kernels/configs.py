@@ -8,37 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 from ..geometry import Geometry
 from ..memory_format import Memory
 from ..packing import Layout
-from .merging import merge, why_unmergeable
+from .base_config import BaseConfig, Loader, Need, Reading, Roles, Shared
 from .precision import InputPrecision
 from .stored_taps import UNPACKED_FROM
 from .toolchain import why_no_clusters, why_no_gluon
-
-Kernel = Literal["conv", "weight_grad"]  # what a launch computes
-# Pixels by masked loads of any memory, or by bulk copies (sm_90 and later) of one memory format.
-Loader = Literal["pointer", "channels_last_descriptor", "planar_descriptor"]
-Roles = Literal["pixels_first", "weights_first"]
-Shared = Literal["pixels", "weights"]  # what both programs of a cluster need
-# What a problem may ask of the compiled code, beyond the plain one: images of channels-last
-# memory, pixels of a multiple of 16 bytes, boxes that end with the output, offsets of 32 bits.
-Need = Literal[
-    "scattered_output",  # convolution: what is written, or a residual, is not channels-last
-    "ragged_boxes",  # weight gradient: boxes reach beyond the output
-    "scattered",  # "pointer": any other memory, or another number of channels
-    "wide",  # offsets of 64 bits
-]
 
 _READS: dict[str, Memory] = {
     "channels_last_descriptor": "channels_last",
     "planar_descriptor": "contiguous",
 }
-_MAX_REGISTERS = 255  # of a thread, on NVIDIA's GPUs
-_FEWER_REGISTERS = 128
-_ALL_REGISTERS = 65536  # of the threads of a program there
+_FEWER_REGISTERS = 128  # of a thread, half of what it may have
 _MOST_MATRIX_ROWS = 256  # that Triton lays one after another, as bulk copies of matrices can
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
 _HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
@@ -47,122 +31,18 @@ _MOST_RESULT_BYTES = 16384
 _BARRIER_BYTES = 1024
 
 
-class Reading(NamedTuple):
-    """What a launch reads and writes, as far as a config may refuse it.
-
-    Args:
-        memory: of all images that are read.
-        innermost: elements of a pixel in "channels_last" memory, of a row in "contiguous".
-        itemsize: bytes of an element.
-        aligned: each image, and the weight, starts at a multiple of 16 bytes.
-        precision: of products of float32.
-        output: memory of what a convolution writes, and of its residual.
-        columns: the greatest common divisor of those of the input and of the output.
-    """
-
-    layout: Layout
-    geometry: Geometry
-    memory: Memory
-    innermost: int
-    itemsize: int
-    aligned: bool
-    precision: InputPrecision
-    output: Memory
-    columns: int
-
-
-class _Kind:
-    """What all kinds have.
-
-    Attributes:
-        kind: its name, and that of the file of its jit kernel.
-        kernel: what it computes.
-        box: images, rows and columns of a tile of pixels; powers of two.
-        splits: so many programs share a sum; 1 in the committed list, since it compiles nothing
-            anew.
-        merged: so many columns of pixels are read as the channels of one, see :mod:`.merging`; 1 in
-            the committed list, since to the compiler that is another layer.
-    """
-
-    kind: ClassVar[str]
-    kernel: ClassVar[Kernel]
-    box: tuple[int, int, int]
-    num_warps: int
-    num_stages: int
-    loader: Loader
-    splits: int
-    merged: int
-    _own_needs: ClassVar[frozenset[Need]] = frozenset()
-
-    @property
-    def BLOCK_M(self) -> int:
-        return math.prod(self.box)
-
-    @property
-    def tile_channels(self) -> int:
-        """Of a tile; where its sides differ, of the shorter."""
-        names = ("BLOCK_C", "BLOCK_N", "BLOCK_K")
-        return min(self.constants[name] for name in names if name in self.constants)
-
-    def count_boxes(self, sizes: tuple[int, ...]) -> int:
-        """How many boxes cover so many images, rows and columns."""
-        pairs = zip(sizes, self.box, strict=True)
-        return math.prod(math.ceil(size / side) for size, side in pairs)
-
-    def neighbours(self, layout: Layout) -> int:
-        """Channels that a program may read side by side where images are channels-last."""
-        return layout.group_channels
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What a problem can ask of its code."""
-        by_pointer: set[Need] = {"scattered"} if self.loader == "pointer" else set()
-        return frozenset({"wide", *by_pointer, *self._own_needs})
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Of the arguments that its kernel is compiled for, those that it chooses."""
-        raise NotImplementedError
-
-    def compile_options(self, on_nvidia: bool) -> dict[str, int]:
-        """How Triton compiles it. Told that it may use all registers, NVIDIA's assembler spills
-        none where of its own accord it would keep to fewer."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        most = min(_MAX_REGISTERS, _ALL_REGISTERS // (32 * self.num_warps))
-        return {**options, "maxnreg": most} if on_nvidia else options
-
-    def why_unreadable(self, reading: Reading) -> str | None:
-        """What it asks of what is read and does not get, or None."""
-        if self.merged == 1:
-            return self._why_unreadable(reading)
-        if not reading.memory == reading.output == "channels_last":
-            return "columns are merged in channels-last memory"
-        layout, geometry = reading.layout, reading.geometry
-        reason = why_unmergeable(layout, geometry, reading.columns, self.merged)
-        if reason:
-            return reason
-        layout, geometry = merge(layout, geometry, self.merged)
-        innermost = self.merged * reading.innermost
-        as_read = reading._replace(layout=layout, geometry=geometry, innermost=innermost)
-        return self._why_unreadable(as_read)
-
-    def _why_unreadable(self, reading: Reading) -> str | None:
-        """The same of what the kernel itself is given."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True)
-class ConvConfig(_Kind):
+class ConvConfig(BaseConfig):
     """Tiles of the convolution.
 
     Args:
         box: images, rows and columns of a tile of pixels; powers of two.
         BLOCK_N, BLOCK_K: out- and in-channels of a tile, powers of two, at least 16.
         num_warps, num_stages: as Triton has them.
-        loader: how pixels are read, see :data:`Loader`.
+        loader: how pixels are read, see :data:`.base_config.Loader`.
         roles: the first operand of the matrix product: "pixels_first" or "weights_first".
         splits: so many programs share the sum of one tile of the output.
-        merged: see :class:`_Kind`.
+        merged: see :class:`.BaseConfig`.
     """
 
     kind = "conv"
@@ -188,7 +68,7 @@ class ConvConfig(_Kind):
 
 
 @dataclass(frozen=True)
-class WeightGradConfig(_Kind):
+class WeightGradConfig(BaseConfig):
     """Tiles of the packed weight gradient: as :class:`ConvConfig`, where ``box`` is what one step
     of the sum reads, and ``splits`` programs share the pixels of one tile of the gradient."""
 
@@ -214,7 +94,7 @@ class WeightGradConfig(_Kind):
 
 
 @dataclass(frozen=True)
-class HaloConfig(_Kind):
+class HaloConfig(BaseConfig):
     """Tiles of the convolution of few channels on sm_90.
 
     Args:
@@ -228,7 +108,7 @@ class HaloConfig(_Kind):
         streamed: of a column of taps so many matrices are copied at once, for a box of each
             consumer, into two stages of their own; 0: the whole weight stays in shared memory.
         splits: 1: a sum is not shared.
-        merged: see :class:`_Kind`.
+        merged: see :class:`.BaseConfig`.
     """
 
     kind = "halo"
@@ -286,10 +166,9 @@ class HaloConfig(_Kind):
             return "a kernel of one tap reads each pixel once anyway"
         if channels > self.BLOCK_C:
             return f"a tile of {self.BLOCK_C} channels does not hold the {channels} of a group"
-        if reading.itemsize == 4 and reading.precision == "ieee":
-            return "its products of float32 are TF32"
-        if reading.output != "channels_last":
-            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        reason = _why_no_hopper_products(reading)
+        if reason:
+            return reason
         found = self.shared_bytes(layout, reading.geometry, reading.itemsize)
         if found > _HOPPER_SHARED_BYTES:
             return f"{found} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
@@ -297,7 +176,7 @@ class HaloConfig(_Kind):
 
 
 @dataclass(frozen=True)
-class ClusteredConfig(_Kind):
+class ClusteredConfig(BaseConfig):
     """Tiles of the convolution of many channels on sm_90, each of two programs.
 
     Args:
@@ -362,16 +241,15 @@ class ClusteredConfig(_Kind):
         channels = reading.layout.group_channels
         if channels < UNPACKED_FROM:
             return f"of {channels} channels a group the centre is not unpacked"
-        if reading.itemsize == 4 and reading.precision == "ieee":
-            return "its products of float32 are TF32"
-        if reading.output != "channels_last":
-            return f"it writes channels-last memory, and its output or residual is {reading.output}"
+        reason = _why_no_hopper_products(reading)
+        if reason:
+            return reason
         blocks = self.BLOCK_N, swizzled_channels(reading.itemsize)
         return _why_unloadable(self, reading, *blocks) or why_no_clusters()
 
 
 @dataclass(frozen=True)
-class OnePassConfig(_Kind):
+class OnePassConfig(BaseConfig):
     """Tiles of the packed weight gradient by blocks of taps: see :mod:`.one_pass`.
 
     Args:
@@ -383,7 +261,7 @@ class OnePassConfig(_Kind):
         num_warps: 4 or 8.
         num_stages: boxes in shared memory.
         splits: so many programs share the pixels of one block of taps.
-        merged: see :class:`_Kind`.
+        merged: see :class:`.BaseConfig`.
     """
 
     kind = "one_pass"
@@ -512,7 +390,7 @@ class RowByRowConfig(OnePassTf32Config):
         return rows * self.BLOCK_M // self.box[1] * self.BLOCK_C * 4 + _BARRIER_BYTES
 
 
-class _Depthwise(_Kind):
+class _Depthwise(BaseConfig):
     """What both kinds for groups of few channels have: tiles of columns and channels, and programs
     that go down their rows. The columns of all images are counted side by side."""
 
@@ -725,6 +603,15 @@ def _tile(config: ConvConfig | WeightGradConfig) -> dict[str, Any]:
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
     }
+
+
+def _why_no_hopper_products(reading: Reading) -> str | None:
+    """What the convolutions for sm_90 alone ask of dtype and output and do not get, or None."""
+    if reading.itemsize == 4 and reading.precision == "ieee":
+        return "its products of float32 are TF32"
+    if reading.output != "channels_last":
+        return f"it writes channels-last memory, and its output or residual is {reading.output}"
+    return None
 
 
 def _why_unloadable(config: Config, reading: Reading, *blocks: int) -> str | None:

@@ -16,6 +16,7 @@ from ..geometry import Geometry
 from ..memory_format import extent, memory_of
 from ..packing import Layout
 from . import configs
+from .base_config import Reading
 from .calls import Convolution, WeightGradient, images_of
 from .configs import (
     ClusteredConfig,
@@ -26,7 +27,6 @@ from .configs import (
     HaloConfig,
     OnePassConfig,
     OnePassTf32Config,
-    Reading,
     RowByRowConfig,
     WeightGradConfig,
     swizzled_channels,

@@ -29,7 +29,7 @@ from ..packing import Layout, check_symmetry, expand
 
 if TYPE_CHECKING:
     from ..autotune.choices import Known
-    from ..kernels.configs import Kernel
+    from ..kernels.base_config import Kernel
 
 
 def compute_conv(
