@@ -152,14 +152,9 @@ def _ratio(rows: list[Row]) -> Errors:
 
 
 def check_case(case: Case, dtype: torch.dtype, device: torch.device, tf32: bool = False) -> Row:
+    """One problem on fresh random data; ``tf32``: with products in TF32, on a GPU."""
     dims, channels = len(case.kernel_size), case.shape[1]
-    shape = (channels, channels // case.groups, *case.kernel_size)
-    free = torch.randn(shape, dtype=torch.float64, device=device)
-    weight = ((free + _mirror(free, case)) / 2).to(dtype)
-    input = torch.randn(case.shape, device=device).to(dtype)
-    if case.channels_last:
-        input = input.contiguous(memory_format=memory_format.CHANNELS_LAST[dims])
-    bias = torch.randn(channels, device=device).to(dtype)
+    input, weight, bias = _draw(case, dtype, device)
     convolve = CONVOLUTIONS[dims]
 
     def dense(x: Tensor, w: Tensor, bias: Tensor = bias) -> Tensor:
@@ -187,7 +182,7 @@ def check_case(case: Case, dtype: torch.dtype, device: torch.device, tf32: bool 
     unsigned = replace(case, symmetry="self_adjoint")
     wanted.append(_tied_gradient(free_gradient, case))
     scales.append(_tied_gradient(free_scale, unsigned))
-    products, pixels = math.prod(shape[1:]), grad.numel() // channels
+    products, pixels = weight[0].numel(), grad.numel() // channels
     terms = products + 1, products, 2 * pixels
     folded = _tied_gradient(free_gradient.abs(), unsigned)
     rounded: list[Tensor | float] = [0.0, 0.0, folded]  # a dense gradient, before it is folded
@@ -207,6 +202,18 @@ def check_case(case: Case, dtype: torch.dtype, device: torch.device, tf32: bool 
         Errors(*map(_mean_square, baseline, wanted, scales)),
         torch.equal(unpack(packed), weight),
     )
+
+
+def _draw(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """An image, a tied dense weight and a bias."""
+    dims, channels = len(case.kernel_size), case.shape[1]
+    shape = (channels, channels // case.groups, *case.kernel_size)
+    free = torch.randn(shape, dtype=torch.float64, device=device)
+    weight = ((free + _mirror(free, case)) / 2).to(dtype)
+    input = torch.randn(case.shape, device=device).to(dtype)
+    if case.channels_last:
+        input = input.contiguous(memory_format=memory_format.CHANNELS_LAST[dims])
+    return input, weight, torch.randn(channels, device=device).to(dtype)
 
 
 @contextlib.contextmanager

@@ -233,39 +233,44 @@ def scaling(result: Result) -> Figure | None:
     figure, panels = plt.subplots(
         2, len(found), figsize=(2 + 4.2 * len(found), 8.5), squeeze=False, layout="constrained"
     )
-    for (axis, rows), time, memory in zip(found.items(), *panels, strict=True):
-        peers = list(dict.fromkeys(row.peer for row in rows))
-        for peer in sorted(peers, key=list(COLOURS).index):
-            mine = [row for row in rows if row.peer == peer]
-            sizes = [size_of(row, axis) for row in mine]
-            style: dict[str, Any] = {
-                "color": COLOURS[peer], "label": LABELS[peer], "marker": "o",
-                "linewidth": 3 if peer == "tied" else 1.8,
-            }  # fmt: skip
-            time.plot(sizes, [row.median_ms for row in mine], **style)
-            memory.plot(sizes, [(row.extra_bytes or 0) / 1e6 for row in mine], **style)
-        tied = [row for row in rows if row.peer == "tied"]
-        times = [row.median_ms for row in tied]
-        sizes = [size_of(row, axis) for row in tied]
-        dashes: dict[str, Any] = {"linestyle": "--", "color": "black", "linewidth": 1.2}
-        grown = [times[-1] * row.flops / tied[-1].flops for row in tied]
-        time.plot(sizes, grown, label="growth of the FLOPs", **dashes)
-        least = [least_extra_bytes(row) / 1e6 for row in tied]
-        memory.plot(sizes, least, label="output and gradients alone", **dashes)
-        for axes in (time, memory):
-            axes.set(xscale="log", yscale="log")
-            _plain_numbers(axes.yaxis)
-            axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.grid(True, alpha=0.25)
-        time.set_title(f"{axis} (else {_others(tied, axis)})", fontsize=11)
-        memory.set_xlabel(axis)
+    for (axis, rows), above, below in zip(found.items(), *panels, strict=True):
+        _scaling_of(axis, rows, above, below)
     panels[0][0].set_ylabel("milliseconds")
     panels[1][0].set_ylabel("extra memory, MB")
     for line in panels:
         line[0].legend(fontsize=10)
     figure.suptitle(f"Forward and backward as one size grows: {machine_name(result)}")
     return figure
+
+
+def _scaling_of(axis: str, rows: list[Measurement], above: Axes, below: Axes) -> None:
+    """Of one size: the time above, the memory below."""
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    for peer in sorted(peers, key=list(COLOURS).index):
+        mine = [row for row in rows if row.peer == peer]
+        sizes = [size_of(row, axis) for row in mine]
+        style: dict[str, Any] = {
+            "color": COLOURS[peer], "label": LABELS[peer], "marker": "o",
+            "linewidth": 3 if peer == "tied" else 1.8,
+        }  # fmt: skip
+        above.plot(sizes, [row.median_ms for row in mine], **style)
+        below.plot(sizes, [(row.extra_bytes or 0) / 1e6 for row in mine], **style)
+    tied = [row for row in rows if row.peer == "tied"]
+    times = [row.median_ms for row in tied]
+    sizes = [size_of(row, axis) for row in tied]
+    dashes: dict[str, Any] = {"linestyle": "--", "color": "black", "linewidth": 1.2}
+    grown = [times[-1] * row.flops / tied[-1].flops for row in tied]
+    above.plot(sizes, grown, label="growth of the FLOPs", **dashes)
+    least = [least_extra_bytes(row) / 1e6 for row in tied]
+    below.plot(sizes, least, label="output and gradients alone", **dashes)
+    for axes in (above, below):
+        axes.set(xscale="log", yscale="log")
+        _plain_numbers(axes.yaxis)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(True, alpha=0.25)
+    above.set_title(f"{axis} (else {_others(tied, axis)})", fontsize=11)
+    below.set_xlabel(axis)
 
 
 def least_extra_bytes(row: Measurement) -> int:
