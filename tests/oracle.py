@@ -34,6 +34,7 @@ or off; oneDNN's, as PyTorch calls it, does not.
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -267,6 +268,13 @@ def mean_square(actual, expected):
     seen = expected.scale > 0
     error = (actual.double() - expected.truth)[seen] / expected.scale[seen]
     return error.square().mean().item() if error.numel() else 0.0
+
+
+def matrix_of(function, *shape):
+    """The float64 matrix of a linear function of images of this shape, column by column."""
+    size = math.prod(shape)
+    identity = torch.eye(size, dtype=torch.float64)
+    return function(identity.view(size, *shape)).flatten(1).T.detach()
 
 
 def relative_error(actual, truth):

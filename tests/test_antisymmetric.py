@@ -20,14 +20,9 @@ def identity(x):
     return x
 
 
-def matrix_of(function, *shape):
-    size = math.prod(shape)
-    return function(torch.eye(size, dtype=DTYPE).view(size, *shape)).flatten(1).T.detach()
-
-
 def norm_of(layer, channels, *sides):
     """Of A, from its matrix."""
-    A = matrix_of(lambda x: layer.conv(x) - layer.conv(0 * x), channels, *sides)
+    A = oracle.matrix_of(lambda x: layer.conv(x) - layer.conv(0 * x), channels, *sides)
     return torch.linalg.matrix_norm(A, 2).item()
 
 

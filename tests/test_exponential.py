@@ -16,13 +16,6 @@ SKEW = "skew_adjoint"
 SYMMETRIES = ["self_adjoint", "skew_adjoint"]
 
 
-def matrix_of(function, *shape):
-    """The matrix of a linear function of images of this shape."""
-    size = math.prod(shape)
-    identity = torch.eye(size, dtype=torch.float64)
-    return function(identity.view(size, *shape)).flatten(1).T
-
-
 def drawn_packed(layout, norm=1.0):
     """Of about this spectral norm."""
     channels, kernel_size, groups, symmetry = layout
@@ -77,7 +70,7 @@ def test_it_is_the_exponential_up_to_the_bound(problem):
     layout, options, sides, terms, norm = problem
     channels, kernel_size, groups, symmetry = layout
     packed = drawn_packed(layout, norm)
-    A = matrix_of(dense_map(packed, layout, **options), channels, *sides)
+    A = oracle.matrix_of(dense_map(packed, layout, **options), channels, *sides)
     x = torch.randn(2, channels, *sides, dtype=torch.float64)
     call = {"kernel_size": kernel_size, "groups": groups, "symmetry": symmetry, **options}
     found = tt.tied_exp(x, packed, terms=terms, **call).flatten(1)
@@ -140,7 +133,9 @@ def test_transforms_of_functions(recompute):
     options = {"kernel_size": 3, "symmetry": SKEW, "terms": 5, "recompute": recompute}
     x = torch.randn(2, 3, 3, dtype=torch.float64)
     J = torch.func.jacrev(lambda x: tt.tied_exp(x, packed, **options))(x).view(18, 18)
-    expected = matrix_of(lambda x: series(dense_map(packed, (2, (3, 3), 1, SKEW)), x, 5), 2, 3, 3)
+    expected = oracle.matrix_of(
+        lambda x: series(dense_map(packed, (2, (3, 3), 1, SKEW)), x, 5), 2, 3, 3
+    )
     torch.testing.assert_close(J, expected)
 
 
@@ -252,7 +247,7 @@ def test_terms_of_none_reach_the_tolerance(symmetry, norm):
     layout = 3, (3, 3), 1, symmetry
     packed = drawn_packed(layout, norm)
     x = torch.randn(1, 3, 5, 5, dtype=torch.float64)
-    A = matrix_of(dense_map(packed, layout), 3, 5, 5)
+    A = oracle.matrix_of(dense_map(packed, layout), 3, 5, 5)
     exact = (exponential(A, symmetry) @ x.flatten()).view(x.shape)
     options = {"kernel_size": 3, "symmetry": symmetry}
     for tolerance in (1e-3, 1e-8, None):

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,11 +71,6 @@ def sizes_of(layer):
     return channels, layer.kernel_size, layer.groups, SKEW
 
 
-def matrix_of(function, *shape):
-    size = math.prod(shape)
-    return function(torch.eye(size, dtype=DTYPE).view(size, *shape)).flatten(1).T.detach()
-
-
 @st.composite
 def layers(draw):
     stride, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
@@ -134,7 +130,7 @@ def test_the_jacobian_is_orthogonal_up_to_the_bound(terms, stride, groups, paddi
     options = {"stride": stride, "groups": groups, "padding_mode": padding_mode, **OPTIONS}
     layer = tt.SkewOrthogonalConv2d(2, 2 * stride**2, eval_terms=terms, bias=False, **options)
     layer.eval()
-    J = matrix_of(layer, 2, 4 * stride, 3 * stride)
+    J = oracle.matrix_of(layer, 2, 4 * stride, 3 * stride)
     error = layer.lipschitz_bound() - 1
     values = torch.linalg.svdvals(J)
     assert values.max() <= 1 + error + 1e-12 and values.min() >= 1 - error - 1e-12
@@ -152,7 +148,7 @@ def test_with_channels_of_zeros_the_norm_is_kept_and_with_fewer_it_cannot_grow(
     channels, out_channels
 ):
     layer = tt.SkewOrthogonalConv2d(channels, out_channels, **OPTIONS).eval()
-    J = matrix_of(lambda x: layer(x) - layer.bias[:, None, None], channels, 4, 4)
+    J = oracle.matrix_of(lambda x: layer(x) - layer.bias[:, None, None], channels, 4, 4)
     J = J if channels < out_channels else J.T  # orthonormal columns, or rows
     assert (J.T @ J - torch.eye(J.shape[1], dtype=DTYPE)).abs().max() < 1e-4
 
@@ -170,7 +166,7 @@ def test_the_lipschitz_bound_does_not_rest_on_the_power_method(training):
     bound = layer.lipschitz_bound()
     frozen = copy.deepcopy(layer)
     frozen.normalized = lambda iterations: tt.pack(weight, symmetry=SKEW)  # no step in between
-    J = matrix_of(frozen, 3, 5, 5)
+    J = oracle.matrix_of(frozen, 3, 5, 5)
     assert torch.linalg.matrix_norm(J, 2) <= bound
 
 
@@ -188,7 +184,7 @@ def test_training_keeps_the_layer_orthogonal():
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
     layer.eval()
-    J = matrix_of(layer, 4, 4, 4)
+    J = oracle.matrix_of(layer, 4, 4, 4)
     assert (J.T @ J - torch.eye(64, dtype=DTYPE)).abs().max() < 1e-3
     for iterations, most in ((0, 2), (200, 1.02)):  # one step in each forward follows the weight
         weight = tt.unpack(layer.normalized(iterations), *sizes_of(layer)).detach()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -60,7 +61,9 @@ def test_compiling_stops_when_its_time_is_over(monkeypatch):
     monkeypatch.setattr(compile_ahead, "_WORKER", "import time; time.sleep(600)")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(tuning.gpus, "of_device", lambda device: GPU)
+    start = time.monotonic()
     tuning.compile_candidates([PROBLEM], torch.device("cuda"), 0.2, again=True)
+    assert time.monotonic() - start < 300
 
 
 def test_no_process_is_left_and_none_is_started_for_nothing(monkeypatch):

@@ -30,4 +30,4 @@ def test_of_a_program_that_lacks_one_it_is_known_why(program, compiler):
     verdicts = {str(mutant): verdict_on(mutant, case, logs) for mutant in drawn}
     print(verdicts)
     known = sum(verdict != "unknown" for verdict in verdicts.values())
-    assert known >= 0.82 * DRAWN
+    assert known >= DRAWN - 1

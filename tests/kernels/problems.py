@@ -204,6 +204,12 @@ def differentiate(x, packed, grad, problem):
     return torch.autograd.grad(convolve(*leaves, problem), leaves, grad)
 
 
+def packed_truth(x, grad, problem):
+    """The packed gradient in float64."""
+    packed = torch.zeros(problem.layout.size, dtype=torch.float64, device=x.device)
+    return differentiate(x.double(), packed, grad.double(), problem)[1]
+
+
 def launch_conv(
     x, packed, problem, config, *,
     bias=None, residual=None, alpha=1.0, beta=1.0, stored="packed", last=True,

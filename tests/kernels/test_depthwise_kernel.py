@@ -21,6 +21,7 @@ from problems import (
     make_problem,
     memories,
     normal,
+    packed_truth,
     place,
     problems,
 )
@@ -104,11 +105,6 @@ def test_integers_give_the_gradient_to_the_last_bit(device, case, written_as, ha
         truth = torch.cat([truth, grad.double().sum((0, 2, 3))])
     assert actual.dtype == written_as
     assert torch.equal(actual, (alpha * truth).to(written_as))
-
-
-def packed_truth(x, grad, problem):
-    packed = torch.zeros(problem.layout.size, dtype=torch.float64, device=x.device)
-    return differentiate(x.double(), packed, grad.double(), problem)[1]
 
 
 @settings(max_examples=6)

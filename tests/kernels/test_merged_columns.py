@@ -13,12 +13,12 @@ from problems import (
     SAME,
     SYMMETRIES,
     convolve,
-    differentiate,
     integers,
     launch_conv,
     launch_weight_grad,
     make_problem,
     normal,
+    packed_truth,
     place,
 )
 
@@ -46,11 +46,6 @@ def mergeable(draw):
     symmetry = draw(st.sampled_from(SYMMETRIES))
     problem = make_problem(shape, kernel, padding, dilation=dilation, symmetry=symmetry)
     return problem, merged
-
-
-def packed_truth(x, grad, problem):
-    packed = torch.zeros(problem.layout.size, dtype=torch.float64, device=x.device)
-    return differentiate(x.double(), packed, grad.double(), problem)[1]
 
 
 @settings(max_examples=12)

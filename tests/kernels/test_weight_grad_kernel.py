@@ -14,12 +14,12 @@ from problems import (
     SAME,
     SYMMETRIES,
     configs,
-    differentiate,
     integers,
     launch_weight_grad,
     make_problem,
     memories,
     normal,
+    packed_truth,
     pad,
     place,
     problems,
@@ -30,11 +30,6 @@ from triton_tied.kernels.configs import WeightGradConfig
 
 def make_config(loader, box=(1, 8, 8), block=16, splits=1, **options):
     return WeightGradConfig(box, block, block, splits, loader=loader, **options)
-
-
-def packed_truth(x, grad, problem):
-    packed = torch.zeros(problem.layout.size, dtype=torch.float64, device=x.device)
-    return differentiate(x.double(), packed, grad.double(), problem)[1]
 
 
 @st.composite
