@@ -176,14 +176,20 @@ class _Work(NamedTuple):
     step_flops: int
     shared_bytes: float
     read_bytes: float
-    gathers: int
-    scratch_bytes: int
-    launches: int
+    gathers: int = 0
+    scratch_bytes: int = 0
+    launches: int = 1
     by_threads: bool = False
     ahead: int = 0
     stays: bool = False
     held_bytes: int = 0
     sent_bytes: float = 0.0
+
+    def with_splits(self, splits: int, numbers: int) -> _Work:
+        """And what several splits write, in float32, for another launch to add."""
+        if splits == 1:
+            return self
+        return self._replace(scratch_bytes=4 * numbers * splits, launches=2)
 
 
 def _work(problem: Problem, config: Config) -> _Work:
@@ -205,17 +211,14 @@ def _conv_work(problem: Problem, config: ConvConfig) -> _Work:
     gathers = k_blocks if layout.taps % 2 and stored == layout.pairs else 0
     steps = math.ceil(layout.taps * k_blocks / config.splits)
     first, second = (m, n) if config.roles == "pixels_first" else (n, m)
-    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
     return _Work(
-        boxes * n_blocks * layout.groups * config.splits,
-        steps,
-        2 * m * n * k,
-        _through_shared(first, second, k, config) * problem.itemsize,
-        steps * (live * m + n) * k * problem.itemsize,
-        gathers,
-        scratch if config.splits > 1 else 0,
-        1 if config.splits == 1 else 2,
-    )
+        programs=boxes * n_blocks * layout.groups * config.splits,
+        steps=steps,
+        step_flops=2 * m * n * k,
+        shared_bytes=_through_shared(first, second, k, config) * problem.itemsize,
+        read_bytes=steps * (live * m + n) * k * problem.itemsize,
+        gathers=gathers,
+    ).with_splits(config.splits, layout.channels * math.prod(problem.output))
 
 
 def _conv_splits(problem: Problem, config: ConvConfig) -> int:
@@ -235,16 +238,14 @@ def _weight_grad_work(problem: Problem, config: WeightGradConfig) -> _Work:
     is_one_tile = n_blocks == 1 and n == k
     steps = math.ceil(boxes / config.splits)
     read = live * steps * m * (3 * n if is_one_tile else 2 * (n + k))
+    products = 2 if is_one_tile else 1  # of a step
     return _Work(
-        (layout.taps + 1) // 2 * n_blocks * k_blocks * layout.groups * config.splits,
-        steps if is_one_tile else 2 * steps,
-        2 * m * n * k * (2 if is_one_tile else 1),
-        _through_shared(n, k, m, config) * (2 if is_one_tile else 1) * problem.itemsize,
-        read * problem.itemsize,
-        0,
-        4 * layout.size * config.splits if config.splits > 1 else 0,
-        1 if config.splits == 1 else 2,
-    )
+        programs=(layout.taps + 1) // 2 * n_blocks * k_blocks * layout.groups * config.splits,
+        steps=steps if is_one_tile else 2 * steps,
+        step_flops=2 * m * n * k * products,
+        shared_bytes=_through_shared(n, k, m, config) * products * problem.itemsize,
+        read_bytes=read * problem.itemsize,
+    ).with_splits(config.splits, layout.size)
 
 
 def _weight_grad_splits(problem: Problem, config: WeightGradConfig) -> int:
@@ -286,14 +287,13 @@ def _work_in_one_pass(
     below = (rows - 1) * problem.geometry.dilation[0] / config.box[1]
     copied = (taps + 1 + below) * m * config.BLOCK_C
     return _Work(
-        config.tiles_of(layout) * config.splits,
-        steps,
-        step_flops,
-        (copied + read) * problem.itemsize,
-        steps * live * copied * problem.itemsize,
-        0,
-        2 * 4 * layout.size * config.splits,
-        2,
+        programs=config.tiles_of(layout) * config.splits,
+        steps=steps,
+        step_flops=step_flops,
+        shared_bytes=(copied + read) * problem.itemsize,
+        read_bytes=steps * live * copied * problem.itemsize,
+        scratch_bytes=2 * 4 * layout.size * config.splits,
+        launches=2,
     )
 
 
@@ -326,14 +326,11 @@ def _depthwise_work(problem: Problem, config: DepthwiseConfig) -> _Work:
     # Of each number that is read: its products; its conversion, address and mask; the end of a sum.
     instructions = layout.taps * layout.group_channels + 4 * kernel_w + 6
     return _Work(
-        _count_tiles(problem, config) * math.ceil(layout.channels / config.BLOCK_C),
-        steps,
-        2 * instructions * config.box[2] * config.BLOCK_C,
-        0,
-        steps * _row_bytes(problem, config),
-        0,
-        0,
-        1,
+        programs=_count_tiles(problem, config) * math.ceil(layout.channels / config.BLOCK_C),
+        steps=steps,
+        step_flops=2 * instructions * config.box[2] * config.BLOCK_C,
+        shared_bytes=0,
+        read_bytes=steps * _row_bytes(problem, config),
         by_threads=True,
         ahead=2,
     )
@@ -344,19 +341,17 @@ def _depthwise_grad_work(problem: Problem, config: DepthwiseGradConfig) -> _Work
     tiles = math.ceil(_count_tiles(problem, config) / config.splits)
     kept = layout.kernel_size[0] - 1  # rows that are read before the first step
     row_bytes = _row_bytes(problem, config)
+    # Of each number its products; for each of them it is converted and moved on.
+    instructions = (2 + layout.group_channels) * layout.taps + 10
     return _Work(
-        math.ceil(layout.channels / config.BLOCK_C) * config.splits,
-        tiles * (rows + 1),
-        # of each number its products; for each of them it is converted and moved on
-        2 * ((2 + layout.group_channels) * layout.taps + 10) * config.box[2] * config.BLOCK_C,
-        0,
-        tiles * (2 * rows + kept) * row_bytes,
-        0,
-        4 * layout.size * config.splits if config.splits > 1 else 0,
-        1 if config.splits == 1 else 2,
+        programs=math.ceil(layout.channels / config.BLOCK_C) * config.splits,
+        steps=tiles * (rows + 1),
+        step_flops=2 * instructions * config.box[2] * config.BLOCK_C,
+        shared_bytes=0,
+        read_bytes=tiles * (2 * rows + kept) * row_bytes,
         by_threads=True,
         ahead=1,
-    )
+    ).with_splits(config.splits, layout.size)
 
 
 def _depthwise_grad_splits(problem: Problem, config: DepthwiseGradConfig) -> int:
@@ -392,15 +387,14 @@ def _halo_work(problem: Problem, config: HaloConfig) -> _Work:
     streamed = kernel_h if config.streamed else 0  # matrices
     at_once = config.boxes_at_once
     read = kernel_w * (at_once * live_share(problem, config) * pixels + streamed * channels)
+    through_shared = at_once * (pixels * c + kernel_h * reads * depth) + streamed * c * c
     return _Work(
-        math.ceil(config.count_boxes(problem.output) / at_once) * layout.groups,
-        kernel_w,
-        at_once * 2 * m * c * depth * kernel_h,
-        (at_once * (pixels * c + kernel_h * reads * depth) + streamed * c * c) * problem.itemsize,
-        read * channels * problem.itemsize,
-        0 if is_tf32 else layout.taps % 2,
-        0,
-        1,
+        programs=math.ceil(config.count_boxes(problem.output) / at_once) * layout.groups,
+        steps=kernel_w,
+        step_flops=at_once * 2 * m * c * depth * kernel_h,
+        shared_bytes=through_shared * problem.itemsize,
+        read_bytes=read * channels * problem.itemsize,
+        gathers=0 if is_tf32 else layout.taps % 2,
         stays=True,
         held_bytes=0 if config.streamed else held * channels**2 * problem.itemsize,
     )
@@ -413,18 +407,15 @@ def _clustered_work(problem: Problem, config: ClusteredConfig) -> _Work:
     steps = math.ceil(layout.taps * k_blocks / config.splits)
     pixels = live_share(problem, config) * m
     sent = (pixels if config.shared == "pixels" else n) / 2
-    scratch = 4 * layout.channels * math.prod(problem.output) * config.splits
+    boxes = config.count_boxes(problem.output)
     return _Work(
-        2 * config.count_boxes(problem.output) * n_blocks * layout.groups * config.splits,
-        steps,
-        2 * m * n * k,
-        _through_shared(n, m, k, config) * problem.itemsize,
-        steps * (pixels + n - sent) * k * problem.itemsize,
-        0,
-        scratch if config.splits > 1 else 0,
-        1 if config.splits == 1 else 2,
+        programs=2 * boxes * n_blocks * layout.groups * config.splits,
+        steps=steps,
+        step_flops=2 * m * n * k,
+        shared_bytes=_through_shared(n, m, k, config) * problem.itemsize,
+        read_bytes=steps * (pixels + n - sent) * k * problem.itemsize,
         sent_bytes=steps * sent * k * problem.itemsize,
-    )
+    ).with_splits(config.splits, layout.channels * math.prod(problem.output))
 
 
 def _clustered_splits(problem: Problem, config: ClusteredConfig) -> int:

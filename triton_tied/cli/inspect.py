@@ -23,24 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """The exit status: 1 on a fault."""
-    return _report(given.target, given.json)
-
-
-def _report(target: str, as_json: bool) -> int:
     from ..inspection import report  # needs Triton
 
     rows, faults = [], 0
-    if not as_json:
+    if not given.json:
         print(_HEAD)
-    for row, found in report.rows(target):
+    for row, found in report.rows(given.target):
         rows.append(row._asdict())
         faults += bool(found)
-        if as_json:
+        if given.json:
             _say(f"{len(rows)} compiled")
         else:
             print(_line(row, found), flush=True)
     _say("")
-    if as_json:
+    if given.json:
         print(json.dumps(rows, indent=1))
     else:
         print(f"\n{len(rows)} rows, {faults} faults")
