@@ -1,6 +1,7 @@
 """The order of choice, when timing happens, and what a call costs; no GPU is asked."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from stand_ins import (
     store,
 )
 
-from triton_tied.autotune import disk_cache, select, trial, tuned_configs
+from triton_tied.autotune import disk_cache, select, shortlist, trial, tuned_configs
 from triton_tied.autotune.candidates import list_of
 from triton_tied.autotune.disk_cache import Entry
 from triton_tied.autotune.problem import Problem, problems_of_layer
@@ -25,7 +26,7 @@ from triton_tied.autotune.race import Outcome
 from triton_tied.autotune.recording import recording
 from triton_tied.autotune.shortlist import make_shortlist
 from triton_tied.autotune.tuned_configs import config_for
-from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig, as_listed
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.usefixtures("absent_h200")
@@ -51,18 +52,25 @@ def test_an_entry_that_does_not_serve_this_problem_is_not_taken():
     unknown = ConvConfig((1, 2, 8), 16, 16, num_warps=1)
     store(unknown)  # no candidate, so never compiled
     assert config_for(PROBLEM, DEVICE) == best
-    listed = list_of("weight_grad", GPU.target, "bfloat16")
-    strict = (
-        next(c.config for c in listed if "ragged_boxes" in c.not_for)
-        if any("ragged_boxes" in c.not_for for c in listed)
-        else None
-    )
-    if strict is not None:  # a neighbour of a bucket may need what the tuned one did not
-        ragged = Problem(
-            "weight_grad", "bfloat16", Layout(64, (3, 3)), (8, 31, 31), GEOMETRY, centre="none"
-        )
-        store(strict, problem=ragged)
-        assert config_for(ragged, DEVICE) != strict
+
+
+def test_an_entry_of_a_neighbour_is_not_taken_where_registers_would_spill(monkeypatch):
+    """Neighbours share an entry, and one of them may ask more of the compiled code."""
+    whole = Problem("weight_grad", "bfloat16", Layout(64, (3, 3)), (8, 32, 32), GEOMETRY)
+    ragged = replace(whole, image=(8, 31, 31))
+    ranked = make_shortlist(whole, GPU).ranked
+    config = next(c for c in ranked if "ragged_boxes" in c.needs and not whole.needs(c))
+    store(config, problem=whole)
+    assert ragged.key == whole.key and config_for(ragged, DEVICE) == config
+
+    def list_of_spilling(*key):
+        spilling = {as_listed(config): frozenset({"ragged_boxes"})}
+        found = list_of(*key)
+        return tuple(c._replace(not_for=spilling.get(c.config, c.not_for)) for c in found)
+
+    monkeypatch.setattr(shortlist, "list_of", list_of_spilling)
+    assert config_for(whole, DEVICE) == config
+    assert config_for(ragged, DEVICE) != config
 
 
 def test_nothing_is_timed_without_benchmark_mode():
