@@ -67,6 +67,10 @@ def exp_error_bound(norm: float | Tensor, terms: int, symmetry: Symmetry = "self
 def exp_terms(norm: float | Tensor, tolerance: float, symmetry: Symmetry = "self_adjoint") -> int:
     """The least number of terms for which ``exp_error_bound`` is at most ``tolerance``.
 
+    Args:
+        norm, symmetry: as in ``exp_error_bound``.
+        tolerance: relative to the norm of the input.
+
     Raises:
         TypeError, ValueError: as ``exp_error_bound``; a tolerance that is not positive; more than
             100 terms, since such a series loses all its digits to cancellation.

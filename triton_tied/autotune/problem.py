@@ -33,7 +33,10 @@ class Problem:
     """A convolution or a packed weight gradient.
 
     Args:
+        kernel: "conv" or "weight_grad".
+        layout: channels, kernel size, groups and symmetry.
         image: images, rows and columns of the input.
+        geometry: stride 1, padding and dilation.
         dtype: of the tensors; "float32" multiplies in TF32, "float32_ieee" does not.
         memory: of the images that are read.
         output_memory: of what a convolution writes, and of its residual.
