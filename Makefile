@@ -6,8 +6,11 @@ WAY := tests/kernels/test_path.py tests/test_functional.py tests/test_modules.py
 	tests/test_cached_weights.py tests/test_prepare.py tests/test_strides.py \
 	tests/test_like_dense_layer.py tests/test_export.py
 
-.PHONY: help demo test test_here test_launches test_way lint docs bench figures gpu inspect \
-	execute
+# What is compiled for GPUs that need not be there, and what a CPU executes of it.
+COMPILED := tests/executed tests/inspection tests/ptx_machine
+
+.PHONY: help demo test test_here test_compiled test_launches test_way lint docs bench figures gpu \
+	inspect execute
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,10 +27,13 @@ demo: .venv/installed  ## check this machine against float64, then run the examp
 
 # Two processes of one thread each, the longest first: most tests are small.
 test: .venv/installed  ## all tests, in two processes
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_here test_launches test_way
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 test_compiled test_here test_way test_launches
 
 test_here: .venv/installed  ## tests of what runs on this machine
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(COMPILED:%=--ignore=%)
+
+test_compiled: .venv/installed  ## tests of the kernels as they are compiled for GPUs
+	$(BIN)/python -m pytest -q $(COMPILED)
 
 test_launches: .venv/installed  ## tests of the kernels, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(LAUNCHES)

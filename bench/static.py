@@ -81,8 +81,14 @@ def _row(problem: Problem, gpu: GPU) -> dict[str, Any]:
         "us": round(found.total, 2),
         "roofline_us": round(floor_us(problem, gpu), 2),
         "percent": round(100 * floor_us(problem, gpu) / found.total, 1),
+        "limit_percent": round(100 * floor_us(problem, gpu) / _least_us(problem, gpu), 1),
         "busy": round(busy_share(problem, gpu, config), 2),
     }
+
+
+def _least_us(problem: Problem, gpu: GPU) -> float:
+    """Of a kernel at the roofline, with the launch and the start that every kernel has."""
+    return floor_us(problem, gpu) + TERMS.launch_us + TERMS.start * 1e-3 / gpu.clock_ghz
 
 
 def _candidate_of(problem: Problem, gpu: GPU, config: Config) -> Candidate:
@@ -108,6 +114,7 @@ def summary_of(
             "workloads": len(mine),
             "percent_of_roofline": round(_mean([row["percent"] for row in mine]), 1),
             "least_percent": min(row["percent"] for row in mine),
+            "limit_percent": round(_mean([row["limit_percent"] for row in mine]), 1),
             "fewest_busy": min(row["busy"] for row in mine),
             "under_75_percent_busy": sum(row["busy"] < 0.75 for row in mine),
         }

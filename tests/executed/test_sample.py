@@ -7,7 +7,7 @@ from executed.many import drawn, executed
 from triton_tied.dispatch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-SECONDS = 20
+SECONDS = 10
 
 
 def test_drawn_cases_have_no_faults():

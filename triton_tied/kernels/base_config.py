@@ -82,9 +82,9 @@ class BaseConfig:
 
     @property
     def tile_channels(self) -> int:
-        """Of a tile; where its sides differ, of the shorter."""
+        """Of a tile; where its sides differ, of the longer."""
         names = ("BLOCK_C", "BLOCK_N", "BLOCK_K")
-        return min(self.constants[name] for name in names if name in self.constants)
+        return max(self.constants[name] for name in names if name in self.constants)
 
     def count_boxes(self, sizes: tuple[int, ...]) -> int:
         """How many boxes cover so many images, rows and columns."""
