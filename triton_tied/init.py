@@ -5,8 +5,7 @@
 A free number and its partner in the dense weight are equal up to the sign, so that drawing the free
 ones from a distribution gives it to all. (Drawing a dense weight and projecting it would not: an
 average of two has a smaller deviation.) With "skew_adjoint" the diagonal of the centre tap is zero.
-Biases are left alone. Every function returns the layer. All raise ValueError for an unknown mode,
-and for a "skew_adjoint" layer where the distribution is not that of its negative.
+Biases are left alone. Every function returns the layer.
 """
 
 from __future__ import annotations
