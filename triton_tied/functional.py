@@ -76,7 +76,8 @@ def tied_conv(
     tensors = {"input": input, "packed": numbers}
     optional = {"bias": bias, "residual": residual}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-    described = {name: _describe(dims, name, tensor) for name, tensor in tensors.items()}
+    function = f"tied_conv{dims}d"
+    described = {name: describe(function, name, tensor) for name, tensor in tensors.items()}
     autocast = autocast_dtype(described["input"].device.type)
     # The checks look at descriptions only, so that what passed once need not be checked again.
     is_plain = type(input) is Tensor and not torch.compiler.is_compiling()
@@ -171,19 +172,22 @@ tied_conv3d = _over(
 BY_DIMENSIONS = {1: tied_conv1d, 2: tied_conv2d, 3: tied_conv3d}
 
 
-class _Description(NamedTuple):
+class Description(NamedTuple):
+    """All of a tensor that the checks look at."""
+
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
 
-def _describe(dims: int, name: str, tensor: Tensor) -> _Description:
-    check_supported(f"tied_conv{dims}d", name, tensor)
-    return _Description(sizes_of(tensor), tensor.dtype, tensor.device)
+def describe(function: str, name: str, tensor: Tensor) -> Description:
+    """Raises for what no function takes, see :func:`.packing.check_supported`."""
+    check_supported(function, name, tensor)
+    return Description(sizes_of(tensor), tensor.dtype, tensor.device)
 
 
 def _check(
-    tensors: tuple[tuple[str, _Description], ...],
+    tensors: tuple[tuple[str, Description], ...],
     autocast: torch.dtype | None,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
@@ -196,7 +200,7 @@ def _check(
     given = dict(tensors)
     geometry = resolve(kernel, stride, padding, dilation)
     _check_rank(given["input"], len(kernel))
-    dtype = _check_types(given, autocast)
+    dtype = check_types(given, autocast)
     layout = _check_channels(given, kernel, groups, symmetry)
     _check_sizes(given, kernel, geometry)
     return layout, geometry, dtype
@@ -205,7 +209,7 @@ def _check(
 _check_once = functools.lru_cache(maxsize=4096)(_check)
 
 
-def _check_rank(input: _Description, dims: int) -> None:
+def _check_rank(input: Description, dims: int) -> None:
     if len(input.shape) not in (dims + 1, dims + 2):
         raise RuntimeError(
             f"Expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input to "
@@ -213,7 +217,8 @@ def _check_rank(input: _Description, dims: int) -> None:
         )
 
 
-def _check_types(given: dict[str, _Description], autocast: torch.dtype | None) -> torch.dtype:
+def check_types(given: dict[str, Description], autocast: torch.dtype | None) -> torch.dtype:
+    """The dtype to compute in; raises unless all tensors have it and are on one device."""
     input = given["input"]
     dtype = _after_autocast(input.dtype, autocast)
     for name, tensor in given.items():
@@ -230,7 +235,7 @@ def _check_types(given: dict[str, _Description], autocast: torch.dtype | None) -
 
 
 def _check_channels(
-    given: dict[str, _Description], kernel: tuple[int, ...], groups: int, symmetry: Symmetry
+    given: dict[str, Description], kernel: tuple[int, ...], groups: int, symmetry: Symmetry
 ) -> Layout:
     shape = given["input"].shape
     channels = shape[-len(kernel) - 1]
@@ -266,7 +271,7 @@ def _wrong_length(input_shape: torch.Size, packed_shape: torch.Size, layout: Lay
 
 
 def _check_sizes(
-    given: dict[str, _Description], kernel: tuple[int, ...], geometry: Geometry
+    given: dict[str, Description], kernel: tuple[int, ...], geometry: Geometry
 ) -> None:
     shape = given["input"].shape
     spatial = shape[-len(kernel) :]

@@ -8,18 +8,17 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from .cached_weights import is_open
-from .functional import check_groups, compute_dtype
+from .functional import check_groups, check_types, describe
 from .packing import (
     Layout,
     PreparedWeight,
     Symmetry,
-    check_supported,
     check_symmetry,
     expected_length,
     tied_matrix,
     transposed_matrix,
 )
-from .tracing import PLAIN_TENSORS, is_plain_here, overridable, sizes_of
+from .tracing import PLAIN_TENSORS, autocast_dtype, is_plain_here, overridable
 
 _MAX_PASSED = 4096  # descriptions that are kept; inputs of ever new sizes must not fill the memory
 _passed: dict[tuple, Layout] = {}
@@ -136,25 +135,15 @@ def _check(
     tensors = {"input": input, "packed": numbers}
     if bias is not None:
         tensors["bias"] = bias
-    for name, tensor in tensors.items():
-        check_supported("tied_linear", name, tensor)
+    described = {name: describe("tied_linear", name, tensor) for name, tensor in tensors.items()}
     groups, symmetry = check_groups(groups), check_symmetry(symmetry)
-    shape = list(sizes_of(input))
+    shape = list(described["input"].shape)
     if not shape:
         raise RuntimeError(
             f"expected input to tied_linear to be of size [..., channels], "
             f"but got input of size {shape}"
         )
-    for name, tensor in tensors.items():
-        if tensor.device != input.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but input is on {input.device} "
-                f"and {name} is on {tensor.device}"
-            )
-        if tensor.dtype != input.dtype and compute_dtype(tensor) != compute_dtype(input):
-            raise RuntimeError(
-                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
-            )
+    check_types(described, autocast_dtype(input.device.type))
     channels = shape[-1]
     if channels < 1 or channels % groups:
         raise RuntimeError(
