@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..kernels.configs import HOPPER_SHARED_BYTES
 from .candidates import Target, target_of
 
 
@@ -49,11 +50,11 @@ KNOWN = {
     gpu.name: gpu
     for gpu in (
         GPU(
-            "H200", "sm_90", 132, 233472, 232448, 989, 494, 67, 4300, 7000, 1.755,
+            "H200", "sm_90", 132, 233472, HOPPER_SHARED_BYTES, 989, 494, 67, 4300, 7000, 1.755,
             has_descriptors=True,
         ),
         GPU(
-            "H100", "sm_90", 132, 233472, 232448, 989, 494, 67, 3000, 7000, 1.755,
+            "H100", "sm_90", 132, 233472, HOPPER_SHARED_BYTES, 989, 494, 67, 3000, 7000, 1.755,
             has_descriptors=True,
         ),
         GPU("A100", "sm_80", 108, 167936, 166912, 312, 156, 19.5, 1800, 4500, 1.41),

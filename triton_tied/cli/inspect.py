@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from ..autotune.candidates import Target
 
 if TYPE_CHECKING:
     from ..inspection.report import CompiledConfig
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
-        choices=("sm_80", "sm_90", "sm_100", "gfx942"),
+        choices=get_args(Target),
         required=True,
         help="the kind of GPU",
     )

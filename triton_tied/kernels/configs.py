@@ -25,7 +25,7 @@ _READS: dict[str, Memory] = {
 _FEWER_REGISTERS = 128  # of a thread, half of what it may have
 _MOST_MATRIX_ROWS = 256  # that Triton lays one after another, as bulk copies of matrices can
 _BULK_COPY_BYTES = 16  # what bulk copies align to, and the least that they copy
-_HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
+HOPPER_SHARED_BYTES = 232448  # that a program can have on sm_90
 # That a warpgroup moves results through, as Triton compiles it; and of all barriers, and gaps.
 _MOST_RESULT_BYTES = 16384
 _BARRIER_BYTES = 1024
@@ -170,8 +170,8 @@ class HaloConfig(BaseConfig):
         if reason:
             return reason
         found = self.shared_bytes(layout, reading.geometry, reading.itemsize)
-        if found > _HOPPER_SHARED_BYTES:
-            return f"{found} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        if found > HOPPER_SHARED_BYTES:
+            return f"{found} bytes of shared memory, of {HOPPER_SHARED_BYTES}"
         return _why_unloadable(self, reading, self.BLOCK_C) or why_no_gluon()
 
 
@@ -314,8 +314,8 @@ class OnePassConfig(BaseConfig):
         if reason:
             return reason
         needed = self.shared_bytes(reading.layout.kernel_size, reading.geometry.dilation)
-        if needed > _HOPPER_SHARED_BYTES:
-            return f"{needed} bytes of shared memory, of {_HOPPER_SHARED_BYTES}"
+        if needed > HOPPER_SHARED_BYTES:
+            return f"{needed} bytes of shared memory, of {HOPPER_SHARED_BYTES}"
         return _why_unloadable(self, reading) or why_no_gluon()
 
     def _why_other_products(self, reading: Reading) -> str | None:
