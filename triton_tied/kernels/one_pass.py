@@ -11,7 +11,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .one_pass_places import has_middle, row_of_split, store_bias, store_sums, work_of_program
+from .one_pass_places import (
+    as_it_is,
+    has_middle,
+    row_of_split,
+    store_bias,
+    store_sums,
+    work_of_program,
+)
 from .tiles import box_start
 
 
@@ -208,7 +215,7 @@ def one_pass_kernel(
 
     target = row_of_split(partial, split, size)
     store_sums(
-        sums, target, size, first_row, first, group, n_start, k_start, MOST,
+        sums, target, size, first_row, first, group, n_start, k_start, MOST, as_it_is,
         CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C,
     )  # fmt: skip
     if HAS_BIAS:

@@ -88,14 +88,21 @@ def store_centre(
 
 
 @gluon.jit
+def as_it_is(acc):
+    return acc
+
+
+@gluon.jit
 def store_sums(
-    sums, target, size, first_row, first, group, n_start, k_start, COLUMNS: gl.constexpr,
+    sums, target, size, first_row, first, group, n_start, k_start,
+    COLUMNS: gl.constexpr, as_matrix: gl.constexpr,
     CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, TAPS_H: gl.constexpr, TAPS_W: gl.constexpr,
     BLOCK_C: gl.constexpr,
 ):  # fmt: skip
-    """The sums of a block of taps, each [COLUMNS x N, K] of so many columns side by side in one row
-    of taps, the rows first, into the two rows of ``size`` numbers at ``target``."""
+    """The sums of a block of taps into the two rows of ``size`` numbers at ``target``. Each of them
+    is of so many COLUMNS side by side in one row of taps, the rows first, and ``as_matrix`` makes
+    [COLUMNS x N, K] of it."""
     TAPS: gl.constexpr = KERNEL_H * KERNEL_W
     MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W
     end = gl.minimum(first + TAPS_W, KERNEL_W)
@@ -104,7 +111,7 @@ def store_sums(
         row, column = first_row + i % TAPS_H, first + i // TAPS_H * COLUMNS
         if (row < KERNEL_H) & (column < end):
             store_taps(
-                sums[i], taps, taps + size, row, column, end, n_start, k_start,
+                as_matrix(sums[i]), taps, taps + size, row, column, end, n_start, k_start,
                 CHANNELS, SIGN, KERNEL_W, TAPS, BLOCK_C,
             )  # fmt: skip
     if TAPS % 2 == 1:
@@ -112,8 +119,8 @@ def store_sums(
         centre += group * triangle_size(CHANNELS, SIGN)
         if has_middle(first_row, first, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W):
             store_centre(
-                sums[MIDDLE // COLUMNS * TAPS_H + KERNEL_H // 2 % TAPS_H], centre, centre + size,
-                MIDDLE % COLUMNS, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
+                as_matrix(sums[MIDDLE // COLUMNS * TAPS_H + KERNEL_H // 2 % TAPS_H]),
+                centre, centre + size, MIDDLE % COLUMNS, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
             )  # fmt: skip
 
 

@@ -37,9 +37,10 @@ def operand_layout(BLOCK_C, sharing, is_grad):
 
 
 @gluon.jit
-def in_order(acc, BLOCK_C: gl.constexpr):
+def in_order(acc):
     """The sum of all warps that share a step, [channels of grad, channels of x], with the channels
     of grad as they are counted."""
+    BLOCK_C: gl.constexpr = acc.shape[1]
     acc = gl.sum(acc, 0).reshape([BLOCK_C // 16, 2, 8, BLOCK_C])
     return acc.permute([0, 2, 1, 3]).reshape([BLOCK_C, BLOCK_C])
 
@@ -160,12 +161,9 @@ def one_pass_tf32_kernel(
                     found = found + (acc,)
             sums = found
 
-    found = ()
-    for i in gl.static_range(TAPS_H * TAPS_W):
-        found = found + (in_order(sums[i], BLOCK_C),)
     target = row_of_split(partial, split, size)
     store_sums(
-        found, target, size, first_row, first, group, n_start, k_start, 1,
+        sums, target, size, first_row, first, group, n_start, k_start, 1, in_order,
         CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C,
     )  # fmt: skip
     if HAS_BIAS:

@@ -11,7 +11,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .one_pass_places import has_middle, row_of_split, store_bias, store_sums, work_of_program
+from .one_pass_places import (
+    as_it_is,
+    has_middle,
+    row_of_split,
+    store_bias,
+    store_sums,
+    work_of_program,
+)
 from .tiles import box_start, round_to_tf32
 
 # A row is of 32 pixels and 64 channels. Bulk copies write it by halves of 32 channels, of which the
@@ -199,7 +206,7 @@ def sum_rows(
 
     target = row_of_split(partial, split, size)
     store_sums(
-        sums, target, size, first_row, first, group, n_start, k_start, 1,
+        sums, target, size, first_row, first, group, n_start, k_start, 1, as_it_is,
         CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, 64,
     )  # fmt: skip
     if HAS_BIAS:
