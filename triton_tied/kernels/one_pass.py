@@ -11,7 +11,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .tiles import box_start, triangle_row, triangle_size
+from .one_pass_places import (
+    as_it_is,
+    has_middle,
+    row_of_split,
+    store_bias,
+    store_sums,
+    work_of_program,
+)
+from .tiles import box_start
 
 
 @gluon.jit
@@ -116,63 +124,10 @@ def no_sums(TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, BLOCK_C: gl.constexpr):
 
 
 @gluon.jit
-def store_taps(
-    acc, target, opposite_target, row, first, end, n_start, k_start,
-    CHANNELS: gl.constexpr, SIGN: gl.constexpr, KERNEL_W: gl.constexpr, TAPS: gl.constexpr,
-    BLOCK_C: gl.constexpr,
-):  # fmt: skip
-    """Sums of one row of taps and some columns, from ``first`` to ``end``, [columns x N, K]: each
-    where its tap is stored or, transposed, where its opposite is. Not the centre."""
-    PAIRS: gl.constexpr = TAPS // 2
-    layout: gl.constexpr = acc.type.layout
-    m = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None]
-    k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :]
-    column, n, k = first + m // BLOCK_C, n_start + m % BLOCK_C, k_start + k
-    tap = row * KERNEL_W + column
-    turns = tap >= TAPS - PAIRS
-    matrix = gl.where(turns, TAPS - 1 - tap, tap) * (CHANNELS * CHANNELS)
-    offsets = matrix + n * gl.where(turns, 1, CHANNELS) + k * gl.where(turns, CHANNELS, 1)
-    mask = (column < end) & ((tap < PAIRS) | turns) & (n < CHANNELS) & (k < CHANNELS)
-    if SIGN < 0:
-        acc = gl.where(turns, -acc, acc)
-    gl.store(gl.where(turns, opposite_target, target) + offsets, acc, mask=mask)
-
-
-@gluon.jit
-def store_centre(
-    acc, target, opposite_target, column: gl.constexpr, n_start, k_start,
-    CHANNELS: gl.constexpr, SIGN: gl.constexpr, BLOCK_C: gl.constexpr,
-):  # fmt: skip
-    """Of the sums [columns x N, K] of a row of taps the centre, which is in one column: its lower
-    triangle, the upper one as its opposite. The diagonal has no opposite."""
-    layout: gl.constexpr = acc.type.layout
-    n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - column * BLOCK_C
-    k = gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))[None, :] + k_start
-    mask = (n >= 0) & (n < BLOCK_C) & (n_start + n < CHANNELS) & (k < CHANNELS)
-    n += n_start
-    turns = n < k
-    offsets = triangle_row(gl.maximum(n, k), SIGN) + gl.minimum(n, k)
-    if SIGN < 0:
-        mask = mask & (n != k)
-        acc = gl.where(turns, -acc, acc)
-    gl.store(gl.where(turns, opposite_target, target) + offsets, acc, mask=mask)
-    if SIGN > 0:
-        gl.store(opposite_target + offsets, gl.zeros_like(acc), mask=mask & (n == k))
-
-
-@gluon.jit
-def store_bias(
-    acc, target, size, column: gl.constexpr, n_start, k_start,
-    CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr,
-):  # fmt: skip
-    """Of the sums of grad, [columns of taps x N, any], those of one column, and zeros in the row of
-    ``size`` numbers that follows. One of all tiles of x does it."""
-    layout: gl.constexpr = acc.type.layout
-    n = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))[:, None] - column * BLOCK_C
-    k = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))[None, :]
-    acc = gl.where(k == 0, acc, 0.0)
-    mask = (n >= 0) & (n < BLOCK_C) & (n_start + n < CHANNELS) & (k < 2) & (k_start == 0)
-    gl.store(target + k * size + n_start + n, acc, mask=mask)
+def first_of_rows(acc):
+    """Of the sums of :func:`add_grad`, of which all columns are the same, one."""
+    column = gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))[None, :]
+    return gl.sum(gl.where(column == 0, acc, 0.0), 1)
 
 
 @gluon.jit(
@@ -201,10 +156,6 @@ def one_pass_kernel(
 
     Each split sums its own boxes into two rows of ``partial`` [splits, 2, size], size being that
     of packed and bias: the taps that are stored, and their opposites, transposed."""
-    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
-    BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
-    BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
-    C_BLOCKS: gl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     PIXELS: gl.constexpr = BLOCK_I * BLOCK_H * BLOCK_W
     MOST: gl.constexpr = 16 * gl.num_warps() // BLOCK_C
@@ -215,14 +166,10 @@ def one_pass_kernel(
     READ: gl.constexpr = (TAPS_W + MOST - 1) // MOST * MOST * BLOCK_H
     ROWS: gl.constexpr = max((TAPS_W + 1) * BLOCK_H + EXTRA, READ)
 
-    pid = gl.program_id(0)
-    block = pid % BLOCKS  # of one split all blocks run side by side, on the same pixels
-    k_start = pid // BLOCKS % C_BLOCKS * BLOCK_C
-    n_start = pid // (BLOCKS * C_BLOCKS) % C_BLOCKS * BLOCK_C
-    group = pid // (BLOCKS * C_BLOCKS * C_BLOCKS) % GROUPS
-    split = pid // (BLOCKS * C_BLOCKS * C_BLOCKS * GROUPS)
+    split, group, n_start, k_start, first_row, first = work_of_program(
+        CHANNELS, GROUPS, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C
+    )
     start = group * CHANNELS
-    first_row, first = block // BLOCKS_W * TAPS_H, block % BLOCKS_W * TAPS_W  # of its taps
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
 
@@ -266,26 +213,15 @@ def one_pass_kernel(
         )  # fmt: skip
     sums = wait(sums, 0)
 
-    target = partial + split.to(gl.int64) * 2 * size
-    end = gl.minimum(first + TAPS_W, KERNEL_W)
-    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
-    for i in gl.static_range((TAPS_W + MOST - 1) // MOST * TAPS_H):
-        row = first_row + i % TAPS_H
-        if row < KERNEL_H:
-            store_taps(
-                sums[i], taps, taps + size, row, first + i // TAPS_H * MOST, end, n_start, k_start,
-                CHANNELS, SIGN, KERNEL_W, TAPS, BLOCK_C,
-            )  # fmt: skip
-    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
-        if TAPS % 2 == 1:
-            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
-            centre += group * triangle_size(CHANNELS, SIGN)
-            store_centre(
-                sums[MIDDLE // MOST * TAPS_H + KERNEL_H // 2 % TAPS_H], centre, centre + size,
-                MIDDLE % MOST, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
-            )  # fmt: skip
-        if HAS_BIAS:
-            target += size - GROUPS * CHANNELS + start
+    target = row_of_split(partial, split, size)
+    store_sums(
+        sums, target, size, first_row, first, group, n_start, k_start, MOST, as_it_is,
+        CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C,
+    )  # fmt: skip
+    if HAS_BIAS:
+        sees_all = has_middle(first_row, first, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W)
+        if sees_all:
             store_bias(
-                sums[-1], target, size, MIDDLE % MOST, n_start, k_start, CHANNELS, BLOCK_C
+                first_of_rows(sums[-1]), target, size, group, MIDDLE % MOST, n_start, k_start,
+                CHANNELS, GROUPS, BLOCK_C,
             )  # fmt: skip

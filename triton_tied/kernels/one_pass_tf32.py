@@ -6,8 +6,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .one_pass import copy_box, store_centre, store_taps
-from .tiles import round_to_tf32, triangle_size
+from .one_pass import copy_box
+from .one_pass_places import has_middle, row_of_split, store_bias, store_sums, work_of_program
+from .tiles import round_to_tf32
 
 
 @gluon.constexpr_function
@@ -36,9 +37,10 @@ def operand_layout(BLOCK_C, sharing, is_grad):
 
 
 @gluon.jit
-def in_order(acc, BLOCK_C: gl.constexpr):
+def in_order(acc):
     """The sum of all warps that share a step, [channels of grad, channels of x], with the channels
     of grad as they are counted."""
+    BLOCK_C: gl.constexpr = acc.shape[1]
     acc = gl.sum(acc, 0).reshape([BLOCK_C // 16, 2, 8, BLOCK_C])
     return acc.permute([0, 2, 1, 3]).reshape([BLOCK_C, BLOCK_C])
 
@@ -60,16 +62,10 @@ def add_pixels(grads, WARPS: gl.constexpr, BLOCK_C: gl.constexpr):
 
 
 @gluon.jit
-def store_bias(
-    acc, target, size, n_start, is_wanted, CHANNELS: gl.constexpr, BLOCK_C: gl.constexpr
-):
-    """The sums of grad, and zeros in the row of ``size`` numbers that follows."""
+def sum_pixels(acc, BLOCK_C: gl.constexpr):
+    """Of what :func:`add_pixels` gave, with the channels of grad as they are counted."""
     acc = gl.sum(gl.sum(acc, 2), 0).reshape([BLOCK_C // 16, 2, 8]).permute([0, 2, 1])
-    acc = acc.reshape([BLOCK_C])
-    n = n_start + gl.arange(0, BLOCK_C, acc.type.layout)
-    mask = (n < CHANNELS) & is_wanted
-    gl.store(target + n, acc, mask=mask)
-    gl.store(target + size + n, gl.zeros_like(acc), mask=mask)
+    return acc.reshape([BLOCK_C])
 
 
 @gluon.jit(
@@ -96,10 +92,6 @@ def one_pass_tf32_kernel(
 
     A warp has up to 32 channels of grad and 16 of x. Copies count shared memory in rows of a box,
     and loads in strips of 8 pixels."""
-    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
-    BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
-    BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
-    C_BLOCKS: gl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
     SHARING: gl.constexpr = gl.num_warps() * 16 // BLOCK_C  # warps, of the pixels of a step
@@ -111,14 +103,10 @@ def one_pass_tf32_kernel(
     first_operand: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 1)
     second_operand: gl.constexpr = gl.DotOperandLayout(1, sums_layout, 1)
 
-    pid = gl.program_id(0)
-    block = pid % BLOCKS  # of one split all blocks run side by side, on the same pixels
-    k_start = pid // BLOCKS % C_BLOCKS * BLOCK_C
-    n_start = pid // (BLOCKS * C_BLOCKS) % C_BLOCKS * BLOCK_C
-    group = pid // (BLOCKS * C_BLOCKS * C_BLOCKS) % GROUPS
-    split = pid // (BLOCKS * C_BLOCKS * C_BLOCKS * GROUPS)
+    split, group, n_start, k_start, first_row, first = work_of_program(
+        CHANNELS, GROUPS, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C
+    )
     start = group * CHANNELS
-    first_row, first = block // BLOCKS_W * TAPS_H, block % BLOCKS_W * TAPS_W  # of its taps
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
 
@@ -173,23 +161,15 @@ def one_pass_tf32_kernel(
                     found = found + (acc,)
             sums = found
 
-    target = partial + split.to(gl.int64) * 2 * size
-    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
-    for i in gl.static_range(TAPS_H * TAPS_W):
-        row, column = first_row + i % TAPS_H, first + i // TAPS_H
-        if (row < KERNEL_H) & (column < KERNEL_W):
-            store_taps(
-                in_order(sums[i], BLOCK_C), taps, taps + size, row, column, column + 1,
-                n_start, k_start, CHANNELS, SIGN, KERNEL_W, TAPS, BLOCK_C,
+    target = row_of_split(partial, split, size)
+    store_sums(
+        sums, target, size, first_row, first, group, n_start, k_start, 1, in_order,
+        CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, BLOCK_C,
+    )  # fmt: skip
+    if HAS_BIAS:
+        sees_all = has_middle(first_row, first, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W)
+        if sees_all:
+            store_bias(
+                sum_pixels(bias, BLOCK_C), target, size, group, 0, n_start, k_start,
+                CHANNELS, GROUPS, BLOCK_C,
             )  # fmt: skip
-    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
-        if TAPS % 2 == 1:
-            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
-            centre += group * triangle_size(CHANNELS, SIGN)
-            store_centre(
-                in_order(sums[MIDDLE * TAPS_H + KERNEL_H // 2 % TAPS_H], BLOCK_C),
-                centre, centre + size, 0, n_start, k_start, CHANNELS, SIGN, BLOCK_C,
-            )  # fmt: skip
-        if HAS_BIAS:
-            target += size - GROUPS * CHANNELS + start
-            store_bias(bias, target, size, n_start, k_start == 0, CHANNELS, BLOCK_C)

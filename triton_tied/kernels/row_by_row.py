@@ -11,8 +11,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .one_pass import store_centre, store_taps
-from .tiles import box_start, round_to_tf32, triangle_size
+from .one_pass_places import (
+    as_it_is,
+    has_middle,
+    row_of_split,
+    store_bias,
+    store_sums,
+    work_of_program,
+)
+from .tiles import box_start, round_to_tf32
 
 # A row is of 32 pixels and 64 channels. Bulk copies write it by halves of 32 channels, of which the
 # 16-byte pieces change places with the lowest three bits of the pixel. The layouts below say, for
@@ -158,27 +165,15 @@ def wait(sums, operands):
 
 
 @gluon.jit
-def store_bias(acc, target, size, n_start, is_wanted, CHANNELS: gl.constexpr):
-    """The sums of grad, and zeros in the row of ``size`` numbers that follows."""
-    acc = gl.sum(acc, 1)
-    n = n_start + gl.arange(0, 64, acc.type.layout)
-    mask = (n < CHANNELS) & is_wanted
-    gl.store(target + n, acc, mask=mask)
-    gl.store(target + size + n, gl.zeros_like(acc), mask=mask)
-
-
-@gluon.jit
 def sum_rows(
     partial, tiles, ring, landed, ready, done,
-    steps, split, size, block, first_row, first, group, n_start, k_start,
+    steps, split, size, first_row, first, group, n_start, k_start,
     CHANNELS: gl.constexpr, GROUPS: gl.constexpr, SIGN: gl.constexpr,
     KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
     EXTRA: gl.constexpr, TAPS_H: gl.constexpr, TAPS_W: gl.constexpr, HAS_BIAS: gl.constexpr,
     BLOCK_H: gl.constexpr, STAGES: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """The work of the other warps: the products, and what comes of them."""
-    TAPS: gl.constexpr = KERNEL_H * KERNEL_W
-    BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
     MIDDLE: gl.constexpr = KERNEL_W // 2 % TAPS_W  # column of its block, which sees all of grad
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 8])
     operand: gl.constexpr = gl.DotOperandLayout(0, layout, 1)
@@ -209,26 +204,17 @@ def sum_rows(
             sums = wait(found, grads)
         mbarrier.arrive(done.index(step % 2), count=1)
 
-    target = partial + split.to(gl.int64) * 2 * size
-    taps = target + group * (TAPS // 2 * CHANNELS * CHANNELS)
-    for i in gl.static_range(TAPS_H * TAPS_W):
-        row, column = first_row + i % TAPS_H, first + i // TAPS_H
-        if (row < KERNEL_H) & (column < KERNEL_W):
-            store_taps(
-                sums[i], taps, taps + size, row, column, column + 1,
-                n_start, k_start, CHANNELS, SIGN, KERNEL_W, TAPS, 64,
-            )  # fmt: skip
-    if block == KERNEL_H // 2 // TAPS_H * BLOCKS_W + KERNEL_W // 2 // TAPS_W:  # in the middle
-        if TAPS % 2 == 1:
-            centre = target + GROUPS * (TAPS // 2) * CHANNELS * CHANNELS
-            centre += group * triangle_size(CHANNELS, SIGN)
-            store_centre(
-                sums[MIDDLE * TAPS_H + KERNEL_H // 2 % TAPS_H],
-                centre, centre + size, 0, n_start, k_start, CHANNELS, SIGN, 64,
-            )  # fmt: skip
-        if HAS_BIAS:
-            target += size - GROUPS * CHANNELS + group * CHANNELS
-            store_bias(bias, target, size, n_start, k_start == 0, CHANNELS)
+    target = row_of_split(partial, split, size)
+    store_sums(
+        sums, target, size, first_row, first, group, n_start, k_start, 1, as_it_is,
+        CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, 64,
+    )  # fmt: skip
+    if HAS_BIAS:
+        sees_all = has_middle(first_row, first, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W)
+        if sees_all:
+            store_bias(
+                gl.sum(bias, 1), target, size, group, 0, n_start, k_start, CHANNELS, GROUPS, 64
+            )
 
 
 @gluon.jit(
@@ -256,21 +242,14 @@ def row_by_row_kernel(
 
     Eight warps multiply, four prepare rows for them. Of two mbarriers each, in turn, ``ready`` says
     that a row of x is transposed, ``done`` that the products of a step are."""
-    BLOCKS_W: gl.constexpr = (KERNEL_W + TAPS_W - 1) // TAPS_W
-    BLOCKS: gl.constexpr = (KERNEL_H + TAPS_H - 1) // TAPS_H * BLOCKS_W
-    C_BLOCKS: gl.constexpr = (CHANNELS + 63) // 64
     EXTRA: gl.constexpr = (TAPS_H - 1) * DILATION_H
     RING: gl.constexpr = EXTRA + 2  # one is written while others are multiplied
     swizzling: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
 
-    pid = gl.program_id(0)
-    block = pid % BLOCKS  # of one split all blocks run side by side, on the same pixels
-    k_start = pid // BLOCKS % C_BLOCKS * 64
-    n_start = pid // (BLOCKS * C_BLOCKS) % C_BLOCKS * 64
-    group = pid // (BLOCKS * C_BLOCKS * C_BLOCKS) % GROUPS
-    split = pid // (BLOCKS * C_BLOCKS * C_BLOCKS * GROUPS)
+    split, group, n_start, k_start, first_row, first = work_of_program(
+        CHANNELS, GROUPS, KERNEL_H, KERNEL_W, TAPS_H, TAPS_W, 64
+    )
     start = group * CHANNELS
-    first_row, first = block // BLOCKS_W * TAPS_H, block % BLOCKS_W * TAPS_W  # of its taps
     down = first_row * DILATION_H - padding_h
     right = padding_w - first * DILATION_W
 
@@ -290,7 +269,7 @@ def row_by_row_kernel(
         [
             (sum_rows, (
                 partial, tiles, ring, landed, ready, done,
-                steps, split, size, block, first_row, first, group, n_start, k_start,
+                steps, split, size, first_row, first, group, n_start, k_start,
                 CHANNELS, GROUPS, SIGN, KERNEL_H, KERNEL_W, DILATION_H, EXTRA,
                 TAPS_H, TAPS_W, HAS_BIAS, BLOCK_H, STAGES, RING,
             )),
