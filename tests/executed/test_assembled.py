@@ -64,13 +64,14 @@ def test_the_unit_that_counts_copies_makes_mbarriers(config, form):
     machine code, so neither matters."""
     compiled = compile_config(config, "sm_90", "float16", form)
     ptx, sass = compiled._compiled.asm["ptx"], compiled._cuobjdump("-sass")
-    made = ptx[ptx.index("mbarrier.init") :]
-    made = made[: re.search(r"bar(rier)?\.sync", made).start()]
+    last = ptx.rindex("mbarrier.init")
+    barrier = re.compile(r"bar(rier)?\.sync").search(ptx, last)
+    made = ptx[ptx.index("mbarrier.init") : barrier.start()]
     assert ("fence.mbarrier_init" in made) == isinstance(config, ClusteredConfig)
     assert "fence.proxy" not in made
     assert made.count("mbarrier.init") == ptx.count("mbarrier.init")
     steps = re.findall(r"SYNCS\.EXCH|FENCE|MEMBAR|BAR\.SYNC", sass)
-    first = steps.index("SYNCS.EXCH")
-    last = steps.index("BAR.SYNC", first)
-    assert steps[first:last] == ["SYNCS.EXCH"] * ptx.count("mbarrier.init")
-    assert "SYNCS.EXCH" not in steps[last:]
+    first, *_, last = (i for i, step in enumerate(steps) if step == "SYNCS.EXCH")
+    assert steps.count("SYNCS.EXCH") == made.count("mbarrier.init")
+    assert set(steps[first : last + 2]) == {"SYNCS.EXCH", "BAR.SYNC"}
+    assert steps[last + 1] == "BAR.SYNC"
