@@ -29,7 +29,7 @@ class Event:
 
     Kinds: "use" of units by threads; "copy", "commit copies", "wait for copies" (of cp.async);
     "product", "commit products", "wait for products", "registers" used by threads, "fence";
-    "bulk" copy and "phase" over of an mbarrier; "barrier" passed.
+    "bulk" copy, "phase" over and "arrival" of an mbarrier; "barrier" passed.
     """
 
     kind: str
@@ -170,6 +170,7 @@ def _note_barriers(stack: contextlib.ExitStack, before: Callable, logs: list[Log
     @before(MemoryBarriers, "arrive")
     def _(barriers: MemoryBarriers, lanes: Array, programs: Array, address: int, *_: Any) -> None:
         logs[-1].use("use", lanes, np.full(len(lanes), address), 8, writes=False)
+        logs[-1].note("arrival", lanes=lanes, mbarrier=address)
 
     @before(MemoryBarriers, "copy")
     def _(

@@ -70,7 +70,8 @@ def is_redundant(mutant: Mutant, logs: list[Log]) -> bool:
 
 
 # Barriers: no two uses of one place, by two threads and one of them a write, have only this one
-# between them.
+# between them; nor have a wait for a phase of an mbarrier and the arrival of another warp in the
+# next one.
 
 
 class _Uses:
@@ -160,7 +161,19 @@ def _conflict(log: Log, before: _Uses, now: _Uses, events: list[Event], earlier:
                 return True
             if before.by_others_than(int(event.lanes[0]) // 32, units):
                 return True
+        if event.kind == "arrival" and _may_be_late_for(log, event, earlier):
+            return True
     return _uses_what_others_waited_for(log, now, events, earlier)
+
+
+def _may_be_late_for(log: Log, arrival: Event, earlier: list[int]) -> bool:
+    """Warps that wait in these earlier epochs for a phase before that of the arrival."""
+    warps = set((arrival.lanes // 32).tolist())
+    return any(
+        set((event.lanes // 32).tolist()) - warps
+        for event in log.events[: arrival.index]
+        if event.kind == "phase" and event.mbarrier == arrival.mbarrier and event.epoch in earlier
+    )
 
 
 def _uses_what_others_waited_for(

@@ -6,7 +6,8 @@ import pytest
 
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.inspection.compiled import Form, compile_config
-from triton_tied.kernels.configs import ConvConfig
+from triton_tied.kernels.configs import ClusteredConfig, ConvConfig, HaloConfig, OnePassConfig
+from triton_tied.kernels.toolchain import why_no_clusters
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 LAST = "channels_last_descriptor"
@@ -43,3 +44,34 @@ def test_sums_are_moved_into_place_before_the_fence_or_not_read(config, form):
         elif since is not None:
             since |= {int(n) for n in re.findall(r"^(?:@!?U?P\d+ )?[\w.]+ R(\d+)", line)}
     assert products
+
+
+@pytest.mark.parametrize(
+    "config, form",
+    [
+        (HaloConfig((1, 8, 16), 64), Form(64)),
+        (OnePassConfig((1, 8, 16), 32, (3, 3)), Form(32)),
+        pytest.param(
+            ClusteredConfig((1, 8, 16), 128), Form(128),
+            marks=pytest.mark.skipif(why_no_clusters() is not None, reason="no clusters"),
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)  # fmt: skip
+def test_the_unit_that_counts_copies_makes_mbarriers(config, form):
+    """Not a store, which copies would see only behind a proxy fence: PTX has none there. For
+    clusters it has a fence for mbarriers, maybe by another thread than made them. That is no
+    machine code, so neither matters."""
+    compiled = compile_config(config, "sm_90", "float16", form)
+    ptx, sass = compiled._compiled.asm["ptx"], compiled._cuobjdump("-sass")
+    last = ptx.rindex("mbarrier.init")
+    barrier = re.compile(r"bar(rier)?\.sync").search(ptx, last)
+    made = ptx[ptx.index("mbarrier.init") : barrier.start()]
+    assert ("fence.mbarrier_init" in made) == isinstance(config, ClusteredConfig)
+    assert "fence.proxy" not in made
+    assert made.count("mbarrier.init") == ptx.count("mbarrier.init")
+    steps = re.findall(r"SYNCS\.EXCH|FENCE|MEMBAR|BAR\.SYNC", sass)
+    first, *_, last = (i for i, step in enumerate(steps) if step == "SYNCS.EXCH")
+    assert steps.count("SYNCS.EXCH") == made.count("mbarrier.init")
+    assert set(steps[first : last + 2]) == {"SYNCS.EXCH", "BAR.SYNC"}
+    assert steps[last + 1] == "BAR.SYNC"

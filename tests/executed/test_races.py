@@ -1,5 +1,5 @@
 """The weight gradient's bulk copies and products: no copy overwrites what a product has yet to
-read, and no register does either."""
+read, and no register does either. And no copy starts where a GPU takes none."""
 
 import pytest
 
@@ -7,11 +7,14 @@ from executed.cases import Case
 from executed.execution import execute
 from triton_tied.dispatch import INTERPRETED
 from triton_tied.geometry import Geometry
-from triton_tied.kernels.configs import WeightGradConfig
+from triton_tied.kernels import configs
+from triton_tied.kernels.configs import ConvConfig, WeightGradConfig
 from triton_tied.packing import Layout
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 SAME = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+# Rows of contiguous images are copied from multiples of 16 bytes on.
+APART = Geometry((1, 1), ((1, 1), (8, 8)), (1, 8))
 PLANAR, LAST = "planar_descriptor", "channels_last_descriptor"
 
 
@@ -29,7 +32,24 @@ PLANAR, LAST = "planar_descriptor", "channels_last_descriptor"
     ids=str,
 )
 def test_no_weight_gradient_of_one_tile_races(compiler, dtype, config, image, symmetry):
-    memory = "contiguous" if config.loader == PLANAR else "channels_last"
+    memory, geometry = ("contiguous", APART) if config.loader == PLANAR else ("channels_last", SAME)
     layout = Layout(config.BLOCK_N, (3, 3), symmetry=symmetry)
-    outcome = execute(Case("sm_90", dtype, config, layout, image, SAME, memory))
+    outcome = execute(Case("sm_90", dtype, config, layout, image, geometry, memory))
     assert not outcome.faults
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ConvConfig((1, 1, 64), 64, 64, 4, 3, PLANAR),
+        WeightGradConfig((1, 1, 64), 64, 64, 1, 4, 2, PLANAR),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_a_start_between_multiples_of_16_bytes_is_refused_or_found(compiler, monkeypatch, config):
+    case = Case("sm_90", "float16", config, Layout(64, (3, 3)), (1, 8, 64), SAME, "contiguous")
+    (fault,) = execute(case, to_first_fault=True).faults.values()
+    assert "start at columns that are not aligned" in fault
+    monkeypatch.setattr(configs, "_starts_within_a_unit", lambda reading: False)
+    (fault,) = execute(case, to_first_fault=True).faults.values()
+    assert "a box that starts at element" in fault

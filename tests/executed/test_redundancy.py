@@ -99,6 +99,19 @@ def test_products(body, what, expected):
     assert redundant(FILL + body, what, 128) == expected
 
 
+def test_a_barrier_before_the_next_phase_of_an_mbarrier():
+    """Else a warp could be late for the last one, unless that was a phase of another mbarrier."""
+    other = INIT.replace("1024", "1032")
+    first = INIT + other + BARRIER + EXPECT + BULK + AWAIT + READ + BARRIER
+
+    def barriers(at):
+        body = first + EXPECT.replace("[%r1+1024], 256", f"[%r1+{at}], 0")
+        return redundant(body, "bar.sync", go=bulk)
+
+    assert barriers(1024) == [False, False]
+    assert barriers(1032) == [False, True]
+
+
 def test_barriers_around_bulk_copies():
     def barriers(body):
         return redundant("setp.eq.u32 %p1, %r0, 0;" + body, "bar.sync", go=bulk)

@@ -161,7 +161,10 @@ def launch_one(config, form, sides=(8, 64), geometry=SAME, **options):
         (CONV_BULK, compiled.Form(128)),
         (replace(CONV_BULK, splits=3), compiled.Form(64, split=True)),
         (replace(CONV_BULK, BLOCK_K=32), compiled.Form(128)),
-        (replace(CONV_BULK, loader="planar_descriptor"), compiled.Form(128, -1)),
+        (
+            replace(CONV_BULK, loader="planar_descriptor"),
+            compiled.Form(128, -1, dilation=(1, 8)),  # whose taps start at multiples of 16 bytes
+        ),
         pytest.param(CLUSTERED, compiled.Form(256, -1), marks=in_clusters),
         pytest.param(
             replace(CLUSTERED, splits=2), compiled.Form(128, split=True), marks=in_clusters
@@ -174,7 +177,8 @@ def launch_one(config, form, sides=(8, 64), geometry=SAME, **options):
 def test_what_is_launched_is_what_the_checks_compile(gpu, config, form):
     if config.loader != "pointer" and gpu.target == "sm_80":
         pytest.skip("sm_80 has no bulk copies")
-    launch_one(config, form)
+    padding = tuple((steps, steps) for steps in form.dilation)
+    launch_one(config, form, geometry=Geometry((1, 1), padding, form.dilation))
     launched, *sums = gpu.loaded
     checked = compiled.compile_config(config, gpu.target, "bfloat16", form)
     assert launched.resources == checked.resources

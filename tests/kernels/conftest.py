@@ -8,7 +8,7 @@ import torch
 from triton_tied.dispatch import HAS_TRITON, INTERPRETED
 
 collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
-LOADERS = ["pointer", "channels_last_descriptor", "planar_descriptor"]
+LOADERS = ["pointer", "channels_last_descriptor"]
 
 
 def pytest_collection_modifyitems(items):
@@ -27,15 +27,22 @@ def device():
 
 @pytest.fixture(scope="module", params=LOADERS)
 def loader(request, device):
-    """How pixels are read: by masked pointers, or by a descriptor of one or the other memory."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "planar_descriptor" and INTERPRETED:
-            _allow_any_start(patch)
-        if request.param != "pointer" and device == "cuda":
-            capability = torch.cuda.get_device_capability()
-            if torch.version.hip or capability < (9, 0):
-                pytest.skip(f"descriptors need compute capability 9.0, this GPU has {capability}")
-        yield request.param
+    """How pixels are read: by masked pointers, or by a descriptor of channels-last memory."""
+    return _usable(request.param, device)
+
+
+@pytest.fixture(scope="module", params=[*LOADERS, "planar_descriptor"])
+def any_loader(request, device):
+    """And by a descriptor of contiguous memory, of which it reads few problems."""
+    return _usable(request.param, device)
+
+
+def _usable(loader, device):
+    if loader != "pointer" and device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if torch.version.hip or capability < (9, 0):
+            pytest.skip(f"descriptors need compute capability 9.0, this GPU has {capability}")
+    return loader
 
 
 @pytest.fixture(autouse=True)
@@ -93,24 +100,3 @@ def interpreter():
         patch.setattr(interpreter.InterpreterBuilder, "create_masked_load", create_masked_load)
         yield
     torch.set_num_threads(threads)
-
-
-class _Start(list):
-    """Coordinates whose innermost passes as aligned where it is asked for as the last."""
-
-    def __getitem__(self, index):
-        return super().__getitem__(index) if index != -1 else self._Aligned
-
-    class _Aligned:
-        data = 0
-
-
-def _allow_any_start(patch):
-    """The interpreter asserts that a box starts at a multiple of 16 bytes; the bulk copies of a
-    GPU ask that of strides, not of coordinates."""
-    from triton.runtime.interpreter import TensorDescHandle as handle
-
-    materialize = handle.materialize_pointers
-    patch.setattr(
-        handle, "materialize_pointers", lambda self, start: materialize(self, _Start(start))
-    )

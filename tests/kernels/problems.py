@@ -39,7 +39,7 @@ MEMORY = {
     "planar_descriptor": "contiguous",
 }
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9]
-ALIGNED_SIZES = [8, 16]  # rows of a multiple of 16 bytes
+UNIT = 8  # columns of 16 bytes or more
 BOXES = [
     box
     for box in itertools.product([1, 2, 4, 16], [1, 2, 4, 8], [1, 2, 4, 8, 16, 64])
@@ -91,27 +91,30 @@ def make_problem(
 def problems(draw, loader):
     """Kernels larger than the image, images smaller than a box, paddings of any sign."""
     kernel = draw(st.sampled_from(KERNELS))
-    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    # Rows that are read by bulk copies, and all that taps read of them, start at whole units.
+    units = (1, UNIT if loader == "planar_descriptor" else 1)
+    dilation = [draw(st.integers(1, 2)) if unit == 1 else unit for unit in units]
     groups, channels = draw(st.sampled_from(CHANNELS[loader]))
-    columns = ALIGNED_SIZES if loader == "planar_descriptor" else SIZES
     axes = [
-        draw(_axes(d * (k - 1) + 1, sizes))
-        for k, d, sizes in zip(kernel, dilation, (SIZES, columns), strict=True)
+        draw(_axes(d * (k - 1) + 1, unit))
+        for k, d, unit in zip(kernel, dilation, units, strict=True)
     ]
     image, padding = zip(*axes, strict=True)
     return make_problem(
         (draw(st.integers(1, 3)), groups * channels, *image), kernel, padding,
-        dilation=dilation, groups=groups, symmetry=draw(st.sampled_from(SYMMETRIES)),
+        dilation=tuple(dilation), groups=groups, symmetry=draw(st.sampled_from(SYMMETRIES)),
     )  # fmt: skip
 
 
 @st.composite
-def _axes(draw, window, sizes):
+def _axes(draw, window, unit):
     """(size, (padding before, after)) of one axis, by the size of the output."""
+    sizes = SIZES if unit == 1 else [unit, 2 * unit]
     size, out = draw(st.sampled_from(sizes)), draw(st.sampled_from(sizes))
     before = draw(st.integers(-2, window + 1))
     if draw(st.booleans()):
         out, before = size, window // 2
+    before = before // unit * unit
     return size, (before, out + window - 1 - size - before)
 
 

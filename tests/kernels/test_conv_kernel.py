@@ -72,8 +72,8 @@ def draw_tensors(case, device):
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
-    case = data.draw(cases(loader))
+def test_integers_give_the_truth_to_the_last_bit(any_loader, device, data):
+    case = data.draw(cases(any_loader))
     problem, options = case["problem"], {k: case[k] for k in ("alpha", "beta", "stored", "last")}
     x, packed, bias, residual = draw_tensors(case, device)
     y = launch_conv(x, packed, problem, case["config"], bias=bias, residual=residual, **options)
@@ -85,8 +85,8 @@ def test_integers_give_the_truth_to_the_last_bit(loader, device, data):
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_input_gradient_is_the_transposed_problem_times_the_sign(loader, device, data):
-    case = data.draw(cases(loader))
+def test_input_gradient_is_the_transposed_problem_times_the_sign(any_loader, device, data):
+    case = data.draw(cases(any_loader))
     grad, packed, _, _ = draw_tensors(case, device)
     options = {k: case[k] for k in ("stored", "last")}
     sign = case["problem"].layout.sign
@@ -193,10 +193,8 @@ def test_one_hot_input_reads_out_single_taps(loader, device, symmetry, roles):
     x = torch.zeros(problem.shape, device=device)
     x[range(c), range(c), 1, 1] = 1
     packed = normal((problem.layout.size,), torch.float32, device)
-    box = (1, 4, 8) if loader == "planar_descriptor" else (4, 4, 8)
-    y = launch_conv(
-        place(x, MEMORY[loader]), packed, problem, make_config(loader, box, roles=roles)
-    )
+    config = make_config(loader, (4, 4, 8), roles=roles)
+    y = launch_conv(place(x, MEMORY[loader]), packed, problem, config)
     weight = oracle.expand(packed, c, kernel, 1, symmetry)
     assert torch.equal(y[..., :3].transpose(0, 1).flip(2, 3), weight)
     assert not y[..., 3:].any()

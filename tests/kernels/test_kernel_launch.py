@@ -97,6 +97,7 @@ def test_more_splits_than_boxes_are_not_made(device, allocations):
             {"box": (1, 2, 8)},
             "a matrix of 12 channels are not aligned",
         ),
+        ("contiguous", (1, 16, 4, 8), {"box": (1, 2, 8)}, "start at columns that are not aligned"),
     ],
 )
 def test_a_descriptor_that_cannot_read_the_image_is_refused(
@@ -113,6 +114,31 @@ def test_a_descriptor_that_cannot_read_the_image_is_refused(
     x = place(integers(shape, torch.float16, device), memory)
     with pytest.raises(ValueError, match=reason):
         apply(config, x, x, problem)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype, unit", [(torch.float16, 8), (torch.float32, 4)], ids=str)
+def test_rows_are_read_from_multiples_of_16_bytes_on(device, kernel, dtype, unit):
+    """For all taps, of which columns of the kernel lie so far apart."""
+    config = replace(KERNELS[kernel], box=(1, 2, 8), loader="planar_descriptor")
+    shape = (1, 16, 4, 32)
+    x = place(integers(shape, dtype, device), "contiguous")
+
+    def is_read(columns, dilation, left):
+        right = dilation * (columns - 1) - left
+        geometry = ((1, 1), (left, right))
+        problem = make_problem(shape, (3, columns), geometry, dilation=(1, dilation))
+        try:
+            apply(config, x, x, problem)
+        except ValueError as error:
+            assert "start at columns that are not aligned to 16 bytes" in str(error)
+            return False
+        return True
+
+    for shift in range(1, unit):
+        assert not is_read(1, 1, shift) and not is_read(2, shift, 0)
+        assert not is_read(2, unit, shift - unit)
+    assert is_read(1, 3, 0) and is_read(1, 1, -unit) and is_read(3, unit, unit)
 
 
 @pytest.mark.parametrize(

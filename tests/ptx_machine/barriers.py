@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 
+_ALL_REGISTERS = 65536  # of a multiprocessor; a thread gets a multiple of 8
+
+
 @dataclass
 class _Barrier:
     """One number, in all programs: who came, how many are needed (0: all), what they knew, and
@@ -106,8 +109,10 @@ class RegisterPool:
 
     def __init__(self, machine: Machine):
         self._machine, self._clocks = machine, machine.clocks
-        warps = machine.lanes // 32
-        self._held = np.full(warps, machine.kernel.registers_of_thread)
+        warps, registers = machine.lanes // 32, machine.kernel.registers_of_thread
+        if machine.threads * -(-registers // 8) * 8 > _ALL_REGISTERS:
+            raise Fault(f"{machine.threads} threads of {registers} registers each")
+        self._held = np.full(warps, registers)
         self._free = np.zeros(machine.programs, np.int64)
         # What each warp asked for, and when if that changed anything (else 0).
         self._asked: list[list[tuple[str, int, int]]] = [[] for _ in range(warps)]

@@ -44,9 +44,13 @@ def located(machine: Machine, lanes: Array, addresses: Array) -> tuple[Array, Ar
         raise Fault(f"{int(addresses.max()):#x} is in no memory of the cluster")
     others = own // machine.cluster * machine.cluster + window - 1
     programs = np.where(window > 0, others, own)
+    check_running(machine, programs)
+    return programs, addresses & ((1 << _WINDOW_BITS) - 1)
+
+
+def check_running(machine: Machine, programs: Array) -> None:
     if not machine.live.reshape(machine.programs, -1).any(1)[programs].all():
         raise Fault("memory of a program that has ended")
-    return programs, addresses & ((1 << _WINDOW_BITS) - 1)
 
 
 class ClusterBarrier:
@@ -93,6 +97,7 @@ class ClusterBarrier:
         over = (came >= live).all(1) & came.any(1)
         if over.any():
             self._came = self._came & ~np.repeat(over, self._machine.lanes // clusters)
+            self._machine.mbarriers.synchronise(np.repeat(over, self._machine.cluster))
             self._completed[over] = self._known[over]
             self._known[over] = 0
 

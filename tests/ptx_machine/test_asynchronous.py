@@ -380,6 +380,19 @@ def test_a_bulk_copy_over_what_threads_read_needs_a_proxy_fence():
     bulk(before + FENCE + after)
 
 
+@pytest.mark.parametrize("timing", [EARLY, LATE])
+def test_a_program_must_not_end_before_its_bulk_copies_have_landed(timing):
+    """What comes next into its shared memory would be overwritten."""
+    body = INIT + BARRIER + EXPECT + BULK
+    bulk(body + AWAIT, timing)
+    with pytest.raises(Fault, match="ends with no wait for a bulk copy"):
+        bulk(body, timing)
+    again = BARRIER + EXPECT + BULK.replace("[%r1]", "[%r1+256]")
+    with pytest.raises(Fault, match="ends with no wait for a bulk copy"):
+        bulk(body + AWAIT + again, timing)
+    bulk(body + AWAIT + again + AWAIT.replace(", 0;", ", 1;"), timing)
+
+
 def test_an_mbarrier_that_nobody_completes_is_a_deadlock():
     with pytest.raises(Fault, match="deadlock: 64 threads at line"):
         bulk(INIT + BARRIER + EXPECT.replace("256", "512") + BULK + AWAIT)

@@ -129,11 +129,27 @@ def test_an_arrival_at_the_mbarrier_of_another_program(timing):
          "no mbarrier"),
         (INIT + ARRIVE_ZERO + WRITE_ZERO + AWAIT + READ + DONE, "race"),
         (INIT + WRITE_ZERO + AWAIT + READ + DONE, "deadlock"),
+        # Thread 1 fences what thread 0 has initialised.
+        (INIT.replace(FENCE_INIT, "setp.eq.u32 %p6, %r0, 1; @%p6 " + FENCE_INIT), "another thread"),
+        ("@%p5 mbarrier.init.shared::cta.b64 [%r33+1024], 64;", "mbarrier of another program"),
+        (INIT + AWAIT.replace("@%p3 bra", "@%p2 bra").replace("[%r1", "[%r33") + DONE,
+         "mbarrier of another program"),
     ],
 )  # fmt: skip
 def test_mbarriers_of_other_programs_used_wrongly(body, fault):
     with pytest.raises(Fault, match=fault):
         execute(body + SYNC)
+
+
+@BOTH
+def test_a_program_must_not_end_before_what_others_tell_it(timing):
+    """Which of the two comes first nobody knows."""
+    execute(INIT + ARRIVE_ZERO + AWAIT + DONE, timing)
+    execute(INIT + ARRIVE_ZERO + SYNC, timing)  # at this barrier all arrivals have come
+    with pytest.raises(Fault, match="ends with no wait for .* the arrival of another program"):
+        execute(INIT + ARRIVE_ZERO, timing)
+    with pytest.raises(Fault, match="memory of a program that has ended"):
+        execute(INIT + "@%p2 bra $Done;" + SYNC + ARRIVE_ZERO + DONE, timing)
 
 
 # Each rank gives both a half of a box of 16 rows of 16 floats.
@@ -176,6 +192,8 @@ def test_a_multicast_lands_in_all_programs(timing):
         # The other program may still read what is multicast over.
         (READY + MULTICAST + ARRIVED + READ + "fence.proxy.async;" + BARRIER + MULTICAST + SYNC,
          "no wait for the last one there"),
+        (READY + "@%p3 bra $Done;" + SYNC + MULTICAST + "$Done: ret;",
+         "memory of a program that has ended"),
     ],
 )  # fmt: skip
 def test_multicasts_used_wrongly(body, fault, timing):

@@ -61,12 +61,25 @@ def test_the_rows_of_a_box_are_what_it_loads():
     start = image.data_ptr()
     boxes = TensorMap(Allocation(start, start + 2048), start, (60, 8), (256,), (16, 4), 4, 0)
     for _ in range(20):
-        at = int(torch.randint(-20, 70, ())), int(torch.randint(-5, 10, ()))
+        at = 4 * int(torch.randint(-5, 18, ())), int(torch.randint(-5, 10, ()))
         rows, size = boxes.rows(at)
         first = (torch.from_numpy(rows.astype("int64")) - start) // 4
         inside = (first[:, None] + torch.arange(size // 4)).flatten()
         loaded = torch.from_numpy(boxes.load(at).view("float32"))
         assert torch.equal(image.flatten()[inside], loaded[loaded > 0])
+
+
+@pytest.mark.parametrize("element", [2, 4])
+def test_a_box_starts_at_a_multiple_of_16_bytes_of_its_rows(element):
+    """On a GPU another start is an illegal instruction."""
+    boxes = replace(GOOD, box=(64 // element, 4), element=element, swizzle=2)
+    for start in range(-8, 9):
+        if start * element % 16 == 0:
+            boxes.load((start, -1))
+            continue
+        for use in (boxes.load, boxes.rows, lambda at: boxes.store(at, boxes.load((0, 0)))):
+            with pytest.raises(Fault, match=f"starts at element {start} of a row"):
+                use((start, -1))
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])

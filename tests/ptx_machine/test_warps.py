@@ -184,6 +184,12 @@ def test_registers_taken_wrongly(one, two, fault):
         registers(one, two)
 
 
+def test_all_threads_of_a_program_fit_into_a_multiprocessor():
+    execute("", 384, directives=".maxnreg 168")
+    with pytest.raises(Fault, match="384 threads of 169 registers"):
+        execute("", 384, directives=".maxnreg 169")
+
+
 def test_setmaxnreg_needs_a_kernel_with_a_number_of_registers():
     with pytest.raises(Fault, match=r"without \.maxnreg"):
         execute(dec(24), 128)
@@ -287,6 +293,30 @@ def test_a_ring_of_many_phases():
 def test_a_wait_for_the_wrong_phase(fault, bodies):
     with pytest.raises(Fault, match=fault):
         execute(init(1) + roles(*bodies))
+
+
+def test_a_phase_must_not_end_before_all_have_seen_the_one_before():
+    """A warp that comes late would find the same parity two phases later, or wait for ever. Here
+    the second warp may be late, whatever the third has seen."""
+    for met, late in ((96, False), (64, True)):
+        leave = sync(1, met)
+        second = wait() + (leave if met == 96 else "")
+        body = init(1) + roles(come() + leave + come(), second, wait() + leave)
+        if late:
+            with pytest.raises(Fault, match="race: .* all warps have seen the end"):
+                execute(body, 96)
+        else:
+            execute(body, 96)
+
+
+@pytest.mark.parametrize(
+    "instruction", ["elect.sync %r61|%p2, -1;", "shfl.sync.idx.b32 %r9, %r0, 0, 31, -1;"]
+)
+def test_what_a_warp_does_together_needs_all_its_threads(instruction):
+    some = "setp.lt.u32 %p1, %r0, 40; @%p1 bra $L1;" + instruction + "$L1: mov.b32 %r5, 0;"
+    execute(some.replace("40", "32"))
+    with pytest.raises(Fault, match="not all threads of a warp"):
+        execute(some)
 
 
 COME_BY_STATE = "mbarrier.arrive.shared::cta.b64 %rd8, [%r1+1024];"

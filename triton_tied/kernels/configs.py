@@ -634,4 +634,14 @@ def _why_unloadable(config: Config, reading: Reading, *blocks: int) -> str | Non
         return f"the rows of a matrix of {channels} channels are not aligned to 16 bytes"
     if reading.layout.groups > 1 and any(channels % block for block in blocks):
         return f"a block of {max(blocks)} channels would reach beyond the {channels} of a group"
+    if planar and _starts_within_a_unit(reading):
+        return "its taps start at columns that are not aligned to 16 bytes"
     return None
+
+
+def _starts_within_a_unit(reading: Reading) -> bool:
+    """Whether a bulk copy of a row for some tap would start between two multiples of 16 bytes, for
+    GPUs an illegal instruction. Boxes start at such multiples."""
+    columns, geometry = reading.layout.kernel_size[1], reading.geometry
+    starts = (tap * geometry.dilation[1] - geometry.padding[1][0] for tap in range(columns))
+    return any(start * reading.itemsize % _BULK_COPY_BYTES for start in starts)
