@@ -254,9 +254,11 @@ def expected_of(case: Case, inputs: Inputs) -> oracle.Expected:
         _, _, *expected = oracle.expect(convolution, tensors, grad, reference=False)
         return oracle.Expected(*(torch.cat(parts) for parts in zip(*expected, strict=True)))
     if case.residual:
-        tensors.append(case.beta * inputs.residual)  # exact: beta is a power of two
+        tensors.append(inputs.residual)
     if case.widens:
         tensors = [tensor.float() for tensor in tensors]
+    if case.residual:
+        tensors[-1] = case.beta * tensors[-1]  # beta is a power of two: exact, or rounded as y is
     return oracle.expect(convolution, tensors, reference=False)[0]
 
 
