@@ -31,7 +31,7 @@ from .geometry import (
     resolve,
 )
 from .memory_format import is_channels_last
-from .operators.description import key_of
+from .operators.description import key_of, may_be_kept
 from .operators.kernel_path import convolve, repeat
 from .packing import (
     Layout,
@@ -99,6 +99,7 @@ def tied_conv(
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
+            key = key if may_be_kept(options) else None
             return convolve(*arguments, alpha, residual, beta, channels_last, dtype, key)
         output = convolve(*arguments, 1.0, None, 1.0, channels_last, dtype)  # they take numbers
         return reference.add_scaled(output, alpha, residual, beta)
