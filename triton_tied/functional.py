@@ -343,7 +343,7 @@ def _check_beta(beta: Any) -> float:
 
 def _as_number(given: Any) -> float | None:
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return given
+        return float(given)
     if isinstance(given, Real) and not isinstance(given, bool):  # of NumPy, or a fraction
         return float(given)
     return None

@@ -115,6 +115,7 @@ class _TiedConv(nn.Module):
         ``nn.Conv2d``'s default, U(-b, b) with b = 1/sqrt(fan_in), and the bias likewise. (With
         "skew_adjoint" the diagonal of the centre tap is zero.) Others are in
         ``triton_tied.init``."""
+        self._check_holds_its_numbers()
         bound = 1 / math.sqrt(self._layout.group_channels * self._layout.taps)
         nn.init.uniform_(self.packed_weight, -bound, bound)
         if self.bias is not None:
@@ -246,9 +247,13 @@ class _TiedConv(nn.Module):
         padding: Any = self.padding  # not None, as __init__ has seen
         return resolve(self.kernel_size, self.stride, padding, self.dilation)
 
-    def _store(self, packed: Tensor) -> None:
+    def _check_holds_its_numbers(self) -> None:
+        """Raises RuntimeError where what is stored in ``packed_weight`` would be lost."""
         if "packed_weight" not in self._parameters:
             raise RuntimeError(self._computed())
+
+    def _store(self, packed: Tensor) -> None:
+        self._check_holds_its_numbers()
         with torch.no_grad():
             self.packed_weight.copy_(packed)
 
