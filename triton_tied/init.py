@@ -104,7 +104,7 @@ def _fans(layer: _Layer) -> dict[str, int]:
 
 def _check_layer(layer: _Layer) -> None:
     if not isinstance(layer, TiedConv1d | TiedConv2d | TiedConv3d):
-        kind = type(layer).__name__  # type: ignore[unreachable]
+        kind = type(layer).__name__
         raise TypeError(
             f"triton_tied.init takes a TiedConv1d, TiedConv2d or TiedConv3d itself, got {kind}"
         )
