@@ -296,7 +296,7 @@ class _TiedConv(nn.Module):
         """``alpha * (conv(input, weight) + bias) + beta * residual``, as in ``tied_conv2d``."""
         if self._channels_last:
             input = as_channels_last(self.dims, input)
-            residual = None if residual is None else as_channels_last(self.dims, residual)
+            residual = as_channels_last(self.dims, residual)
         layout = self._layout
         return functional.BY_DIMENSIONS[self.dims](
             input,
