@@ -293,15 +293,24 @@ def test_symbolic_trace_has_the_function_as_a_node(channels_last):
     layer = tt.TiedConv2d(4, 3, padding=1, groups=2)
     if channels_last:
         layer.to(memory_format=torch.channels_last)
-    for model in (nn.Sequential(layer, nn.ReLU()), layer):
-        traced = torch.fx.symbolic_trace(model)
-        assert tt.tied_conv2d in [node.target for node in traced.graph.nodes]
-        for x in torch.randn(2, 3, 4, 6, 6):
-            torch.testing.assert_close(traced(x), model(x))
-        again = pickle.loads(pickle.dumps(traced))
-        torch.testing.assert_close(again(x), model(x))
-    residual = torch.randn(3, 4, 6, 6)
-    torch.testing.assert_close(traced(x, residual=residual), layer(x, residual=residual))
+    model = nn.Sequential(layer, nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    assert tt.tied_conv2d in [node.target for node in traced.graph.nodes]
+    for x in torch.randn(2, 3, 4, 6, 6):
+        torch.testing.assert_close(traced(x), model(x))
+    again = pickle.loads(pickle.dumps(traced))
+    torch.testing.assert_close(again(x), model(x))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_symbolic_trace_of_a_layer_alone_takes_its_options(channels_last):
+    layer = tt.TiedConv2d(4, 3, padding=1)
+    if channels_last:
+        layer.to(memory_format=torch.channels_last)
+    traced = torch.fx.symbolic_trace(layer)
+    x, residual = torch.randn(2, 3, 4, 6, 6)
+    for options in ({}, {"residual": residual, "beta": -0.5}):
+        torch.testing.assert_close(traced(x, **options), layer(x, **options))
 
 
 @pytest.mark.parametrize("training", [True, False])
