@@ -272,6 +272,16 @@ def test_mistakes_that_the_dense_convolution_does_not_know(arguments, error, mes
     assert_refused(error, message, lambda: call(**arguments))
 
 
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("more", [-1, 8])
+def test_the_reference_refuses_a_packed_vector_of_another_length(more, symmetry):
+    size = tt.packed_size(8, 3, symmetry=symmetry)
+    packed = torch.randn(size + more)
+    message = rf"{size} elements.*got packed of size \[{size + more}\]"
+    options = {"kernel_size": 3, "symmetry": symmetry}
+    assert_refused(ValueError, message, lambda: reference.tied_conv2d(X, packed, **options))
+
+
 def count(channels, taps, groups, symmetry):
     sign, c = oracle.SIGNS[symmetry], channels // groups
     return groups * (taps // 2 * c * c + taps % 2 * c * (c + sign) // 2)
