@@ -211,9 +211,7 @@ def test_autocast_computes_in_half(when):
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_it_is_what_packed_was(packed, x, precision, convolution_precision):
-    convolution_precision.fp32_precision = (
-        precision  # of which the kernels read packed, or matrices
-    )
+    convolution_precision.fp32_precision = precision  # the kernels read packed, or matrices
     weight, before, dense = prepared(packed), repeated(x, packed, 2), tt.unpack(packed, 4, 3)
     with torch.no_grad():
         packed.mul_(2)
