@@ -523,3 +523,7 @@ def test_autocast_gives_the_dtype_of_the_dense_layer_in_every_padding_mode(paddi
     torch.testing.assert_close(actual.float(), truth, rtol=5e-3, atol=5e-3)
     grads = [torch.autograd.grad(y.float().sum(), x)[0] for y in (actual, truth)]
     torch.testing.assert_close(*grads, rtol=5e-3, atol=5e-3)
+    with torch.autocast("cpu", dtype=torch.float16):  # a transform hides the images from it
+        mapped = torch.func.vmap(layer)(x)
+    assert mapped.dtype == torch.float16
+    torch.testing.assert_close(mapped.float(), truth, rtol=5e-3, atol=5e-3)

@@ -105,7 +105,8 @@ def tied_conv(
         return reference.add_scaled(output, alpha, residual, beta)
     input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
-        input, geometry = reference.pad(input, geometry, padding_mode)
+        padded, geometry = reference.pad(input, geometry, padding_mode)
+        input = padded.to(dtype)  # autocast pads in float32
     weight = reference.dense_weight(packed, layout, dtype, channels_last)
     return reference.convolve(
         input, weight, bias, geometry, layout.groups, "zeros", alpha, residual, beta
