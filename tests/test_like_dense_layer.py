@@ -133,6 +133,25 @@ def test_channels_last_stays_with_the_layer_until_another_format_is_asked_for():
     assert empty.to_empty(device="cpu")._channels_last
 
 
+@pytest.mark.parametrize("kept_as", ["buffer", "attribute"])  # a wrapper may take the parameters
+def test_a_layer_without_a_parameter_is_converted(kept_as):
+    layer, dense = tt.TiedConv2d(4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
+    for module, name in ((layer, "packed_weight"), (dense, "weight")):
+        numbers = getattr(module, name).detach()
+        delattr(module, name)
+        if kept_as == "buffer":
+            module.register_buffer(name, numbers)
+        else:
+            setattr(module, name, numbers)
+    x = torch.randn(2, 4, 5, 5)
+    for module in (layer, dense):
+        module.half().to(memory_format=torch.channels_last)
+    expected = torch.float16 if kept_as == "buffer" else torch.float32
+    assert layer.packed_weight.dtype == dense.weight.dtype == expected
+    y = layer(x.to(expected))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_batch_of_one_through_a_channels_last_layer_has_the_right_gradient():
     layer = tt.TiedConv2d(8, 3, padding=1, groups=2, dtype=torch.float64)
     image = torch.randn(5, 6, 8, dtype=torch.float64).permute(2, 0, 1)[None]

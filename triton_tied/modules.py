@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -380,7 +381,8 @@ class _TiedConv(nn.Module):
         if self.dims not in CHANNELS_LAST:
             return super()._apply(fn, recurse)
         memory_format = CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format
-        like = next(self.parameters())
+        # None of its own is left where packed_weight is a buffer, or a part of a flattened one.
+        like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
         probe = torch.empty(
             (2,) * (self.dims + 2),
             dtype=like.dtype,
