@@ -38,12 +38,15 @@ class Operators(TorchDispatchMode):
 
 
 def assert_refused(error, message, function):
-    """Raises, a second time as well; no operator runs, no tensor changes, no random number."""
+    """Raises, a second time as well, and where nobody listens; no operator runs, no tensor changes,
+    no random number."""
     tensors = (X, W, PACKED, BIAS)
     before = [(t._version, t.clone()) for t in tensors]
-    random = torch.get_rng_state()
+    random, message = torch.get_rng_state(), re.compile(message, re.DOTALL)
     for _ in range(2):  # what the first call kept does not let the second one pass
-        with Operators() as operators, pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        with pytest.raises(error, match=message):  # a plain call: under a mode there is none
+            function()
+        with Operators() as operators, pytest.raises(error, match=message):
             function()
         assert operators.ran == []
     for tensor, (version, values) in zip(tensors, before, strict=True):
@@ -267,6 +270,16 @@ OURS = [  # what F.conv2d accepts, or does not have
 @pytest.mark.parametrize("arguments, error, message", OURS, ids=range(len(OURS)))
 def test_mistakes_that_the_dense_convolution_does_not_know(arguments, error, message):
     assert_refused(error, message, lambda: call(**arguments))
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("more", [-1, 8])
+def test_the_reference_refuses_a_packed_vector_of_another_length(more, symmetry):
+    size = tt.packed_size(8, 3, symmetry=symmetry)
+    packed = torch.randn(size + more)
+    message = rf"{size} elements.*got packed of size \[{size + more}\]"
+    options = {"kernel_size": 3, "symmetry": symmetry}
+    assert_refused(ValueError, message, lambda: reference.tied_conv2d(X, packed, **options))
 
 
 def count(channels, taps, groups, symmetry):

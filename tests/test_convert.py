@@ -389,6 +389,13 @@ def test_single_layers_wrapped_models_and_subclasses_are_refused():
             convert(nn.Sequential(DistributedDataParallel(nn.Conv2d(4, 4, 3))))
 
 
+@pytest.mark.parametrize("model", [None, [nn.Conv2d(4, 4, 3)], torch.zeros(3)], ids=str)
+def test_what_is_no_module_is_refused(model):
+    for convert in (tt.tie, tt.untie):
+        with pytest.raises(TypeError, match=f"torch.nn.Module, got {type(model).__name__}"):
+            convert(model)
+
+
 def test_lazy_layers_must_have_run():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
     with pytest.raises(ValueError, match=r"'0\.weight' has no size yet: run the model once"):

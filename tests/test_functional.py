@@ -121,13 +121,13 @@ def test_alpha_and_residual():
     packed, bias = torch.randn(tt.packed_size(3, 3)).double(), torch.randn(3).double()
     residual = torch.randn_like(x)
     plain = tt.tied_conv2d(x, packed, bias, kernel_size=3, padding=1)
-    for alpha in (0.25, -3, 0):
+    for alpha in (0.25, -3, 0, 2**70):
         scaled = tt.tied_conv2d(x, packed, bias, kernel_size=3, padding=1, alpha=alpha)
-        torch.testing.assert_close(scaled, alpha * plain)
+        torch.testing.assert_close(scaled, float(alpha) * plain)
         both = tt.tied_conv2d(
             x, packed, bias, kernel_size=3, padding=1, alpha=alpha, residual=residual
         )
-        torch.testing.assert_close(both, alpha * plain + residual)
+        torch.testing.assert_close(both, float(alpha) * plain + residual)
 
 
 # ---- beta: a number that scales the residual

@@ -1,10 +1,12 @@
 """Initializations: each number of the dense weight has the distribution that was asked for."""
 
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import triton_tied as tt
 
@@ -79,6 +81,26 @@ def test_numbers_that_come_with_both_signs_have_no_mean():
     assert torch.equal(skew.packed_weight, before)
     assert abs(tt.init.normal_(plain, 5.0, 0.1).weight.mean() - 5) < 0.02
     assert tt.init.uniform_(plain).weight.min() >= 0 and plain.weight.max() <= 1
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_is_no_tied_layer_is_refused(name):
+    layer, draw = tt.TiedConv2d(4, 3), getattr(tt.init, name)
+    for other in (nn.Conv2d(4, 4, 3), layer.packed_weight, layer.weight, None):
+        with pytest.raises(TypeError, match=f"TiedConv3d itself, got {type(other).__name__}"):
+            draw(other, **DRAWS[name])
+
+
+@pytest.mark.parametrize("computed_by", [prune.identity, parametrizations.weight_norm])
+def test_numbers_that_would_be_lost_are_not_drawn(computed_by):
+    layer = tt.TiedConv2d(4, 3)
+    computed_by(layer, "packed_weight")
+    before = layer.packed_weight.detach().clone()
+    draws = [functools.partial(getattr(tt.init, name), layer, **DRAWS[name]) for name in DRAWS]
+    for draw in (*draws, layer.reset_parameters):
+        with pytest.raises(RuntimeError, match="is computed from other parameters"):
+            draw()
+    assert torch.equal(layer.packed_weight, before)
 
 
 def test_an_unknown_mode_is_refused():

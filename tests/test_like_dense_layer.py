@@ -133,6 +133,25 @@ def test_channels_last_stays_with_the_layer_until_another_format_is_asked_for():
     assert empty.to_empty(device="cpu")._channels_last
 
 
+@pytest.mark.parametrize("kept_as", ["buffer", "attribute"])  # a wrapper may take the parameters
+def test_a_layer_without_a_parameter_is_converted(kept_as):
+    layer, dense = tt.TiedConv2d(4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
+    for module, name in ((layer, "packed_weight"), (dense, "weight")):
+        numbers = getattr(module, name).detach()
+        delattr(module, name)
+        if kept_as == "buffer":
+            module.register_buffer(name, numbers)
+        else:
+            setattr(module, name, numbers)
+    x = torch.randn(2, 4, 5, 5)
+    for module in (layer, dense):
+        module.half().to(memory_format=torch.channels_last)
+    expected = torch.float16 if kept_as == "buffer" else torch.float32
+    assert layer.packed_weight.dtype == dense.weight.dtype == expected
+    y = layer(x.to(expected))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_batch_of_one_through_a_channels_last_layer_has_the_right_gradient():
     layer = tt.TiedConv2d(8, 3, padding=1, groups=2, dtype=torch.float64)
     image = torch.randn(5, 6, 8, dtype=torch.float64).permute(2, 0, 1)[None]
@@ -290,15 +309,27 @@ def test_a_hook_that_makes_the_dense_weight_is_not_kept(norm):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_symbolic_trace_has_the_function_as_a_node(channels_last):
-    model = nn.Sequential(tt.TiedConv2d(4, 3, padding=1, groups=2), nn.ReLU())
+    layer = tt.TiedConv2d(4, 3, padding=1, groups=2)
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last)
+    model = nn.Sequential(layer, nn.ReLU())
     traced = torch.fx.symbolic_trace(model)
     assert tt.tied_conv2d in [node.target for node in traced.graph.nodes]
     for x in torch.randn(2, 3, 4, 6, 6):
         torch.testing.assert_close(traced(x), model(x))
     again = pickle.loads(pickle.dumps(traced))
     torch.testing.assert_close(again(x), model(x))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_symbolic_trace_of_a_layer_alone_takes_its_options(channels_last):
+    layer = tt.TiedConv2d(4, 3, padding=1)
+    if channels_last:
+        layer.to(memory_format=torch.channels_last)
+    traced = torch.fx.symbolic_trace(layer)
+    x, residual = torch.randn(2, 3, 4, 6, 6)
+    for options in ({}, {"residual": residual, "beta": -0.5}):
+        torch.testing.assert_close(traced(x, **options), layer(x, **options))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -511,3 +542,7 @@ def test_autocast_gives_the_dtype_of_the_dense_layer_in_every_padding_mode(paddi
     torch.testing.assert_close(actual.float(), truth, rtol=5e-3, atol=5e-3)
     grads = [torch.autograd.grad(y.float().sum(), x)[0] for y in (actual, truth)]
     torch.testing.assert_close(*grads, rtol=5e-3, atol=5e-3)
+    with torch.autocast("cpu", dtype=torch.float16):  # a transform hides the images from it
+        mapped = torch.func.vmap(layer)(x)
+    assert mapped.dtype == torch.float16
+    torch.testing.assert_close(mapped.float(), truth, rtol=5e-3, atol=5e-3)

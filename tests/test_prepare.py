@@ -209,12 +209,15 @@ def test_autocast_computes_in_half(when):
     assert_same(torch.autograd.grad(actual.float().sum(), packed), [grad], tolerance=2e-2)
 
 
-def test_it_is_what_packed_was(packed, x):
-    weight, before = prepared(packed), repeated(x, packed, 2)
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_it_is_what_packed_was(packed, x, precision, convolution_precision):
+    convolution_precision.fp32_precision = precision  # the kernels read packed, or matrices
+    weight, before, dense = prepared(packed), repeated(x, packed, 2), tt.unpack(packed, 4, 3)
     with torch.no_grad():
-        packed.data.mul_(2)
-    if weight.dense is not None:  # the kernels read packed itself
-        assert torch.equal(repeated(x, weight, 2), before)
+        packed.mul_(2)
+    again = repeated(x, weight, 2)
+    assert torch.equal(again, before) and torch.equal(tt.unpack(weight, 4, 3), dense)
+    again.sum().backward()
     assert_same([repeated(x, prepared(packed), 2)], [4 * before])
 
 

@@ -125,8 +125,8 @@ def tie(
         What was tied, what was skipped and why; print it for a table.
 
     Raises:
-        TypeError: ``model`` is a single convolution (``from_conv`` makes a tied one of it), or
-            wrapped for several devices.
+        TypeError: ``model`` is no module, a single convolution (``from_conv`` makes a tied one of
+            it), or wrapped for several devices.
         ValueError: a weight is not tied and ``project`` is False; a lazy layer without a size; an
             unknown symmetry.
 
@@ -179,7 +179,8 @@ def untie(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: a layer of a subclass, which may compute something else (a parametrized one is:
-            remove the parametrization first); a model that is wrapped for several devices.
+            remove the parametrization first); a model that is none, or is wrapped for several
+            devices.
     """
     _check_model("untie", model)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, _Tied)}
@@ -200,6 +201,8 @@ def untie(model: nn.Module) -> nn.Module:
 
 
 def _check_model(function: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function} expects a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
         wrapper = _WRAPPERS & {base.__name__ for base in type(module).__mro__}
         if wrapper:

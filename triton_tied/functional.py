@@ -31,7 +31,7 @@ from .geometry import (
     resolve,
 )
 from .memory_format import is_channels_last
-from .operators.description import key_of
+from .operators.description import key_of, may_be_kept
 from .operators.kernel_path import convolve, repeat
 from .packing import (
     Layout,
@@ -100,12 +100,14 @@ def tied_conv(
     if takes_operators(input.device, dtype, geometry.stride) and not is_distributed(input):
         arguments = (input, packed, bias, layout, geometry, padding_mode)
         if not isinstance(alpha, Tensor):
+            key = key if may_be_kept(options) else None
             return convolve(*arguments, alpha, residual, beta, channels_last, dtype, key)
         output = convolve(*arguments, 1.0, None, 1.0, channels_last, dtype)  # they take numbers
         return reference.add_scaled(output, alpha, residual, beta)
     input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
     if padding_mode != "zeros":  # first, since F.pad refuses what is too large for the image
-        input, geometry = reference.pad(input, geometry, padding_mode)
+        padded, geometry = reference.pad(input, geometry, padding_mode)
+        input = padded.to(dtype)  # autocast pads in float32
     weight = reference.dense_weight(packed, layout, dtype, channels_last)
     return reference.convolve(
         input, weight, bias, geometry, layout.groups, "zeros", alpha, residual, beta
@@ -347,7 +349,7 @@ def _check_beta(beta: Any) -> float:
 
 def _as_number(given: Any) -> float | None:
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return given
+        return float(given)
     if isinstance(given, Real) and not isinstance(given, bool):  # of NumPy, or a fraction
         return float(given)
     return None

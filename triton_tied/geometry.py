@@ -136,13 +136,13 @@ def as_number(name: str, value: Any) -> float:
         TypeError: it is no number, or a bool.
         ValueError: it is negative, infinite or not a number.
     """
-    if isinstance(value, bool | str):
-        raise TypeError(f"{name} must be a number, but got {value!r}")
     try:
-        number = float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, RuntimeError):
-        given = reprlib.repr(value)
-        raise TypeError(f"{name} must be a number, but got {given}") from None
+        plain = value.item() if hasattr(value, "item") else value
+        number = None if isinstance(plain, bool | str) else float(plain)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a number, but got {reprlib.repr(value)}")
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative, but got {name}={number}")
     return number

@@ -5,7 +5,8 @@
 A free number and its partner in the dense weight are equal up to the sign, so that drawing the free
 ones from a distribution gives it to all. (Drawing a dense weight and projecting it would not: an
 average of two has a smaller deviation.) With "skew_adjoint" the diagonal of the centre tap is zero.
-Biases are left alone. Every function returns the layer.
+Biases are left alone. Every function returns the layer, and raises TypeError for anything else, and
+RuntimeError where ``packed_weight`` is computed from other parameters.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def uniform_(
     layer: _Layer, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None
 ) -> _Layer:
     """U(a, b); with "skew_adjoint" a must be -b."""
+    _check_layer(layer)
     _check_symmetric(layer, a + b, f"U({a}, {b})")
     nn.init.uniform_(layer.packed_weight, a, b, generator)
     return layer
@@ -35,6 +37,7 @@ def normal_(
     layer: _Layer, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None
 ) -> _Layer:
     """N(mean, std^2); with "skew_adjoint" the mean must be 0."""
+    _check_layer(layer)
     _check_symmetric(layer, mean, f"N({mean}, {std}^2)")
     nn.init.normal_(layer.packed_weight, mean, std, generator)
     return layer
@@ -94,8 +97,18 @@ def _kaiming_std(layer: _Layer, a: float, mode: Mode, nonlinearity: str) -> floa
 
 def _fans(layer: _Layer) -> dict[str, int]:
     """As ``torch.nn.init`` counts them: the outputs of all groups."""
+    _check_layer(layer)
     taps = math.prod(layer.kernel_size)
     return {"fan_in": layer.channels // layer.groups * taps, "fan_out": layer.channels * taps}
+
+
+def _check_layer(layer: _Layer) -> None:
+    if not isinstance(layer, TiedConv1d | TiedConv2d | TiedConv3d):
+        kind = type(layer).__name__
+        raise TypeError(
+            f"triton_tied.init takes a TiedConv1d, TiedConv2d or TiedConv3d itself, got {kind}"
+        )
+    layer._check_holds_its_numbers()
 
 
 def _check_symmetric(layer: _Layer, mean: float, distribution: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .tracing import overridable
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 Memory = Literal["channels_last", "contiguous", "strided"]
+_Image = TypeVar("_Image", Tensor, Tensor | None)
 
 
 def is_channels_last(dims: int, input: Tensor) -> bool:
@@ -34,9 +35,12 @@ def has_channels_last_strides(dims: int, tensor: Tensor) -> bool:
 
 
 @overridable
-def as_channels_last(dims: int, input: Tensor) -> Tensor:
+def as_channels_last(dims: int, input: _Image) -> _Image:
     """The input, batched or not, with the strides of channels-last memory: a copy where its memory
-    is another, a view where only strides of axes of size 1 differ."""
+    is another, a view where only strides of axes of size 1 differ. None stays None, which a proxy
+    of ``torch.fx`` may turn out to be."""
+    if input is None:
+        return input
     if input.dim() == dims + 1:
         return as_channels_last(dims, input.unsqueeze(0)).squeeze(0)
     if input.dim() != dims + 2 or has_channels_last_strides(dims, input):

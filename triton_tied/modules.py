@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -115,6 +116,7 @@ class _TiedConv(nn.Module):
         ``nn.Conv2d``'s default, U(-b, b) with b = 1/sqrt(fan_in), and the bias likewise. (With
         "skew_adjoint" the diagonal of the centre tap is zero.) Others are in
         ``triton_tied.init``."""
+        self._check_holds_its_numbers()
         bound = 1 / math.sqrt(self._layout.group_channels * self._layout.taps)
         nn.init.uniform_(self.packed_weight, -bound, bound)
         if self.bias is not None:
@@ -260,9 +262,13 @@ class _TiedConv(nn.Module):
         padding: Any = self.padding  # not None, as __init__ has seen
         return resolve(self.kernel_size, self.stride, padding, self.dilation)
 
-    def _store(self, packed: Tensor) -> None:
+    def _check_holds_its_numbers(self) -> None:
+        """Raises RuntimeError where what is stored in ``packed_weight`` would be lost."""
         if "packed_weight" not in self._parameters:
             raise RuntimeError(self._computed())
+
+    def _store(self, packed: Tensor) -> None:
+        self._check_holds_its_numbers()
         with torch.no_grad():
             self.packed_weight.copy_(packed)
 
@@ -305,7 +311,7 @@ class _TiedConv(nn.Module):
         """``alpha * (conv(input, weight) + bias) + beta * residual``, as in ``tied_conv2d``."""
         if self._channels_last:
             input = as_channels_last(self.dims, input)
-            residual = None if residual is None else as_channels_last(self.dims, residual)
+            residual = as_channels_last(self.dims, residual)
         layout = self._layout
         return functional.BY_DIMENSIONS[self.dims](
             input,
@@ -389,7 +395,8 @@ class _TiedConv(nn.Module):
         if self.dims not in CHANNELS_LAST:
             return super()._apply(fn, recurse)
         memory_format = CHANNELS_LAST[self.dims] if self._channels_last else torch.contiguous_format
-        like = next(self.parameters())
+        # None of its own is left where packed_weight is a buffer, or a part of a flattened one.
+        like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
         probe = torch.empty(
             (2,) * (self.dims + 2),
             dtype=like.dtype,

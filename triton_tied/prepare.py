@@ -60,8 +60,10 @@ def prepare(
     dtype = compute_dtype(numbers) if dtype is None else dtype
     if dtype not in SUPPORTED_DTYPES:
         raise NotImplementedError(f"prepare is not implemented for dtype {dtype}")
+    if takes_operators(numbers.device, dtype, (1,) * len(layout.kernel_size)):
+        # The kernels read its memory, which is not to change with that of packed.
+        copy = numbers.to(dtype, copy=True)
+        return PreparedWeight(layout, copy, weights=weights_of(copy, layout, dtype))
     cast = numbers.to(dtype)
-    if takes_operators(cast.device, dtype, (1,) * len(layout.kernel_size)):
-        return PreparedWeight(layout, cast, weights=weights_of(cast, layout, dtype))
     dense = dense_weight(cast, layout, dtype, channels_last)
     return PreparedWeight(layout, cast, dense, channels_last)

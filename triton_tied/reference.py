@@ -2,8 +2,8 @@
 
     output = alpha * (conv(input, unpack(packed)) + bias) + beta * residual
 
-Every argument is as in ``triton_tied.tied_conv2d``, which checks them; here only PyTorch's own
-checks apply, and a negative padding crops.
+Every argument is as in ``triton_tied.tied_conv2d``, which checks them; here PyTorch's own checks
+apply, and that of the packed vector's length, and a negative padding crops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
 from .memory_format import plainly_strided
-from .packing import Layout, PreparedWeight, Symmetry, dense_weight, expand, fold
+from .packing import (
+    Layout,
+    PreparedWeight,
+    Symmetry,
+    dense_weight,
+    expand,
+    fold,
+    numbers_of,
+)
 from .tracing import overridable
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -120,7 +128,8 @@ def _tied_conv(
     if isinstance(packed, PreparedWeight):
         weight = dense_weight(packed.checked(layout), layout, packed.packed.dtype, False)
     else:
-        weight = expand(packed, layout)
+        numbers = numbers_of(f"reference.tied_conv{dims}d", packed, layout)
+        weight = expand(numbers, layout)
     return convolve(input, weight, bias, geometry, groups, padding_mode, alpha, residual, beta)
 
 

@@ -172,6 +172,31 @@ def test_models_may_return_anything(capsys, models, name, problems):
     assert len(json.loads(out)) == problems
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--shape", "²,8,8,8"), "expected four positive numbers N,C,H,W, got '²,8,8,8'"),
+        (("--shape", "1,8,8,8", "--padding", "²"), "Invalid padding string: '²'"),
+    ],
+)
+def test_what_looks_like_a_number_is_told(capsys, option, message):
+    try:
+        status, _, err = run(capsys, *option, "--dry-run", "--gpu", "H100")
+    except SystemExit as end:  # of argparse
+        status, err = end.code, capsys.readouterr().err
+    assert status == 2 and message in err
+
+
+def test_a_dry_run_imports_and_exports_nothing(capsys, tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text("no table")
+    for option in ("--import", "--export"):
+        arguments = ("--shape", "1,8,8,8", "--dry-run", "--gpu", "H100", option, str(table))
+        status, out, err = run(capsys, *arguments)
+        assert status == 2 and not out and "--dry-run changes nothing" in err
+    assert table.read_text() == "no table"
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "much"])
 def test_a_budget_is_more_than_nothing(capsys, budget):
     with pytest.raises(SystemExit, match="2"):

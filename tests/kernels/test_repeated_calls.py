@@ -4,6 +4,7 @@ lost on that way."""
 import collections
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from oracle import relative_error
@@ -139,6 +140,23 @@ def test_no_check_is_skipped_since_an_equal_call_was_right(name, device):
         tt.tied_conv2d(*given, kernel_size=kernel_size, padding=1, groups=1)
     with pytest.raises(error, match=message):
         tt.tied_conv2d(*given, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        (np.int64(1), np.array([1])),  # of the same bytes
+        (np.int32(1), np.float32(1e-45)),
+        ((np.int8(1), 1), (np.True_, 1)),
+    ],
+    ids=str,
+)
+def test_numbers_of_other_libraries_are_checked_each_time(right, wrong, device):
+    given = tensors(device)
+    for _ in range(2):
+        check(*given, padding=right)
+    with pytest.raises(TypeError, match="padding must be an int"):
+        tt.tied_conv2d(*given, kernel_size=3, padding=wrong)
 
 
 def test_tensors_are_checked_each_time(device):

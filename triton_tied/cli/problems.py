@@ -130,10 +130,10 @@ def _run_both_ways(model: torch.nn.Module, input: Tensor) -> None:
 
 def _sizes(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if len(parts) != 4 or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected four positive numbers N,C,H,W, got {text!r}")
     return tuple(map(int, parts))
 
 
 def _padding(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text

@@ -55,6 +55,8 @@ def run(given: argparse.Namespace) -> int:
     try:
         if given.gpu and not given.dry_run:
             raise ValueError("--gpu names a GPU for --dry-run; tuning uses the one that is here")
+        if given.dry_run and (given.import_ or given.export):
+            raise ValueError("--dry-run changes nothing: neither --import nor --export")
         if (given.shape or given.model) and not (given.dry_run or torch.cuda.is_available()):
             raise ValueError(
                 "there is no GPU here to time on; --dry-run --gpu NAME shows what would be timed"

@@ -31,7 +31,7 @@ def key_of(
 ) -> tuple | None:
     """The description of a call over so many dimensions, or None where it has none: it is not
     plain, or an option is neither number nor string nor a tuple or list of them."""
-    if not is_plain_here():
+    if not is_plain_here() or input is None or packed is None:
         return None
     numbers: Any = packed
     prepared = None
@@ -55,6 +55,18 @@ def key_of(
         )  # fmt: skip
     except (ValueError, RuntimeError):  # another kind of object, or without strides
         return None
+
+
+def may_be_kept(options: tuple[Any, ...]) -> bool:
+    """Whether a description holds them in full: numbers and strings. Of others, as NumPy's numbers
+    are, it may have the bytes and not the type, which would let wrong ones pass later on."""
+    return all(_is_kept_in_full(option) for option in options)
+
+
+def _is_kept_in_full(option: Any) -> bool:
+    if type(option) in (tuple, list):
+        return all(type(number) is int for number in option)
+    return type(option) in (int, str)
 
 
 def _place_of(tensor: Tensor) -> tuple:
