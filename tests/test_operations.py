@@ -75,6 +75,15 @@ def test_a_shifted_diagonal_adds_a_multiple_of_the_identity(channels, kernel, gr
     close(convolution(x, shifted), convolution(x, packed) + gamma * x)
 
 
+def test_a_shift_of_the_diagonal_leaves_all_else_as_it_is():
+    packed = torch.randn(tt.packed_size(3, 3))
+    layout = (3, (3, 3), 1, "self_adjoint")
+    weight = oracle.expand(tt.shift_diagonal(packed, math.inf, *layout), *layout)
+    expected = oracle.expand(packed, *layout)
+    expected[range(3), range(3), 1, 1] = math.inf
+    assert torch.equal(weight, expected)
+
+
 def test_factors_whose_products_a_half_type_does_not_hold():
     packed = 3000 + 1000 * torch.rand(tt.packed_size(5, 3), dtype=torch.float16)
     factors = (1 + torch.rand(5)).div(1000).half()

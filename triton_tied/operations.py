@@ -173,8 +173,9 @@ def shift_diagonal(
             f"only a kernel that is odd along each axis has a centre tap, "
             f"got kernel_size={layout.kernel_size}"
         )
-    diagonal = torch.zeros_like(packed).index_fill(0, diagonal_places(layout, packed.device), 1)
-    return packed + gamma * diagonal
+    places = diagonal_places(layout, packed.device)
+    shift = torch.as_tensor(gamma, dtype=packed.dtype, device=packed.device)
+    return packed.index_add(0, places, shift.expand(places.shape))
 
 
 def _places(packed: Tensor, layout: Layout) -> Tensor:
