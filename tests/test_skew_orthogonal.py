@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
 import triton_tied as tt
 
@@ -331,6 +332,14 @@ def test_it_shows_what_it_is():
 def test_mistakes_are_told(wrong, error, message):
     with pytest.raises(error, match=message):
         tt.SkewOrthogonalConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **wrong})
+
+
+def test_numbers_are_not_drawn_where_pruning_would_lose_them():
+    layer = prune.identity(tt.SkewOrthogonalConv2d(4, 4, **OPTIONS), "packed_weight")
+    before = layer.packed_weight_orig.clone()
+    with pytest.raises(RuntimeError, match="SkewOrthogonalConv2d is computed .* by pruning"):
+        layer.reset_parameters()
+    assert torch.equal(layer.packed_weight_orig, before)
 
 
 def test_images_that_do_not_fit_are_told():

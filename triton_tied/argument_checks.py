@@ -1,8 +1,8 @@
-"""Checks of arguments that the exponential and the layers built on the convolutions share."""
+"""Checks of arguments, and of a layer's parameter, that several functions and layers share."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .functional import check_padding_mode
 from .packing import check_supported
@@ -33,3 +33,17 @@ def check_image(function: str, input: Tensor, channels: int) -> None:
             f"{function} expected input of size [N, {channels}, H, W] or [{channels}, H, W], "
             f"but got input of size {list(input.shape)}"
         )
+
+
+def check_holds_its_numbers(layer: nn.Module) -> None:
+    """Raises RuntimeError where what is stored in ``packed_weight`` would be lost."""
+    if "packed_weight" not in layer._parameters:
+        raise RuntimeError(packed_is_computed(layer))
+
+
+def packed_is_computed(layer: nn.Module) -> str:
+    return (
+        f"packed_weight of this {type(layer).__name__} is computed from other parameters, by a "
+        f"parametrization or by pruning, so that a weight stored in it would be lost. Undo that "
+        f"first"
+    )

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from .argument_checks import check_holds_its_numbers
 from .modules import TiedConv1d, TiedConv2d, TiedConv3d
 
 Mode = Literal["fan_in", "fan_out"]
@@ -108,7 +109,7 @@ def _check_layer(layer: _Layer) -> None:
         raise TypeError(
             f"triton_tied.init takes a TiedConv1d, TiedConv2d or TiedConv3d itself, got {kind}"
         )
-    layer._check_holds_its_numbers()
+    check_holds_its_numbers(layer)
 
 
 def _check_symmetric(layer: _Layer, mean: float, distribution: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, operations
+from .argument_checks import check_holds_its_numbers, packed_is_computed
 from .cached_weights import forget
 from .dense_layers import OPTIONS, check_can_be_tied, hand_over, options_of
 from .geometry import Geometry, IntOrInts, Padding, PaddingMode, per_axis, resolve
@@ -116,7 +117,7 @@ class _TiedConv(nn.Module):
         ``nn.Conv2d``'s default, U(-b, b) with b = 1/sqrt(fan_in), and the bias likewise. (With
         "skew_adjoint" the diagonal of the centre tap is zero.) Others are in
         ``triton_tied.init``."""
-        self._check_holds_its_numbers()
+        check_holds_its_numbers(self)
         bound = 1 / math.sqrt(self._layout.group_channels * self._layout.taps)
         nn.init.uniform_(self.packed_weight, -bound, bound)
         if self.bias is not None:
@@ -262,22 +263,10 @@ class _TiedConv(nn.Module):
         padding: Any = self.padding  # not None, as __init__ has seen
         return resolve(self.kernel_size, self.stride, padding, self.dilation)
 
-    def _check_holds_its_numbers(self) -> None:
-        """Raises RuntimeError where what is stored in ``packed_weight`` would be lost."""
-        if "packed_weight" not in self._parameters:
-            raise RuntimeError(self._computed())
-
     def _store(self, packed: Tensor) -> None:
-        self._check_holds_its_numbers()
+        check_holds_its_numbers(self)
         with torch.no_grad():
             self.packed_weight.copy_(packed)
-
-    def _computed(self) -> str:
-        return (
-            f"packed_weight of this {type(self).__name__} is computed from other parameters, by a "
-            f"parametrization or by pruning, so that a weight stored in it would be lost. Undo "
-            f"that first"
-        )
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name.startswith("weight"):  # "weight_orig" of pruning, for instance
@@ -431,7 +420,8 @@ class _TiedConv(nn.Module):
         handed_back = given is not None and given is self._parameters.get("packed_weight")
         if "packed_weight" not in self._parameters:
             if dense in state_dict:
-                error_msgs.append(f"While loading the dense weight {dense!r}: {self._computed()}")
+                why = packed_is_computed(self)
+                error_msgs.append(f"While loading the dense weight {dense!r}: {why}")
         elif dense in state_dict and (
             is_distributed(self.packed_weight) or (handed_back and _has_other_processes())
         ):

@@ -17,7 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .argument_checks import check_circular_or_zeros, check_image, check_odd
+from .argument_checks import (
+    check_circular_or_zeros,
+    check_holds_its_numbers,
+    check_image,
+    check_odd,
+)
 from .exponential import exp_error_bound, tied_exp
 from .geometry import IntOrInts, PaddingMode, as_number, as_positive, per_axis
 from .operations import scale_groups
@@ -143,7 +148,12 @@ class SkewOrthogonalConv2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """As published: W is the half difference of a normal filter of variance 1/C and its
-        transpose, and the bias is U(-b, b) with b = 1/sqrt(out_channels)."""
+        transpose, and the bias is U(-b, b) with b = 1/sqrt(out_channels).
+
+        Raises:
+            RuntimeError: ``packed_weight`` is computed from other parameters, by pruning say.
+        """
+        check_holds_its_numbers(self)
         nn.init.normal_(self.packed_weight, std=math.sqrt(0.5 / self._layout.group_channels))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.out_channels)
