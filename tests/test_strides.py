@@ -71,6 +71,12 @@ def test_any_strides_of_the_image_and_of_its_output_gradient(problem):
     assert_right(*problem)
 
 
+def test_contiguous_memory_whose_strides_look_like_channels_last():
+    """``F.conv1d`` raises for it: "grad_weight must be contiguous"."""
+    x = torch.randn(4, dtype=DTYPE).as_strided((1, 4, 1), (2, 1, 2))
+    assert_right(x, torch.randn(1, 4, 1, dtype=DTYPE), groups=2)
+
+
 @pytest.mark.parametrize("groups", [2, 3])
 @pytest.mark.parametrize("symmetry", ["self_adjoint", "skew_adjoint"])
 def test_image_of_rows_of_pixels_as_a_batch_of_one(groups, symmetry):

@@ -54,9 +54,19 @@ def plainly_strided(dims: int, input: Tensor) -> Tensor:
     such strides in the image and in its gradient PyTorch's grouped weight gradient can raise."""
     if torch.jit.is_tracing():  # sizes are no numbers then
         return input
-    if 1 not in input.shape or input.is_contiguous() or is_channels_last(dims, input):
+    if 1 not in input.shape or is_channels_last(dims, input) or _has_contiguous_strides(input):
         return input
-    return input.contiguous()
+    return input.clone(memory_format=torch.contiguous_format)
+
+
+def _has_contiguous_strides(input: Tensor) -> bool:
+    """Those of axes of size 1 too, which ``is_contiguous`` does not look at."""
+    step = 1
+    for size, stride in zip(reversed(input.shape), reversed(input.stride()), strict=True):
+        if stride != step:
+            return False
+        step = step * size
+    return True
 
 
 def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
