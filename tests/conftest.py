@@ -15,12 +15,9 @@ collect_ignore = (
     [] if HAS_TRITON else ["autotune", "inspection", "kernels", "operators", "cli/test_tune.py"]
 )
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
-# Interpreted kernels take tenths of a second.
-hypothesis.settings.register_profile("interpreted", deadline=None, max_examples=25, print_blob=True)
 # On a GPU each example of another shape may compile kernels, which takes seconds.
 hypothesis.settings.register_profile("gpu", deadline=None, max_examples=10, print_blob=True)
-_PROFILE = "interpreted" if INTERPRETED else "gpu" if torch.cuda.is_available() else "ci"
-hypothesis.settings.load_profile(_PROFILE)
+hypothesis.settings.load_profile("gpu" if torch.cuda.is_available() else "ci")
 
 
 @pytest.fixture(autouse=True, scope="session")
